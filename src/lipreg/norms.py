@@ -1,0 +1,138 @@
+"""The norm of an attack, its dual, and the direction that pairs them (Theorem 2.2 of 1810.00953).
+
+Every attack, penalty and distance is written once, for any `Norm`. All functions take a batch
+`v [B, ...]` and treat each example by itself. They compute in float32 or wider and have finite
+derivatives at `v = 0`, to second order.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+__all__ = ["L1", "L2", "LINF", "Norm", "expand", "lp"]
+
+
+class Norm(NamedTuple):
+    """An l_p norm on examples, as four functions.
+
+    Attributes:
+      name: how tables and pictures write it.
+      p: its exponent, `1 <= p <= inf`.
+      size: `||v||_p`, `[B, ...] -> [B]`.
+      dual: `max {<a, g> : ||a||_p <= 1} = ||g||_q`, `1/p + 1/q = 1`, `[B, ...] -> [B]`.
+      direction: the `a` that attains it: `||a||_p = 1`, `<a, g> = ||g||_q`; 0 where `g = 0`.
+      project: `(v, eps) -> v` in the ball of radius `eps` (a number or `[B]`).
+    """
+
+    name: str
+    p: float
+    size: Callable[[Array], Array]
+    dual: Callable[[Array], Array]
+    direction: Callable[[Array], Array]
+    project: Callable[[Array, ArrayLike], Array]
+
+
+def expand(s: ArrayLike, v: Array) -> Array:
+    """`s`, a number or `[B]`, in the type of `v [B, ...]` and shaped to broadcast against it."""
+    s = jnp.asarray(s, v.dtype)
+    return s.reshape(s.shape + (1,) * (v.ndim - s.ndim))
+
+
+def _flat(v: Array) -> Array:
+    v = v.astype(jnp.promote_types(v.dtype, jnp.float32))
+    return v.reshape(v.shape[0], -1)
+
+
+def _power_size(v: Array, p: float) -> Array:
+    """`(sum |v|^p)^(1/p)` for finite p, without overflow, underflow or a NaN derivative at 0."""
+    v = jnp.abs(_flat(v))
+    if p == 1:
+        return v.sum(1)
+    # Divided by its largest entry, a gradient of 1e-30 (a saturated network's) keeps its norm.
+    # The norm does not depend on this scale, so its derivative may ignore it.
+    scale = jax.lax.stop_gradient(v.max(1, keepdims=True))
+    scale = jnp.where(scale > 0, scale, 1.0)
+    v = v / scale
+    # Both selections of the double `where` matter: the inner one keeps 0 out of the power, whose
+    # derivative is infinite there, and the outer one restores the value.
+    entries = jnp.where(v > 0, jnp.where(v > 0, v, 1.0) ** p, 0.0)
+    total = entries.sum(1)
+    root = jnp.where(total > 0, total, 1.0) ** (1 / p)
+    return jnp.where(total > 0, root, 0.0) * scale[:, 0]
+
+
+def _size(v: Array, p: float) -> Array:
+    return jnp.abs(_flat(v)).max(1) if p == math.inf else _power_size(v, p)
+
+
+def _direction(g: Array, p: float) -> Array:
+    flat = _flat(g)
+    if p == math.inf:
+        step = jnp.sign(flat)
+    elif p == 1:
+        # All the weight on one coordinate: at equal entries the first, not a share for each.
+        top = jnp.argmax(jnp.abs(flat), axis=1)
+        step = jnp.sign(flat) * jax.nn.one_hot(top, flat.shape[1], dtype=flat.dtype)
+    else:
+        q = p / (p - 1)
+        size = jnp.abs(flat).max(1, keepdims=True)
+        flat = flat / jnp.where(size > 0, size, 1.0)
+        step = jnp.sign(flat) * jnp.abs(flat) ** (q - 1)
+        length = _power_size(step, p)[:, None]
+        step = step / jnp.where(length > 0, length, 1.0)
+    return step.reshape(g.shape)
+
+
+def _project(v: Array, eps: ArrayLike, p: float) -> Array:
+    v = v.astype(jnp.promote_types(v.dtype, jnp.float32))
+    if p == math.inf:
+        radius = expand(eps, v)
+        return jnp.clip(v, -radius, radius)
+    radius = jnp.broadcast_to(jnp.asarray(eps, v.dtype), v.shape[:1])
+    if p == 1:
+        ball = jax.vmap(optax.projections.projection_l1_ball)(v.reshape(v.shape[0], -1), radius)
+        # A radius of 0 is a ball, too: the point 0.
+        return jnp.where(expand(radius, v) > 0, ball.reshape(v.shape), 0.0)
+    size = _power_size(v, p)
+    shrink = jnp.minimum(1.0, radius / jnp.where(size > 0, size, 1.0))
+    return v * expand(shrink, v)
+
+
+@functools.cache
+def lp(p: float) -> Norm:
+    """`||v||_p = (sum |v_i|^p)^(1/p)`, its dual `||g||_q` with `1/p + 1/q = 1`, and the maximiser.
+
+    The maximiser of `<a, g>` over `||a||_p <= 1` is `a = sign(g) |g|^(q-1) / ||g||_q^(q-1)`
+    (Theorem 2.2 of 1810.00953): `sign(g)` for p = inf, `g/||g||_2` for p = 2, and for p = 1 the
+    sign of the largest entry, there alone.
+    `project` is the nearest point in l_2 for p = 1, 2 and inf; for another p it shrinks towards
+    the centre, which ends in the ball but not at the nearest point.
+    Equal p give the same object, so a norm is a good static argument of `jax.jit`.
+
+    Raises: ValueError where p < 1.
+
+    >>> lp(2).size(jnp.array([[3.0, 4.0]])), lp(2).direction(jnp.array([[3.0, 4.0]]))
+    (Array([5.], dtype=float32), Array([[0.6, 0.8]], dtype=float32))
+    """
+    p = float(p)
+    if not p >= 1:
+        raise ValueError(f"No l_p norm with p = {p:g}; choose 1 <= p <= inf.")
+    q = math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1)
+    return Norm(
+        name="linf" if p == math.inf else f"l{p:g}",
+        p=p,
+        size=lambda v: _size(v, p),
+        dual=lambda g: _size(g, q),
+        direction=lambda g: _direction(g, p),
+        project=lambda v, eps: _project(v, eps, p),
+    )
+
+
+L1, L2, LINF = lp(1.0), lp(2.0), lp(math.inf)
