@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.attacks.gradient import Bounds, LogitsFn, example_keys
@@ -109,7 +110,7 @@ def minimal_distance(
     epsilons = jnp.asarray(epsilons, x.dtype)
     if epsilons.ndim != 1 or epsilons.size == 0:
         raise ValueError(f"epsilons has shape {list(epsilons.shape)}; want a list of radii [E].")
-    concrete = not isinstance(epsilons, jax.core.Tracer)
+    concrete = not isinstance(epsilons, Tracer)
     if concrete and not (np.diff(np.asarray(epsilons)) > 0).all():
         raise ValueError(f"epsilons must increase; got {np.asarray(epsilons).tolist()}.")
     keys = example_keys(key, x.shape[0])
@@ -150,7 +151,7 @@ def minimal_distance(
     return jnp.minimum(best, distance(logits_fn, x, y, closest, norm=norm, bounds=bounds))
 
 
-def error_at(distances: Array, epsilons: ArrayLike) -> Array:
+def error_at(distances: ArrayLike, epsilons: ArrayLike) -> Array:
     """`P(distance <= eps)` for each radius: the error curve that distances [N] imply, [E].
 
     >>> error_at(jnp.array([0.0, 0.5, jnp.inf, 0.2]), jnp.array([0.0, 0.2, 1.0]))
@@ -188,18 +189,19 @@ def error_curve(
     return error_at(found, epsilons)
 
 
-def median_distance(distances: Array) -> Array:
+def median_distance(distances: ArrayLike) -> Array:
     """The median over all examples, errors as 0 and failures as inf (1810.00953's first column).
 
     >>> median_distance(jnp.array([0.0, 0.5, jnp.inf]))
     Array(0.5, dtype=float32)
     """
     # jnp.median would average 0.5 and inf, or inf and inf by way of inf - inf = nan.
-    return jnp.sort(jnp.asarray(distances))[(len(distances) - 1) // 2]
+    ranked = jnp.sort(jnp.asarray(distances))
+    return ranked[(len(ranked) - 1) // 2]
 
 
 def summary(
-    l2: Array, linf: Array, *, eps_l2: float = 0.1, eps_linf: float = 1 / 16
+    l2: ArrayLike, linf: ArrayLike, *, eps_l2: float = 0.1, eps_linf: float = 1 / 16
 ) -> dict[str, float]:
     """A row of 1810.00953's table from l_2 and l_inf distances [N]: medians, and errors in %.
 

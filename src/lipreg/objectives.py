@@ -110,12 +110,13 @@ def _penalised(
     return values, (ahead - behind) / (2 * h), aux
 
 
-def j0(loss: Loss, x: Array, y: Array) -> tuple[Array, Parts]:
+def j0(loss: Loss, x: Array, y: Array, *, frozen: Loss | None = None) -> tuple[Array, Parts]:
     """`J0 = E l(x)`.
 
     >>> j0(lambda x, y: (x**2).sum(1), jnp.ones((4, 3)), None)[0]
     Array(3., dtype=float32)
     """
+    del frozen  # part of the contract; a plain mean has no directions
     values, aux = _evaluate(loss, x, y)
     parts = {"loss": values.mean()}
     return values.mean(), parts if aux is None else parts | {"aux": aux}
@@ -198,7 +199,7 @@ def j2_lip(
     lam: ArrayLike,
     norm: Norm = L2,
     method: str = "attack",
-    top_k: int | None = 1,
+    top_k: int = 1,
     frozen: Loss | None = None,
     h: float = 1e-2,
     order: int = 1,
@@ -207,7 +208,7 @@ def j2_lip(
 
     The derivative of a maximum is that of the example which attains it: `top_k=1` needs second
     derivatives of that one example only, in the frozen view, and a step costs about what J2's
-    does. `top_k=k` averages the k largest gradient norms. `top_k=None` is the full form: the
+    does. `top_k=k` averages the k largest gradient norms. `top_k=0` is the full form: the
     maximum of all B, differentiated through `loss` itself. Without batch statistics `top_k=1`
     and the full form are equal in value and gradient; with them they differ, as the views do.
 
@@ -219,7 +220,7 @@ def j2_lip(
     Array(1.5, dtype=float32)
     """
     value, sizes, parts = _first_order(loss, frozen, x, y, eps, norm, method, h, order)
-    if top_k is None:
+    if not top_k:
         _, grad, _ = value_and_input_grad(loss, x, y)
         lip = norm.dual(grad).max()
     elif 1 <= top_k <= x.shape[0]:
@@ -227,7 +228,9 @@ def j2_lip(
         _, grad, _ = value_and_input_grad(frozen or loss, x[top], jax.tree.map(lambda a: a[top], y))
         lip = norm.dual(grad).mean()
     else:
-        raise ValueError(f"top_k = {top_k} in a batch of {x.shape[0]}; choose 1 to {x.shape[0]}.")
+        raise ValueError(
+            f"top_k = {top_k} in a batch of {x.shape[0]}; choose 0 (all) to {x.shape[0]}."
+        )
     return value + lam * lip, parts | {"lip": lip}
 
 

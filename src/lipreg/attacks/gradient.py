@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.losses import cross_entropy, margin
@@ -38,7 +39,7 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
         raise ValueError(f"logits_fn must return [{x.shape[0]}, K]; it returned {got}.")
     if logits.shape[1] < 2:
         raise ValueError(f"logits_fn returned {logits.shape[1]} class; an attack needs at least 2.")
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return
     values = np.asarray(x)
     if not ((values >= low) & (values <= high)).all():
