@@ -1,0 +1,248 @@
+"""A data set as two arrays, its batches by key, augmentation on the device.
+
+A set that fits in memory is one uint8 array: move it to the device once, index and augment it
+inside the compiled step. `digits` comes with scikit-learn; the others are read from a folder that
+tensorflow-datasets prepared as array_record, without TensorFlow and without a download.
+"""
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax import Array
+
+__all__ = ["NAMES", "Dataset", "augment", "epoch_batches", "load", "map_batches", "to_unit"]
+
+NAMES = ("cifar10", "cifar100", "digits", "mnist")
+SPLITS = ("train", "validation", "test")
+
+
+class Dataset(NamedTuple):
+    """Images and their classes.
+
+    Attributes:
+      x: uint8 `[N, H, W, C]`.
+      y: int32 `[N]`, in 0 … classes - 1.
+      classes: their number.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    classes: int
+
+
+def load(
+    name: str,
+    split: str,
+    *,
+    dir: str | os.PathLike[str] = "",
+    seed: int = 0,
+    validation: float = 0.1,
+) -> Dataset:
+    """One split of a data set; `train` and `validation` partition the official training split.
+
+    `validation` is the fraction held out, drawn by `seed`, at least one image. `test` is the
+    official test split and knows neither; digits has none, so 360 of its 1797 images, the same for
+    every seed, are its own. `dir` is the folder of prepared TFDS data sets; "" stands for the
+    environment variable TFDS_DATA_DIR, then for TFDS's own default. The arrays may be read-only.
+
+    Raises: ValueError for an unknown name or split, for a fraction outside (0, 1), and, with the
+    command to run, for a data set that is not prepared.
+
+    >>> load("digits", "test").x.shape
+    (360, 8, 8, 1)
+    """
+    if name not in NAMES:
+        raise ValueError(f"No data set {name!r}; choose one of {', '.join(NAMES)}.")
+    if split not in SPLITS:
+        raise ValueError(f"No split {split!r}; choose one of {', '.join(SPLITS)}.")
+    if not 0 < validation < 1:
+        raise ValueError(f"validation = {validation}; it must be greater than 0 and less than 1.")
+    official = "test" if split == "test" else "train"
+    x, y, classes = _official(name, official, os.fspath(dir) or os.environ.get("TFDS_DATA_DIR", ""))
+    if split == "test":
+        return Dataset(x, y, classes)
+    rows = np.random.default_rng(seed).permutation(len(y))
+    held_out = int(np.clip(round(validation * len(y)), 1, len(y) - 1))
+    rows = rows[:held_out] if split == "validation" else rows[held_out:]
+    return Dataset(x[rows], y[rows], classes)
+
+
+# One split is kept: `train` and `validation` share one, and decoding it takes seconds.
+@lru_cache(maxsize=1)
+def _official(name: str, split: str, dir: str) -> Dataset:
+    dataset = _digits(split) if name == "digits" else _prepared(name, split, dir)
+    dataset.x.flags.writeable = dataset.y.flags.writeable = False  # the cache's own
+    return dataset
+
+
+def _digits(split: str) -> Dataset:
+    from sklearn.datasets import load_digits  # a second of import that other sets need not pay
+
+    bunch: Any = load_digits()
+    x = np.round(bunch.images[..., None] * (255 / 16)).astype(np.uint8)  # 0 … 16 in the file
+    rows = np.random.default_rng(0).permutation(len(x))
+    rows = rows[:360] if split == "test" else rows[360:]
+    return Dataset(x[rows], bunch.target[rows].astype(np.int32), 10)
+
+
+def _prepared(name: str, split: str, dir: str) -> Dataset:
+    import tensorflow_datasets as tfds
+
+    with _quiet():
+        # No file_format: TFDS would raise its own error for a folder prepared as something else.
+        builder: Any = tfds.builder(name, data_dir=dir or None)
+        # The question comes first: TFDS answers for a missing folder with an unrelated error.
+        found = builder.info.file_format.value if builder.is_prepared() else ""
+        if found != "array_record":
+            raise ValueError(_how_to_prepare(name, dir, str(builder.data_path), found))
+        source = builder.as_data_source(split=split)
+        features = builder.info.features
+        x = np.empty((len(source), *features["image"].shape), np.uint8)
+        y = np.empty(len(source), np.int32)
+        for start in range(0, len(y), 1024):  # a record at a time is slower, all at once is big
+            rows = range(start, min(start + 1024, len(y)))
+            for row, record in zip(rows, source.__getitems__(rows), strict=True):
+                x[row], y[row] = record["image"], record["label"]
+    return Dataset(x, y, features["label"].num_classes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # TFDS logs an error per file whose group size is not 1, a warning for a missing folder, ...
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _how_to_prepare(name: str, dir: str, folder: str, found: str) -> str:
+    where = f", data_dir={json.dumps(dir)}" if dir else ""
+    code = (
+        f'import tensorflow_datasets as tfds; tfds.builder("{name}"{where})'
+        '.download_and_prepare(file_format="array_record")'
+    )
+    instead = f" (it is there as {found}: prepare it in another folder)" if found else ""
+    return (
+        f"{name} is not prepared as array_record in {folder}{instead}. Prepare it once by "
+        f"`python -c {shlex.quote(code)}`, where there are network access and TensorFlow, or name "
+        "a prepared folder by TFDS_DATA_DIR or --config.data.dir; digits needs nothing."
+    )
+
+
+def to_unit(x: Array | np.ndarray) -> Array:
+    """`x / 255`: uint8 in 0 … 255 to float32 in [0, 1]. Floating x is returned as it is.
+
+    Raises: ValueError for any other dtype.
+
+    >>> to_unit(np.array([0, 255], np.uint8))
+    Array([0., 1.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    if x.dtype != jnp.uint8:
+        raise ValueError(f"x is {x.dtype}; images are uint8 in 0 … 255 or floating in [0, 1].")
+    # XLA makes this product of `/ 255` in some programs: the last bit would depend on the jit.
+    return x.astype(jnp.float32) * np.float32(1 / 255)
+
+
+def augment(key: Array, x: Array, *, flip: bool = True, pad: int = 4, cutout: int = 0) -> Array:
+    """Random crop after zero padding by `pad`, horizontal flip (p = 1/2), a black square.
+
+    x `[B, H, W, C]`, uint8 or floating; the result has its shape and dtype. The square has side
+    `cutout`, a centre uniform over the image's pixels (so it may stick out), and the value 0, like
+    the padding (DeVries & Taylor 2017). Image b draws from `fold_in(key, b)`: its batch-mates
+    change nothing. With `flip=False, pad=0, cutout=0` x itself is returned.
+
+    >>> augment(jax.random.key(0), jnp.ones((2, 8, 8, 3), jnp.uint8), pad=2).shape
+    (2, 8, 8, 3)
+    """
+    if pad < 0 or cutout < 0:
+        raise ValueError(f"pad = {pad}, cutout = {cutout}; both must be 0 or more pixels.")
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {x.shape}; augment takes images [B, H, W, C].")
+    if not (flip or pad or cutout):
+        return x
+
+    def one(row: Array, image: Array) -> Array:
+        to_crop, to_flip, to_cut = jax.random.split(jax.random.fold_in(key, row), 3)
+        if pad:
+            image = _crop(to_crop, image, pad)
+        if flip:
+            image = jnp.where(jax.random.bernoulli(to_flip), image[:, ::-1], image)
+        return _cut(to_cut, image, cutout) if cutout else image
+
+    return jax.vmap(one)(jnp.arange(len(x)), x)
+
+
+def _crop(key: Array, image: Array, pad: int) -> Array:
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    return jax.lax.dynamic_slice(padded, (top, left, jnp.zeros_like(top)), image.shape)
+
+
+def _cut(key: Array, image: Array, side: int) -> Array:
+    size = jnp.array(image.shape[:2])
+    first = jax.random.randint(key, (2,), 0, size) - side // 2
+    rows, columns = (jnp.arange(n) - start for n, start in zip(image.shape, first, strict=False))
+    in_rows, in_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    square = in_rows[:, None, None] & in_columns[None, :, None]
+    return jnp.where(square, jnp.zeros_like(image), image)
+
+
+def epoch_batches(key: Array, n: int, batch_size: int) -> np.ndarray:
+    """The rows of one epoch's batches, int32 `[n // batch_size, batch_size]`: a permutation of n.
+
+    What does not fill a batch is left out, a different rest for each key.
+
+    >>> epoch_batches(jax.random.key(0), 10, 3).shape
+    (3, 3)
+    """
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size = {batch_size}; it must be from 1 to the {n} examples.")
+    rows = np.asarray(jax.random.permutation(key, n), np.int32)
+    return rows[: n // batch_size * batch_size].reshape(-1, batch_size)
+
+
+def map_batches(
+    f: Callable[..., Any],
+    batch_size: int,
+    *arrays: Any,
+    progress: Callable | None = None,
+) -> Any:
+    """`f` over consecutive batches of N rows: its outputs joined, a pytree of numpy `[N, ...]`.
+
+    Every batch has `batch_size` rows, so a jitted f compiles once: the last is filled up with the
+    last row, whose outputs are cut off. f treats rows one by one, and every array that it returns
+    has `batch_size` rows. `progress` wraps the iterator, as `tqdm` does.
+
+    >>> map_batches(jnp.sqrt, 2, np.array([1, 4, 9], np.float32))
+    array([1., 2., 3.], dtype=float32)
+    """
+    lengths = [len(a) for a in arrays]
+    if len(set(lengths)) != 1 or 0 in lengths:
+        raise ValueError(f"The arrays have {lengths} rows; give them one length, 1 or more.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}; it must be 1 or more.")
+    n = lengths[0]
+    starts = range(0, n, batch_size)
+    outputs = []
+    for start in progress(starts) if progress else starts:
+        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
+        output = jax.device_get(f(*(a[rows] for a in arrays)))
+        for leaf in jax.tree.leaves(output):
+            if np.shape(leaf)[:1] != (batch_size,):
+                raise ValueError(f"f returned {np.shape(leaf)}; it must return {batch_size} rows.")
+        outputs.append(output)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *outputs)
