@@ -1,0 +1,237 @@
+"""What a run leaves on disk, and how to read it back.
+
+    RUN/config.json      the config, whole
+    RUN/about.json       command, commit, versions, hardware of the latest start
+    RUN/metrics.jsonl    one line per report: step and numbers
+    RUN/tensorboard/     the same for TensorBoard
+    RUN/checkpoints/     Orbax, the newest few
+
+`experiments/evaluate.py` adds `distances.npz`, `curve.jsonl` and pictures.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+__all__ = ["Log", "about", "checkpoints", "claim", "metrics", "read_config", "restore", "save"]
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows lists only; a config holds tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def read_config(workdir: str | os.PathLike) -> ConfigDict:
+    """The config of a run; ValueError where the folder holds none that can be read."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{workdir} is not a run: it has no config.json.")
+    try:
+        return ConfigDict(_tuples(json.loads(path.read_text())))
+    except ValueError as e:
+        raise ValueError(f"{path} cannot be read: {e}.") from None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
+def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Make `workdir` the run of `config`; a run with the same config is taken up again.
+
+    Raises: ValueError, naming the keys that differ, for a run with another config, and for a
+    folder with other things in it. Nothing is written then.
+    """
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} is a file; name a folder.")
+    if workdir.is_dir() and any(workdir.iterdir()):
+        if not (workdir / "config.json").exists():
+            raise ValueError(f"--workdir={workdir} is not empty and not a run; name a new folder.")
+        old, new = _flat(read_config(workdir).to_dict()), _flat(_tuples(config))
+        changed = [
+            f"{name} ({old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} asked)"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name, "absent") != new.get(name, "absent")
+        ]
+        if changed:
+            raise ValueError(
+                f"--workdir={workdir} holds a run with another config: {', '.join(changed)}. "
+                "Name a new folder, or ask for the same."
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (workdir / "about.json").write_text(json.dumps(about(), indent=2) + "\n")
+
+
+def about() -> dict[str, Any]:
+    """Command, commit, versions and hardware: what stands beside every number."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    packages = ("lipreg", "jax", "jaxlib", "flax", "optax")
+    return {
+        "command": " ".join(sys.argv),
+        "commit": git.stdout.strip() or "unknown",
+        "versions": {name: metadata.version(name) for name in packages},
+        "devices": [device.device_kind for device in jax.devices()],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+    }
+
+
+def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    rows = []
+    path = Path(workdir) / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Log:
+    """Appends rows to metrics.jsonl and TensorBoard; those after `step` come again: forgotten."""
+
+    def __init__(self, workdir: str | os.PathLike, step: int = 0):
+        # Here and not above: tensorboardX imports torch where torch is installed.
+        from tensorboardX import SummaryWriter
+
+        workdir = Path(workdir)
+        kept = [row for row in metrics(workdir) if row["step"] <= step]
+        self._file = (workdir / "metrics.jsonl").open("w", buffering=1)
+        for row in kept:
+            self._file.write(json.dumps(row) + "\n")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        for name, value in row.items():
+            self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def checkpoints(workdir: str | os.PathLike, *, keep: int = 2) -> ocp.CheckpointManager:
+    """Orbax's manager of a run's checkpoints, the newest `keep` of them."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+    return ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
+
+
+def _leaves(tree: Any) -> dict[str, jax.Array]:
+    """The arrays of a tree by path, `params.Conv_0.kernel`; random keys as their raw words."""
+
+    def raw(leaf: jax.Array) -> jax.Array:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): raw(leaf) for p, leaf in paths}
+
+
+def _shapes(leaves: Mapping[str, jax.Array]) -> dict[str, list[Any]]:
+    return {name: [str(leaf.dtype), *leaf.shape] for name, leaf in leaves.items()}
+
+
+def _digest(leaves: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(leaves):
+        array = np.asarray(leaves[name])
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+    """Keep a state under its step, with a hash of its content; returns before the disk is done."""
+    if step in manager.all_steps():  # a damaged one, which `restore` passed over
+        manager.delete(step)
+    leaves = _leaves(state)
+    meta = {"sha256": _digest(leaves), "leaves": _shapes(leaves)}
+    parts = {"state": ocp.args.StandardSave(leaves), "meta": ocp.args.JsonSave(meta)}
+    manager.save(step, args=ocp.args.Composite(**parts))
+
+
+def _read(manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    leaves = _leaves(template)
+    there, here = meta["leaves"], _shapes(leaves)
+    # Orbax names no path where shapes differ, and casts to another type without a word.
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"Checkpoint {step} of {manager.directory} does not fit: {name} is "
+                f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} in the model."
+            )
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(leaves))
+    found = manager.restore(step, args=args)["state"]
+    if _digest(found) != meta["sha256"]:
+        raise OSError("its content is not what was saved")
+
+    def rebuild(path: Any, leaf: jax.Array) -> jax.Array:
+        value = found[jax.tree_util.keystr(path, simple=True, separator=".")]
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(value) if is_key else value
+
+    return jax.tree_util.tree_map_with_path(rebuild, template)
+
+
+def restore(manager: ocp.CheckpointManager, template: Any) -> Any:
+    """The newest sound checkpoint in the form of `template`, or None where there is none at all.
+
+    A damaged one (unreadable, or with a content that is not what was saved) is passed over for the
+    one before it, with a warning that names it.
+
+    Raises: ValueError where a leaf's path, shape or type is not the template's, naming it, and
+    where no checkpoint is sound.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            return _read(manager, step, template)
+        except ValueError as e:
+            if "does not fit" in str(e):
+                raise
+            damage = e
+        except Exception as e:  # whatever a broken file makes of Orbax and TensorStore
+            damage = e
+        reason = (str(damage).splitlines() or [type(damage).__name__])[0][:160]
+        warnings.warn(
+            f"Checkpoint {step} of {manager.directory} is damaged ({reason}); "
+            "trying the one before.",
+            stacklevel=2,
+        )
+    if steps:
+        raise ValueError(f"None of the checkpoints {steps} of {manager.directory} can be read.")
+    return None

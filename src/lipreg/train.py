@@ -1,0 +1,229 @@
+"""Training as one pure step, `(state, strengths, batch) -> (state, parts)`, and the loop around it.
+
+`jit` the step for a run, `vmap` it over states and strengths for a sweep, give it sharded batches
+for several devices: the batch's maximum and its statistics are then global. A model enters as a
+pure function `apply(params, model_state, x, train) -> (logits, model_state)`; `models.functional`
+makes one of a linen module.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from lipreg import data, losses
+
+__all__ = ["Apply", "State", "fit", "init", "logits_fn", "make_step", "optimizer", "schedule"]
+
+Apply = Callable[[Any, Any, Array, bool], tuple[Array, Any]]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "model_state", "opt_state", "ema", "step", "key"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that a run carries from step to step.
+
+    Attributes:
+      params: what the optimiser moves.
+      model_state: running statistics, `{}` where there are none.
+      opt_state: optax's.
+      ema: the exponential moving average of params; None when it is off.
+      step: the number of steps taken, int32.
+      key: the run's key; step s draws from `fold_in(key, s)`.
+    """
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+    step: Array
+    key: Array
+
+
+def schedule(name: str, learning_rate: float, steps: int) -> optax.Schedule:
+    """The learning rate at each of `steps` steps.
+
+    `papers`: x 0.2 after 30 %, 60 % and 80 % of training (60, 120, 160 of 200 epochs in the code of
+    1905.11468); `cosine`: `lr/2 (1 + cos(pi s/steps))`; `constant`.
+
+    >>> schedule("papers", 0.1, 200)(159), schedule("cosine", 0.1, 200)(200)
+    (Array(0.004, dtype=float32, weak_type=True), Array(0., dtype=float32, weak_type=True))
+    """
+    schedules = {
+        "constant": lambda: optax.constant_schedule(learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(learning_rate, steps),
+        "papers": lambda: optax.piecewise_constant_schedule(
+            learning_rate, {round(steps * f): 0.2 for f in (0.3, 0.6, 0.8)}
+        ),
+    }
+    if name not in schedules:
+        raise ValueError(f"No schedule {name!r}; choose one of {', '.join(schedules)}.")
+    return schedules[name]()
+
+
+def optimizer(
+    rate: optax.Schedule | float,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    clip: float = 0.0,
+) -> optax.GradientTransformation:
+    """SGD: `v <- momentum v + g + weight_decay w`, `w <- w - rate v`.
+
+    `weight_decay` is the derivative's coefficient, of `weight_decay/2 ||w||^2`; the papers add
+    `5e-4 ||w||^2` over all weights, which is 1e-3 here. `clip` bounds the gradient's global norm
+    before the decay; 0 leaves it alone.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(rate, momentum, nesterov),
+    )
+
+
+def init(
+    key: Array,
+    params: Any,
+    model_state: Any,
+    tx: optax.GradientTransformation,
+    *,
+    ema: bool = False,
+) -> State:
+    """The state before the first step."""
+    return State(
+        params=params,
+        model_state=model_state,
+        opt_state=tx.init(params),
+        ema=params if ema else None,
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+    )
+
+
+def make_step(
+    apply: Apply,
+    objective: Callable[..., tuple[Array, dict[str, Any]]],
+    tx: optax.GradientTransformation,
+    *,
+    loss: Callable[[Array, Array], Array] = losses.cross_entropy,
+    augment: Callable[[Array, Array], Array] = lambda key, x: x,
+    ema_decay: float = 0.0,
+) -> Callable[[State, dict[str, Any], tuple[Array, Array]], tuple[State, dict[str, Array]]]:
+    """`step(state, strengths, (x, y)) -> (state, parts)`, one gradient step on an objective.
+
+    `objective` is one of `objectives`, its static options bound; `strengths` its traced ones, by
+    name. `x` is uint8 or floating in [0, 1]; `augment(key, x)` sees it as it comes. The step builds
+    the two views of the model, with the batch's statistics and with the running ones. `parts`
+    gains `objective`, the number that was differentiated, and `grad_params`, that gradient's norm.
+    """
+
+    def step(
+        state: State, strengths: dict[str, Any], batch: tuple[Array, Array]
+    ) -> tuple[State, dict[str, Array]]:
+        x, y = batch
+        x = data.to_unit(augment(jax.random.fold_in(state.key, state.step), x))
+
+        def total(params: Any) -> tuple[Array, dict[str, Any]]:
+            def trained(x: Array, y: Array) -> tuple[Array, Any]:
+                logits, model_state = apply(params, state.model_state, x, True)
+                return loss(logits, y), model_state
+
+            def frozen(x: Array, y: Array) -> Array:
+                return loss(apply(params, state.model_state, x, False)[0], y)
+
+            return objective(trained, x, y, frozen=frozen, **strengths)
+
+        (value, parts), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+        model_state = parts.pop("aux")
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - ema_decay)
+        state = State(params, model_state, opt_state, ema, state.step + 1, state.key)
+        return state, parts | {"objective": value, "grad_params": optax.tree.norm(grads)}
+
+    return step
+
+
+def logits_fn(apply: Apply, state: State) -> jax.tree_util.Partial:
+    """`x -> logits` with the running statistics and, where there is one, the averaged weights.
+
+    A pytree: pass it through `jit`, and new weights do not compile again.
+    """
+    params = state.params if state.ema is None else state.ema
+    return jax.tree_util.Partial(_frozen_logits(apply), params, state.model_state)
+
+
+@cache
+def _frozen_logits(apply: Apply) -> Callable:
+    # One function object per model: its identity is the key of jit's own cache.
+    return lambda params, model_state, x: apply(params, model_state, x, False)[0]
+
+
+def fit(
+    step: Callable,
+    state: State,
+    strengths: dict[str, Any],
+    dataset: data.Dataset,
+    *,
+    batch_size: int,
+    steps: int,
+    every: int = 100,
+    key: Array,
+) -> Iterator[tuple[State, dict[str, float]]]:
+    """Train from `state.step` to `steps`; yields the state and the mean parts since the last yield.
+
+    That is at multiples of `every` steps and at the end of each epoch.
+    The data set is moved to the device once; an epoch is a permutation drawn from `key` and its
+    number, so a restored state goes on with the batches that it would have seen. The whole step is
+    one compiled program which *donates* its state: a yielded state is gone when the next is asked
+    for. On CPU the loop over steps is Python's on purpose: XLA:CPU runs second-order terms in
+    convolutional networks many times slower inside `lax.scan`.
+
+    Raises: FloatingPointError, naming the step and the part, when a part is not finite.
+    """
+    state = jax.tree.map(jnp.copy, state)  # the caller's own is not the one donated
+    x, y = jax.device_put((dataset.x, dataset.y))
+    strengths = {name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()}
+
+    @partial(jax.jit, donate_argnums=0)
+    def indexed_step(state: State, strengths: dict, x: Array, y: Array, rows: Array):
+        return step(state, strengths, (x[rows], y[rows]))
+
+    per_epoch = len(dataset.y) // batch_size
+    done = int(state.step)
+    history: list[dict[str, Array]] = []
+    while done < steps:
+        epoch, skipped = divmod(done, per_epoch)
+        batches = data.epoch_batches(jax.random.fold_in(key, epoch), len(dataset.y), batch_size)
+        for rows in batches[skipped : skipped + steps - done]:
+            state, parts = indexed_step(state, strengths, x, y, rows)
+            history.append(parts)
+            done += 1
+            if done % every == 0 or done % per_epoch == 0 or done == steps:
+                yield state, _means(history, done + 1 - len(history))
+                history = []
+
+
+def _means(history: list[dict[str, Array]], first: int) -> dict[str, float]:
+    rows = jax.device_get(history)
+    for number, row in enumerate(rows, first):
+        for name, value in row.items():
+            if not np.isfinite(value):
+                raise FloatingPointError(
+                    f"Step {number}: {name} is {float(value)}. Try a smaller learning rate or "
+                    "strengths, or train.clip."
+                )
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

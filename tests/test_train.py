@@ -1,0 +1,192 @@
+"""The step is one function whatever runs it; the loop goes on where it stopped."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lipreg import data, models, norms, objectives, train
+
+CLASSES = 3
+KEY = jax.random.key(0)
+X = np.asarray(jax.random.randint(jax.random.fold_in(KEY, 1), (48, 6, 6, 1), 0, 256), np.uint8)
+Y = np.asarray(jax.random.randint(jax.random.fold_in(KEY, 2), (48,), 0, CLASSES), np.int32)
+DATASET = data.Dataset(X, Y, CLASSES)
+STRENGTHS = {"eps": jnp.float32(0.3), "lam": jnp.float32(0.1)}
+
+
+def setting(
+    batch_norm: bool = False, objective=objectives.j2_lip, ema_decay: float = 0.0, name: str = "CNN"
+):
+    """A small smooth network, its step and its first state."""
+    sizes = {"MLP": {"widths": (8,)}, "CNN": {"channels": (4,), "batch_norm": batch_norm}}
+    model = models.build(name, classes=CLASSES, activation="softplus", **sizes[name])
+    variables = model.init(KEY, jnp.zeros((1, 6, 6, 1)), train=False)
+    model_state = {k: v for k, v in variables.items() if k != "params"}
+    apply = models.functional(model)
+    tx = train.optimizer(0.1, weight_decay=1e-3, clip=5.0)
+    step = train.make_step(apply, objective, tx, ema_decay=ema_decay)
+    return step, train.init(KEY, variables["params"], model_state, tx, ema=ema_decay > 0), apply
+
+
+def assert_close(a, b, rtol=2e-5, atol=2e-6):
+    drop_key = lambda s: (s.params, s.model_state, s.opt_state, s.ema, s.step)
+    chex.assert_trees_all_close(drop_key(a), drop_key(b), rtol=rtol, atol=atol)
+
+
+def test_the_step_is_the_same_eager_and_jitted():
+    step, state, _ = setting(name="MLP")
+    batch = (jnp.asarray(X[:8]), jnp.asarray(Y[:8]))
+    with jax.disable_jit():
+        eager = step(state, STRENGTHS, batch)
+    chex.assert_trees_all_close(eager[1], jax.jit(step)(state, STRENGTHS, batch)[1], rtol=2e-5)
+    assert_close(eager[0], jax.jit(step)(state, STRENGTHS, batch)[0])
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_step_is_the_same_jitted_vmapped_and_sharded(batch_norm):
+    step, state, _ = setting(batch_norm)
+    batch = (jnp.asarray(X[:8]), jnp.asarray(Y[:8]))
+    expected, parts = jax.jit(step)(state, STRENGTHS, batch)
+
+    twice = partial(jax.tree.map, lambda a: jnp.stack([a, a]))
+    several, several_parts = jax.jit(jax.vmap(step, in_axes=(0, 0, None)))(
+        twice(state), twice(STRENGTHS), batch
+    )
+    assert_close(jax.tree.map(lambda a: a[1], several), expected)
+    chex.assert_trees_all_close(several_parts["lip"][0], parts["lip"], rtol=2e-5)
+
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("batch")))
+    replicated = jax.device_put((state, STRENGTHS), NamedSharding(mesh, PartitionSpec()))
+    assert_close(jax.jit(step)(*replicated, sharded)[0], expected)
+
+
+def test_each_device_of_a_pmap_takes_the_step_of_a_single_one():
+    step, state, _ = setting()
+    batch = (jnp.asarray(X[:32]).reshape(4, 8, 6, 6, 1), jnp.asarray(Y[:32]).reshape(4, 8))
+    states, _ = jax.pmap(step, in_axes=(None, None, 0))(state, STRENGTHS, batch)
+    single = jax.jit(step)
+    for device in range(4):
+        expected, _ = single(state, STRENGTHS, (batch[0][device], batch[1][device]))
+        assert_close(jax.tree.map(lambda a, d=device: a[d], states), expected)
+
+
+def test_new_strengths_do_not_compile_again():
+    step, state, _ = setting()
+    chex.clear_trace_counter()
+    counted = jax.jit(chex.assert_max_traces(step, n=1))
+    values = []
+    for lam in (0.0, 0.1, 1.0):
+        _, parts = counted(state, STRENGTHS | {"lam": jnp.float32(lam)}, (X[:8], Y[:8]))
+        values.append(float(parts["objective"]))
+    assert values[0] < values[1] < values[2]
+
+
+def test_running_statistics_move_and_only_with_batch_norm():
+    step, state, _ = setting(batch_norm=True)
+    after, _ = jax.jit(step)(state, STRENGTHS, (X[:8], Y[:8]))
+    moved = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), state.model_state, after.model_state
+    )
+    assert min(jax.tree.leaves(moved)) > 0
+    step, state, _ = setting()
+    assert jax.jit(step)(state, STRENGTHS, (X[:8], Y[:8]))[0].model_state == {}
+
+
+def run(state, step, steps, every=4):
+    return list(
+        train.fit(step, state, STRENGTHS, DATASET, batch_size=16, steps=steps, every=every, key=KEY)
+    )
+
+
+def test_a_run_that_stops_and_goes_on_ends_where_an_unbroken_one_does():
+    step, state, _ = setting(batch_norm=True)
+    whole = run(state, step, 7)[-1][0]
+    half = run(state, step, 4)[-1][0]
+    assert int(half.step) == 4
+    assert_close(run(half, step, 7)[-1][0], whole, rtol=0, atol=0)
+
+
+def test_fit_reports_at_multiples_of_every_and_at_the_ends_of_epochs():
+    step, state, _ = setting()
+    steps = []
+    for now, parts in train.fit(
+        step, state, STRENGTHS, DATASET, batch_size=16, steps=7, every=2, key=KEY
+    ):
+        steps.append(int(now.step))
+        assert {"objective", "loss", "grad_norm", "lip", "grad_params"} <= parts.keys()
+    assert steps == [2, 3, 4, 6, 7]
+    # The caller's own state is not the one that was donated.
+    assert int(state.step) == 0
+    assert jax.tree.leaves(state.params)[0].sum().shape == ()
+
+
+def test_training_lowers_the_objective_and_the_penalised_gradient():
+    step, state, _ = setting()
+    reports = run(state, step, 60, every=3)
+    first, last = reports[0][1], reports[-1][1]
+    assert last["objective"] < first["objective"]
+
+
+def test_a_part_that_is_not_finite_stops_the_run_naming_step_and_part():
+    def breaks(loss, x, y, *, eps, lam, frozen=None):
+        value, parts = objectives.j0(loss, x, y)
+        return value, parts | {"lip": jnp.where(lam > 0, jnp.log(-lam), 0.0)}
+
+    step, state, _ = setting(objective=breaks)
+    with pytest.raises(FloatingPointError, match=r"Step 1: lip is nan"):
+        run(state, step, 4)
+
+
+def test_the_average_of_the_weights_is_what_its_decay_says():
+    step, state, apply = setting(ema_decay=0.9)
+    after, _ = jax.jit(step)(state, STRENGTHS, (X[:8], Y[:8]))
+    expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state.params, after.params)
+    chex.assert_trees_all_close(after.ema, expected, rtol=1e-6)
+    x = data.to_unit(X[:4])
+    used = train.logits_fn(apply, after)(x)
+    chex.assert_trees_all_close(used, apply(after.ema, {}, x, False)[0], rtol=1e-6)
+
+
+def test_new_weights_do_not_compile_a_logits_fn_again():
+    _, state, apply = setting()
+    chex.clear_trace_counter()
+    call = jax.jit(chex.assert_max_traces(lambda f, x: f(x), n=1))
+    for scale in (1.0, 2.0):
+        scaled = train.dataclasses.replace(
+            state, params=jax.tree.map(lambda a, s=scale: s * a, state.params)
+        )
+        call(train.logits_fn(apply, scaled), data.to_unit(X[:4]))
+
+
+def test_sgd_follows_its_formula():
+    tx = train.optimizer(0.5, momentum=0.9, weight_decay=0.1)
+    w, g = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.4])
+    opt_state = tx.init(w)
+    velocity = jnp.zeros(2)
+    for _ in range(3):
+        updates, opt_state = tx.update(g, opt_state, w)
+        velocity = 0.9 * velocity + g + 0.1 * w
+        expected = w - 0.5 * velocity
+        w = optax.apply_updates(w, updates)
+        chex.assert_trees_all_close(w, expected, rtol=1e-6)
+    clipped, _ = train.optimizer(1.0, momentum=0.0, clip=0.1).update(
+        g, train.optimizer(1.0, momentum=0.0, clip=0.1).init(w), w
+    )
+    chex.assert_trees_all_close(norms.L2.size(clipped[None])[0], 0.1, rtol=1e-5)
+
+
+def test_the_papers_schedule_falls_at_60_120_and_160_of_200_epochs():
+    rate = train.schedule("papers", 0.1, 200)
+    values = [float(rate(s)) for s in (0, 60, 61, 120, 121, 160, 161, 199)]
+    expected = [0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008, 0.0008]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert float(train.schedule("cosine", 0.1, 200)(100)) == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="'linear'; choose one of constant, cosine, papers"):
+        train.schedule("linear", 0.1, 200)
