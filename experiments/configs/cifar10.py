@@ -1,0 +1,41 @@
+"""CIFAR-10: the papers' ResNeXt34 (2x32), or `ROW,cnn`, a small network for two CPU cores.
+
+python experiments/train.py --config=experiments/configs/cifar10.py:j2_lip_tanh --workdir=runs/c
+"""
+
+from lipreg.config import Config, base_config
+
+# The authors' --J1 0.01, --J2 0.01 are Euclidean lengths, N = 3072 pixels; their --lip 0.1 weighs
+# the gradient of the mean over a batch of 128.
+STRENGTHS = {
+    "j0": {},
+    "j1": {"eps": 0.01 / 3072**0.5},
+    "j2": {"eps": 0.01},
+    "j2_lip": {"eps": 0.01, "lam": 0.1 / 128},
+    "tikhonov": {"lam": 0.1},
+    "grad_lp": {"lam": 0.1},
+}
+CNN_STRENGTHS = STRENGTHS | {
+    "j1": {"eps": 0.1 / 3072**0.5},
+    "j2": {"eps": 0.1},
+    "j2_lip": {"eps": 0.1, "lam": 0.01},
+}
+
+
+def get_config(row: str = "j2_lip_tanh") -> Config:
+    row, _, model = row.partition(",")
+    if model not in ("", "cnn"):
+        raise ValueError(f"No model {model!r} after the row; choose cnn, or nothing for ResNeXt34.")
+    config = base_config(row, CNN_STRENGTHS if model else STRENGTHS)
+    config.data.update({"name": "cifar10", "flip": True, "pad": 4})
+    config.train.update({"epochs": 200, "batch_size": 128, "learning_rate": 0.1})
+    config.train.update({"schedule": "papers", "weight_decay": 1e-3})
+    config.model.name = "ResNeXt34_2x32"
+    config.evaluation.l2.update({"largest": 2.0, "table": 0.1})
+    config.evaluation.linf.update({"largest": 0.25, "table": 1 / 16})
+    if model:
+        config.model.name = "CNN"
+        config.model.settings = {"channels": (32, 64, 128), "batch_norm": True}
+        config.train.update({"epochs": 6, "schedule": "cosine", "learning_rate": 0.05})
+        config.train.weight_decay = 5e-4
+    return config

@@ -1,0 +1,31 @@
+"""Digits (scikit-learn, 1,797 images of 8x8, embedded): the four rows of `make demo`.
+
+python experiments/train.py --config=experiments/configs/digits.py:j2_lip_tanh --workdir=runs/d
+"""
+
+from lipreg.config import Config, base_config
+
+STRENGTHS = {
+    "j0": {},
+    "j1": {"eps": 0.05},  # l_inf radius: 0.05 sqrt(64) = 0.4 in l_2
+    "j2": {"eps": 0.4},
+    "j2_lip": {"eps": 0.4, "lam": 0.01},
+    "tikhonov": {"lam": 0.1},
+    "grad_lp": {"lam": 0.1},
+}
+
+
+def get_config(row: str = "j2_lip_tanh") -> Config:
+    config = base_config(row, STRENGTHS)
+    config.model.name = "CNN"
+    config.model.settings = {"channels": (32, 64), "batch_norm": False}
+    config.data.name = "digits"
+    config.train.update({"epochs": 30, "batch_size": 64, "learning_rate": 0.05})
+    config.train.schedule = "cosine"
+    config.train.weight_decay = 1e-4
+    config.report.pgd.eps = 0.5
+    config.evaluation.examples = 360
+    config.evaluation.batch_size = 360
+    config.evaluation.l2.update({"largest": 3.0, "table": 0.5})
+    config.evaluation.linf.update({"largest": 0.5, "table": 1 / 16})
+    return config

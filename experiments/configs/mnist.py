@@ -1,0 +1,29 @@
+"""MNIST, a small convolutional network for two CPU cores.
+
+python experiments/train.py --config=experiments/configs/mnist.py:j2_lip_tanh --workdir=runs/m
+"""
+
+from lipreg.config import Config, base_config
+
+STRENGTHS = {
+    "j0": {},
+    "j1": {"eps": 0.5 / 28},  # l_inf radius of an l_2 length of 0.5: the authors' 1/sqrt(N)
+    "j2": {"eps": 0.5},
+    "j2_lip": {"eps": 0.5, "lam": 0.01},
+    "tikhonov": {"lam": 0.1},
+    "grad_lp": {"lam": 0.1},
+}
+
+
+def get_config(row: str = "j2_lip_tanh") -> Config:
+    config = base_config(row, STRENGTHS)
+    config.model.name = "CNN"
+    config.model.settings = {"channels": (16, 32, 64), "batch_norm": False}
+    config.data.name = "mnist"
+    config.train.update({"epochs": 3, "batch_size": 128, "learning_rate": 0.05})
+    config.train.schedule = "cosine"
+    config.train.weight_decay = 1e-4
+    config.report.pgd.eps = 1.0
+    config.evaluation.l2.update({"largest": 6.0, "table": 1.0})
+    config.evaluation.linf.update({"largest": 0.5, "table": 0.1})
+    return config

@@ -1,0 +1,34 @@
+"""Train one run: `experiments/train.py --config=FILE.py:ROW --workdir=DIR [--config.x.y=z ...]`.
+
+ROW is an objective of the config file (j0, j1, j2, j2_lip, ...), `_tanh` appended for the tanh
+head. Every field of lipreg/config.py can be overridden. The same command on the same folder goes
+on where the run stopped.
+"""
+
+import cli
+from absl import flags
+from ml_collections import config_flags
+
+from lipreg import experiment, models
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the run's folder: new, or of this very config", required=True
+)
+_SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
+flags.mark_flag_as_required("config")
+
+
+def main(_: list[str]) -> None:
+    prepared = experiment.prepare(_CONFIG.value)
+    if not _SILENT.value:
+        weights = models.count_parameters(prepared.state.params)
+        print(f"{prepared.config.model.name}: {weights:,} weights")
+        print(f"{prepared.config.data.name}: {len(prepared.training.y):,} images to train on")
+    experiment.train_run(prepared, _WORKDIR.value, silent=_SILENT.value)
+    if not _SILENT.value:
+        print(f"Next: python experiments/evaluate.py --run={_WORKDIR.value}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

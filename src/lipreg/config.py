@@ -1,0 +1,186 @@
+"""The fields of an experiment, their defaults, and what makes a config a good one.
+
+The files in `experiments/configs` start from `base_config` and set the values of a data set.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lipreg import losses, norms, objectives
+
+__all__ = [
+    "NORMS",
+    "Config",
+    "base_config",
+    "bound_objective",
+    "check",
+    "label",
+    "member",
+    "norm",
+]
+
+Config = Any  # a ConfigDict, whose fields have types that no checker can see
+
+NORMS = {"l1": norms.L1, "l2": norms.L2, "linf": norms.LINF}
+
+
+def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
+    """Every field of an experiment. `row` is an objective, with `_tanh` for the tanh head.
+
+    `strengths` gives the data set's strengths for each objective that its config file offers.
+
+    >>> base_config("j2_lip_tanh", {"j2_lip": {"eps": 0.1, "lam": 0.01}}).model.head
+    'tanh'
+    """
+    objective = row.removesuffix("_tanh")
+    if objective not in strengths:
+        rows = ", ".join(sorted(strengths))
+        raise ValueError(f"No row {row!r}; choose one of {rows}, each also with _tanh.")
+    config: Config = ConfigDict()
+    config.seed = 0
+    config.objective = objective
+    # Traced: a change of strength does not compile again.
+    config.strengths = {name: float(value) for name, value in strengths[objective].items()}
+    config.options = _options(objective)
+    config.loss = "cross_entropy"
+    config.model = {
+        "name": "CNN",
+        "head": "tanh" if row.endswith("_tanh") else "linear",
+        "activation": "relu",
+        "settings": {},  # further fields of the model, e.g. channels
+    }
+    config.data = {
+        "name": "digits",
+        "dir": "",  # a folder of prepared TFDS data sets; "" for $TFDS_DATA_DIR
+        "validation": 0.1,  # fraction of the training split
+        "seed": 0,  # of that split; the same for every seed of the training
+        "flip": False,
+        "pad": 0,  # pixels, before a random crop
+        "cutout": 0,  # side of the square that is blanked, in pixels
+    }
+    config.train = {
+        "epochs": 10,
+        "batch_size": 128,
+        "learning_rate": 0.1,
+        "schedule": "papers",
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 1e-3,  # the papers' 5e-4 ||w||^2
+        "clip": 0.0,  # of the gradient's global norm; 0 is off
+        "ema": 0.0,  # decay of the averaged weights; 0 is off
+    }
+    config.report = {
+        "every_steps": 50,  # a line of metrics.jsonl
+        "validate_every_epochs": 1,  # clean and PGD error on the validation split
+        "examples": 500,  # of it
+        "pgd": {"norm": "l2", "eps": 0.1, "steps": 10},
+        "checkpoint_every_epochs": 1,
+        "keep": 2,
+    }
+    # What evaluate.py does with the test split unless its flags say otherwise.
+    config.evaluation = {
+        "examples": 1000,
+        "batch_size": 250,
+        "steps": 20,
+        "restarts": 1,
+        "radii": 31,  # of the grid that is bisected: 5 attacks
+        # The largest radius of the grid, and the radius of the table's column.
+        "l2": {"largest": 2.0, "table": 0.1},
+        "linf": {"largest": 0.2, "table": 1 / 16},
+    }
+    return config
+
+
+def _options(objective: str) -> dict[str, Any]:
+    """The static options of an objective that a config can set, with the function's defaults."""
+    parameters = inspect.signature(member(objectives, "objective", objective)).parameters
+    defaults = {
+        name: p.default
+        for name, p in parameters.items()
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and name != "frozen"
+    }
+    return {k: v.name if isinstance(v, norms.Norm) else v for k, v in defaults.items()}
+
+
+def member(module: Any, kind: str, name: str) -> Any:
+    """`getattr(module, name)` for a name in its `__all__`; the module is the registry."""
+    if name not in module.__all__:
+        raise ValueError(f"No {kind} {name!r}; choose one of {', '.join(module.__all__)}.")
+    return getattr(module, name)
+
+
+def bound_objective(config: Config) -> Callable[..., Any]:
+    """The config's objective with its static options bound, ready for `train.make_step`."""
+    objective = member(objectives, "objective", config.objective)
+    for name, got, takes in (
+        ("strengths", set(config.strengths), set(objectives.strengths(objective))),
+        ("options", set(config.options), set(_options(config.objective))),
+    ):
+        if got != takes:
+            raise ValueError(
+                f"config.{name} has {sorted(got)}; {config.objective} takes {sorted(takes)}. "
+                f"Choose the objective by the config's row: FILE.py:{config.objective}."
+            )
+    options = dict(config.options)
+    if "norm" in options:
+        options["norm"] = norm(options["norm"])
+    return partial(objective, **options)
+
+
+def norm(name: str) -> norms.Norm:
+    """The norm of a config's name for it."""
+    if name not in NORMS:
+        raise ValueError(f"No norm {name!r}; choose one of {', '.join(NORMS)}.")
+    return NORMS[name]
+
+
+def label(config: Config) -> str:
+    """The row's name in tables and legends: `J2-Lip & tanh`."""
+    name = config.objective
+    if name[0] == "j":
+        name = "-".join(word.capitalize() for word in name.split("_"))
+    return f"{name} & {config.model.head}" if config.model.head != "linear" else name
+
+
+def _leaves(config: Config, prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict)
+        leaves |= _leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return leaves
+
+
+# Numbers that may be 0: off, or none. All others must be greater.
+_MAY_BE_ZERO = (
+    *("seed", "strengths.eps", "strengths.lam", "options.top_k"),
+    *("data.seed", "data.pad", "data.cutout", "report.pgd.eps"),
+    *("train.momentum", "train.weight_decay", "train.clip", "train.ema"),
+)
+_FRACTIONS = ("train.momentum", "train.ema")
+
+
+def check(config: Config) -> None:
+    """What a field's type does not say; ValueError naming the field, its value and what is wanted.
+
+    None slips into any field of a ConfigDict, so it is refused here.
+    """
+    for name, value in _leaves(config).items():
+        if value is None:
+            raise ValueError(f"config.{name} = None; give it a value.")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if name in _MAY_BE_ZERO and not value >= 0:
+            raise ValueError(f"config.{name} = {value}; it must be 0 or more.")
+        if name not in _MAY_BE_ZERO and not value > 0:
+            raise ValueError(f"config.{name} = {value}; it must be greater than 0.")
+        if name in _FRACTIONS and not value < 1:
+            raise ValueError(f"config.{name} = {value}; it must be less than 1.")
+        if value == float("inf") and name != "options.p":
+            raise ValueError(f"config.{name} = inf; it must be finite.")
+    bound_objective(config)
+    member(losses, "loss", config.loss)
+    norm(config.report.pgd.norm)

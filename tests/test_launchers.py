@@ -1,0 +1,175 @@
+"""The launchers as a user meets them: every mistake is one line, and nothing is written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = "experiments/configs"
+DIGITS = f"--config={CONFIGS}/digits.py"
+
+# Starts the launchers in forked children of one process that has paid for the imports.
+DRIVER = """
+import json, os, runpy, sys
+import absl.app, matplotlib.figure, orbax.checkpoint
+from lipreg import experiment, report
+sys.path.insert(0, "experiments")
+for argv, out in json.load(sys.stdin):
+    child = os.fork()
+    if child == 0:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{out}.{name}", os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = argv
+        code = 0
+        try:
+            runpy.run_path(argv[0], run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            code = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+# (the case, arguments after the script, what the one line must contain)
+TRAIN, EVALUATE, TABLE, DEMO = (
+    f"experiments/{name}.py" for name in ("train", "evaluate", "table", "demo")
+)
+BAD = {
+    "unknown flag": (TRAIN, [f"{DIGITS}:j2", "--wrkdir={out}"], ["wrkdir"]),
+    "no config": (TRAIN, ["--workdir={out}"], ["config"]),
+    "no workdir": (TRAIN, [f"{DIGITS}:j2"], ["workdir"]),
+    "config file that is not there": (
+        TRAIN,
+        ["--config=experiments/configs/nope.py", "--workdir={out}"],
+        ["nope.py"],
+    ),
+    "unknown row": (TRAIN, [f"{DIGITS}:j9", "--workdir={out}"], ["'j9'", "j0, j1, j2, j2_lip"]),
+    "unknown model after the row": (
+        TRAIN,
+        [f"--config={CONFIGS}/cifar10.py:j2,vgg", "--workdir={out}"],
+        ["'vgg'", "cnn"],
+    ),
+    "mistyped field": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epoch=3"],
+        ["epoch"],
+    ),
+    "text for a number": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epochs=three"],
+        ["three"],
+    ),
+    "fraction for a whole number": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epochs=1.5"],
+        ["1.5"],
+    ),
+    "stray argument": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "seed=3"],
+        ["'seed=3'", "--name=value"],
+    ),
+    "workdir that is a file": (TRAIN, [f"{DIGITS}:j2", "--workdir=setup.cfg"], ["setup.cfg"]),
+    "workdir with other things in it": (TRAIN, [f"{DIGITS}:j2", "--workdir=docs"], ["docs"]),
+    "a strength of another objective": (
+        TRAIN,
+        [f"{DIGITS}:j0", "--workdir={out}", "--config.strengths.eps=0.1"],
+        ["eps"],
+    ),
+    "run that is not there": (EVALUATE, ["--run={out}"], ["not a run", "config.json"]),
+    "no run": (EVALUATE, [], ["run"]),
+    "unknown split": (EVALUATE, ["--run={out}", "--split=dev"], ["dev", "test, validation"]),
+    "no steps": (EVALUATE, ["--run={out}", "--steps=0"], ["--steps=0", "at least 1"]),
+    "stray argument to evaluate": (EVALUATE, ["--run={out}", "x"], ["'x'"]),
+    "no runs": (TABLE, [], ["RUN RUN"]),
+    "a table of what is no run": (TABLE, ["docs", "--out={out}"], ["docs", "not a run"]),
+    "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),
+}
+# Values of config fields: (override, what the line must contain)
+FIELDS = [
+    ("model.name=VGG", ["'VGG'", "CNN", "MLP"]),
+    ("model.head=sigmoid", ["'sigmoid'", "linear", "tanh"]),
+    ("model.activation=swoosh", ["'swoosh'", "relu", "softplus"]),
+    ("objective=j9", ["'j9'", "j0", "j2_lip"]),
+    ("objective=j0", ["strengths", "j0"]),
+    ("options.norm=l3", ["'l3'", "l1, l2, linf"]),
+    ("options.method=magic", ["'magic'", "attack", "penalty", "difference"]),
+    ("options.order=3", ["3"]),
+    ("loss=hinge", ["'hinge'", "cross_entropy"]),
+    ("data.name=imagenet", ["'imagenet'", "cifar10, cifar100, digits, mnist"]),
+    ("data.validation=1.5", ["1.5"]),
+    ("data.cutout=-1", ["-1"]),
+    ("train.schedule=linear", ["'linear'", "cosine"]),
+    ("train.batch_size=100000", ["100000", "1293"]),
+    ("train.batch_size=0", ["train.batch_size = 0"]),
+    ("train.momentum=1.0", ["train.momentum = 1.0"]),
+    ("train.learning_rate=-1.0", ["train.learning_rate = -1.0"]),
+    ("strengths.eps=-0.1", ["strengths.eps = -0.1"]),
+    ("strengths.eps=inf", ["strengths.eps = inf"]),
+    ("strengths.lam=nan", ["strengths.lam = nan"]),
+    ("report.pgd.norm=l7", ["'l7'", "l1, l2, linf"]),
+    ("evaluation.radii=0", ["evaluation.radii = 0"]),
+]
+for override, words in FIELDS:
+    BAD[override] = (TRAIN, [f"{DIGITS}:j2_lip", "--workdir={out}", f"--config.{override}"], words)
+BAD["options.order=3"][1].append("--config.options.method=difference")
+BAD["data set that is not prepared"] = (
+    TRAIN,
+    [f"--config={CONFIGS}/mnist.py:j0", "--workdir={out}", "--config.data.dir={out}-none"],
+    ["mnist", "download_and_prepare"],
+)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, str, list[Path]]]:
+    """Every bad call, made once: exit code, output, error output, what was written."""
+    folder = tmp_path_factory.mktemp("bad")
+    calls = []
+    for i, (script, arguments, _) in enumerate(BAD.values()):
+        out = str(folder / f"run{i}")
+        calls.append([[script, *(a.format(out=out) for a in arguments)], str(folder / f"log{i}")])
+    environment = {k: v for k, v in os.environ.items() if k != "TFDS_DATA_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DRIVER],
+        input=json.dumps(calls),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        check=True,
+    )
+    codes = [int(line) for line in done.stdout.split()]
+    logs = [Path(log) for _, log in calls]
+    return {
+        name: (
+            codes[i],
+            Path(f"{logs[i]}.stdout").read_text(),
+            Path(f"{logs[i]}.stderr").read_text(),
+            sorted(folder.glob(f"run{i}*")),
+        )
+        for i, name in enumerate(BAD)
+    }
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line_with_the_value_and_the_choices(case, outcomes):
+    code, out, err, written = outcomes[case]
+    assert code != 0
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    assert "Traceback" not in err
+    for word in BAD[case][2]:
+        assert word in err
+    assert written == []
+
+
+def test_the_mistakes_wrote_nothing_into_the_project(outcomes):
+    assert not (ROOT / "docs" / "config.json").exists()
+    assert len(outcomes) >= 25
