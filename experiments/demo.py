@@ -6,10 +6,10 @@ evaluate.py do with experiments/configs/digits.py; one that is finished is not d
 
 from pathlib import Path
 
-import cli
 from absl import flags
-from configs import digits
 
+import cli
+from configs import digits
 from lipreg import experiment, report
 from lipreg.config import label
 

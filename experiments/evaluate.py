@@ -8,10 +8,10 @@ stronger attack can only lower them.
 
 from functools import partial
 
-import cli
 from absl import flags
 from tqdm import tqdm
 
+import cli
 from lipreg import curves, experiment, report
 from lipreg.config import label
 

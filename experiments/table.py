@@ -5,9 +5,9 @@ maximum norm (PNG and SVG). Every run must have been evaluated with the same set
 differ in their seeds alone make one row: mean ± standard deviation.
 """
 
-import cli
 from absl import flags
 
+import cli
 from lipreg import report
 
 _OUT = flags.DEFINE_string("out", "runs/table", "where to write")

@@ -5,10 +5,10 @@ head. Every field of lipreg/config.py can be overridden. The same command on the
 on where the run stopped.
 """
 
-import cli
 from absl import flags
 from ml_collections import config_flags
 
+import cli
 from lipreg import experiment, models
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)

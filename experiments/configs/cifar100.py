@@ -1,6 +1,6 @@
 """CIFAR-100: as CIFAR-10, the papers' ResNeXt34 (2x32), or `ROW,cnn` for two CPU cores.
 
-python experiments/train.py --config=experiments/configs/cifar100.py:j2_lip_tanh --workdir=runs/c
+python experiments/train.py --config=experiments/configs/cifar100.py:j2_lip --workdir=runs/c
 """
 
 from configs import cifar10
