@@ -46,8 +46,8 @@ def error_curves(
     """`P(distance <= eps)` in % against eps, a line for each name: the deck's curves (A) and (B).
 
     `distances` are the smallest perturbations found, `[N]` per name: 0 for a clean error, inf for a
-    failed attack. The axis ends at the last of `epsilons`, by default 5 % beyond the 95th
-    percentile of the finite distances. `marks` are radii to point out, those of the table.
+    failed attack. `marks` are radii to point out, those of the table. The axis ends at the last of
+    `epsilons`, by default a little beyond the marks and 99 % of the finite distances.
 
     Raises: ValueError for no names and for a name without distances.
 
@@ -62,8 +62,8 @@ def error_curves(
             raise ValueError(f"distances of {name!r} have shape {values.shape}; want [N], no NaN.")
     if epsilons is None:
         finite = np.concatenate([values[np.isfinite(values)] for values in arrays.values()])
-        last = 1.05 * np.quantile(finite, 0.95) if finite.any() else 1.0
-        epsilons = np.linspace(0, last, 201)
+        farthest = np.quantile(finite, 0.99) if finite.any() else 1.0
+        epsilons = np.linspace(0, 1.05 * max(farthest, *marks, 0), 201)
     grid = np.asarray(epsilons, float)
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()

@@ -147,7 +147,6 @@ def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Pa
         figure = plots.error_curves(
             {name: found[norm] for name, found in distances.items()},
             norm_name=norm,
-            epsilons=np.linspace(0, settings[norm]["largest"], 201),
             marks=(settings[norm]["table"],),
         )
         files += plots.save(figure, out / f"curves_{norm}")

@@ -1,0 +1,261 @@
+"""From a config to a table: every config trains, runs resume, and the report adds up."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from lipreg import attacks, curves, data, experiment, losses, models, objectives, report, runs
+from lipreg.norms import LINF
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+CIFAR = (32, 32, 3)
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": CIFAR, "cifar100": CIFAR}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stand_in():
+    """Twenty-four images of noise in the shape of every data set; the launchers' folder on path."""
+
+    def load(name, split, **_):
+        rng = np.random.default_rng(len(split))
+        classes = 100 if name == "cifar100" else 10
+        x = rng.integers(0, 256, (24, *SHAPES[name]), np.uint8)
+        return data.Dataset(x, rng.integers(0, classes, 24, np.int32), classes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", load)
+        patch.syspath_prepend(str(EXPERIMENTS))
+        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers and floats
+            yield
+
+
+def config_file(name):
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tiny(name="digits", row="j2_lip_tanh", **changes):
+    """A config as its file has it, its network and its numbers cut down to seconds."""
+    config = config_file(name).get_config(row)
+    narrow = {"channels": (2,), "hidden": 4}
+    if config.model.name != "CNN":
+        narrow = {"channels": (2, 2, 2), "stages": (1, 1, 1)}
+    with config.model.unlocked():
+        config.model.settings.update(narrow)
+    config.train.update({"epochs": 2, "batch_size": 8})
+    config.report.update({"examples": 8, "every_steps": 2})
+    config.report.pgd.steps = 1
+    config.evaluation.update({"examples": 16, "batch_size": 8, "steps": 2, "radii": 3})
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+CONFIGS = [("digits", ""), ("mnist", ""), ("cifar10", ",cnn"), ("cifar100", ",cnn")]
+
+
+ROWS = [(name, f"j2_lip_tanh{model}") for name, model in CONFIGS]
+
+
+@pytest.mark.parametrize(("name", "row"), [*ROWS, ("cifar10", "j1")])
+def test_every_config_trains_end_to_end(name, row, tmp_path):
+    prepared = experiment.prepare(tiny(name, row))
+    state = experiment.train_run(prepared, tmp_path / "run", silent=True)
+    assert int(state.step) == 6
+    chex.assert_tree_all_finite((state.params, state.model_state))
+    last = runs.metrics(tmp_path / "run")[-1]
+    assert {"step", "objective", "validation_error", "validation_error_pgd"} <= last.keys()
+    assert last["validation_error"] <= last["validation_error_pgd"]
+    chex.assert_trees_all_equal_shapes(state.params, prepared.state.params)
+
+
+@pytest.mark.parametrize("row", objectives.__all__)
+@pytest.mark.parametrize("head", ["", "_tanh"])
+def test_digits_offers_every_objective_with_both_heads(row, head):
+    config = tiny("digits", row + head)
+    assert config.objective == row
+    assert config.model.head == (head[1:] or "linear")
+    experiment.prepare(config)  # traces the whole step
+
+
+@pytest.mark.parametrize(("name", "model"), [*CONFIGS, ("cifar10", ""), ("cifar100", "")])
+def test_the_configs_are_typed_and_offer_the_four_rows(name, model):
+    for row in ("j0", "j1", "j2", "j2_lip"):
+        config = config_file(name).get_config(row + model).lock()
+        assert config.data.name == name
+        with pytest.raises(TypeError):
+            config.train.epochs = "three"
+
+
+def test_the_cifar_configs_convert_the_authors_units_in_the_open():
+    j1, lip = (config_file("cifar10").get_config(row).strengths for row in ("j1", "j2_lip"))
+    np.testing.assert_allclose(j1.eps * 3072**0.5, 0.01)  # their eps is a Euclidean length
+    np.testing.assert_allclose(lip.lam * 128, 0.1)  # their lip weighs the mean loss of a batch
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    config = tiny(**{"train.ema": 0.9, "data.pad": 1, "data.flip": True})
+    whole = experiment.train_run(experiment.prepare(config), tmp_path / "whole", silent=True)
+
+    write = runs.Log.write
+
+    def killed(self, step, row):
+        write(self, step, row)
+        if step == 5:  # between the checkpoints of epoch 1 and 2
+            raise KeyboardInterrupt
+
+    config.report.every_steps = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Log, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.train_run(experiment.prepare(config), tmp_path / "killed", silent=True)
+    seen = [row["step"] for row in runs.metrics(tmp_path / "killed")]
+    assert seen == [1, 2, 3, 4, 5]
+    resumed = experiment.train_run(experiment.prepare(config), tmp_path / "killed", silent=True)
+    drop_key = lambda s: (s.params, s.opt_state, s.ema, s.step)
+    chex.assert_trees_all_close(drop_key(resumed), drop_key(whole), rtol=1e-6)
+    assert [row["step"] for row in runs.metrics(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
+
+    config.strengths.lam = 7.0
+    with pytest.raises(ValueError, match=r"strengths.lam \(0.\d+ there, 7.0 asked\)"):
+        experiment.train_run(experiment.prepare(config), tmp_path / "killed", silent=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two seeds of one row and one of another, trained and evaluated."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, row, seed in (("a0", "j0", 0), ("a1", "j0", 1), ("b0", "j2", 0)):
+        config = tiny("digits", row, seed=seed)
+        experiment.train_run(experiment.prepare(config), folder / name, silent=True)
+        report.evaluate(experiment.load(folder / name), folder / name)
+    return folder
+
+
+def test_an_evaluation_holds_what_the_distances_imply(finished):
+    run = finished / "b0"
+    record = json.loads((run / "evaluation.json").read_text())
+    with np.load(run / "distances.npz") as file:
+        found = dict(file)
+    assert {name: values.shape for name, values in found.items()} == {"l2": (16,), "linf": (16,)}
+    assert record["row"] == curves.summary(found["l2"], found["linf"], eps_l2=0.5, eps_linf=1 / 16)
+    assert {"command", "commit", "devices", "versions"} <= record["about"].keys()
+    lines = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
+    for norm, distances in found.items():
+        drawn = [(line["eps"], line["error"]) for line in lines if line["norm"] == norm]
+        errors = [error for _, error in drawn]
+        assert errors == sorted(errors)
+        for eps, error in drawn:
+            np.testing.assert_allclose(error, (distances <= np.float32(eps)).mean(), atol=1e-6)
+    for picture in ("curve_l2", "curve_linf", "attacked_l2"):
+        assert (run / f"{picture}.png").stat().st_size > 1000
+        assert (run / f"{picture}.svg").read_text().startswith("<?xml")
+
+
+def test_a_distance_of_an_image_is_that_of_its_own_attack(finished):
+    """Whatever batch it came in: seven images at a time find what eight do."""
+    loaded = experiment.load(finished / "b0")
+    with np.load(finished / "b0" / "distances.npz") as file:
+        expected = dict(file)
+    loaded.config.evaluation.batch_size = 7
+    found = experiment.measure(loaded.logits_fn, loaded.dataset, loaded.config.evaluation)
+    for norm, distances in found.items():
+        np.testing.assert_allclose(distances, expected[norm], rtol=1e-3)
+
+
+def test_seeds_of_one_config_are_one_row_with_mean_and_deviation(finished):
+    out = finished / "table"
+    text, files = report.table([finished / name for name in ("a0", "a1", "b0")], out)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[:4]]
+    assert [row[0] for row in rows] == ["", "---", "J0", "J2"]
+    errors = [
+        json.loads((finished / name / "evaluation.json").read_text())["row"]["% clean error"]
+        for name in ("a0", "a1")
+    ]
+    expected = f"{np.mean(errors):.3g} ± {np.std(errors, ddof=1):.2g}"
+    assert rows[2][rows[0].index("% clean error")] == expected
+    assert "±" not in text.splitlines()[3]
+    assert all(file.exists() for file in files)
+    assert {file.suffix for file in files} == {".md", ".csv", ".png", ".svg"}
+
+
+def test_what_was_measured_otherwise_is_not_put_into_one_table(finished, tmp_path):
+    loaded = experiment.load(finished / "a0")
+    loaded.config.evaluation.steps = 1
+    runs.claim(tmp_path / "other", loaded.config.to_dict())
+    with pytest.raises(ValueError, match=r"other is not evaluated: run python experiments/eval"):
+        report.table([tmp_path / "other"], tmp_path / "out")
+    report.evaluate(loaded, tmp_path / "other")
+    with pytest.raises(ValueError, match="other was measured with another settings"):
+        report.table([finished / "a1", tmp_path / "other"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_images_than_there_are_is_an_error(finished):
+    loaded = experiment.load(finished / "a0")
+    loaded.config.evaluation.examples = 99
+    with pytest.raises(ValueError, match="examples = 99; the split has 24"):
+        experiment.measure(loaded.logits_fn, loaded.dataset, loaded.config.evaluation)
+
+
+# Any model: the core asks for a function of images only.
+
+
+def test_linen_nnx_and_a_plain_function_have_one_loss_gradient_and_attack():
+    key = jax.random.key(0)
+    x, y = jax.random.uniform(key, (6, 5)), jnp.arange(6) % 3
+    w1, w2 = jax.random.normal(key, (5, 4)), jax.random.normal(key, (4, 3))
+    weights = {"Dense_0": {"kernel": w1}, "Dense_1": {"kernel": w2}}
+
+    class Linen(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            x = linen.Dense(4, use_bias=False)(x)
+            return linen.Dense(3, use_bias=False)(jnp.tanh(x))
+
+    def plain(params, x):
+        return jnp.tanh(x @ params["Dense_0"]["kernel"]) @ params["Dense_1"]["kernel"]
+
+    def of_nnx(params, x):
+        first, second = (nnx.Linear(*w.shape, use_bias=False, rngs=nnx.Rngs(0)) for w in (w1, w2))
+        first.kernel[...] = params["Dense_0"]["kernel"]
+        second.kernel[...] = params["Dense_1"]["kernel"]
+        return second(jnp.tanh(first(x)))
+
+    results = []
+    for apply in (lambda params, x: Linen().apply({"params": params}, x), plain, of_nnx):
+
+        def objective(params, apply=apply):
+            loss = lambda x, y: losses.cross_entropy(apply(params, x), y)
+            return objectives.j2_lip(loss, x, y, eps=0.1, lam=0.1)
+
+        value_and_grad = jax.jit(jax.value_and_grad(objective, has_aux=True))(weights)
+        logits_fn = jax.tree_util.Partial(apply, weights)
+        results.append((value_and_grad, attacks.pgd(key, logits_fn, x, y, 0.1, norm=LINF)))
+    chex.assert_trees_all_close(results[0], results[1], rtol=1e-5)
+    chex.assert_trees_all_close(results[0], results[2], rtol=1e-5)
+
+
+def test_the_core_imports_no_network_library_no_data_and_no_pictures():
+    lazy = ("flax", "tensorflow_datasets", "matplotlib", "orbax", "sklearn", "ml_collections")
+    code = f"import sys, lipreg; print([m for m in {lazy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_papers_network_has_the_papers_size():
+    """3.9 million weights for ten classes (counted without allocating them)."""
+    model = models.build("ResNeXt34_2x32", classes=10)
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+    assert models.count_parameters(shapes["params"]) == 3_892_298
