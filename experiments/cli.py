@@ -24,7 +24,9 @@ def _parse(argv: list[str]) -> list[str]:
     except OSError as error:
         _fail(f"No such config file: {error.filename or error}.")
     except (flags.Error, ValueError, TypeError, SyntaxError, ImportError) as error:
-        _fail(error)
+        # ml_collections quotes the whole traceback of a config file; its last line is the message.
+        message = str(error)
+        _fail(message.strip().splitlines()[-1] if "Traceback" in message else message)
 
 
 def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:

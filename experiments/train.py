@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import cli
-from lipreg import experiment, models
+from lipreg import experiment, models, runs
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -20,6 +20,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(_: list[str]) -> None:
+    runs.check_workdir(_WORKDIR.value, _CONFIG.value.to_dict())  # before the work of preparing
     prepared = experiment.prepare(_CONFIG.value)
     if not _SILENT.value:
         weights = models.count_parameters(prepared.state.params)

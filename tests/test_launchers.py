@@ -85,7 +85,7 @@ BAD = {
     ),
     "run that is not there": (EVALUATE, ["--run={out}"], ["not a run", "config.json"]),
     "no run": (EVALUATE, [], ["run"]),
-    "unknown split": (EVALUATE, ["--run={out}", "--split=dev"], ["dev", "test, validation"]),
+    "unknown split": (EVALUATE, ["--run={out}", "--split=dev"], ["dev", "test|validation"]),
     "no steps": (EVALUATE, ["--run={out}", "--steps=0"], ["--steps=0", "at least 1"]),
     "stray argument to evaluate": (EVALUATE, ["--run={out}", "x"], ["'x'"]),
     "no runs": (TABLE, [], ["RUN RUN"]),

@@ -27,7 +27,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-__all__ = ["Log", "about", "checkpoints", "claim", "metrics", "read_config", "restore", "save"]
+__all__ = [
+    "Log",
+    "about",
+    "check_workdir",
+    "checkpoints",
+    "claim",
+    "metrics",
+    "read_config",
+    "restore",
+    "save",
+]
 
 
 def _tuples(value: Any) -> Any:
@@ -56,11 +66,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Make `workdir` the run of `config`; a run with the same config is taken up again.
+def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Refuse a folder that is not free for a run of `config`; the same run is taken up again.
 
     Raises: ValueError, naming the keys that differ, for a run with another config, and for a
-    folder with other things in it. Nothing is written then.
+    file, and for a folder with other things in it.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
@@ -79,6 +89,12 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
                 f"--workdir={workdir} holds a run with another config: {', '.join(changed)}. "
                 "Name a new folder, or ask for the same."
             )
+
+
+def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Make `workdir` the run of `config`, or refuse like `check_workdir` and write nothing."""
+    check_workdir(workdir, config)
+    workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (workdir / "about.json").write_text(json.dumps(about(), indent=2) + "\n")
