@@ -7,7 +7,7 @@ from lipreg.config import Config, base_config
 
 STRENGTHS = {
     "j0": {},
-    "j1": {"eps": 0.05},  # l_inf radius: 0.05 sqrt(64) = 0.4 in l_2
+    "j1": {"eps": 0.1},  # l_inf radius
     "j2": {"eps": 0.4},
     "j2_lip": {"eps": 0.4, "lam": 0.01},
     "tikhonov": {"lam": 0.1},

@@ -189,8 +189,7 @@ def fit(
     The data set is moved to the device once; an epoch is a permutation drawn from `key` and its
     number, so a restored state goes on with the batches that it would have seen. The whole step is
     one compiled program which *donates* its state: a yielded state is gone when the next is asked
-    for. On CPU the loop over steps is Python's on purpose: XLA:CPU runs second-order terms in
-    convolutional networks many times slower inside `lax.scan`.
+    for. The loop over steps is Python's: a report or a checkpoint can come after any of them.
 
     Raises: FloatingPointError, naming the step and the part, when a part is not finite.
     """
