@@ -18,7 +18,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.attacks.gradient import Bounds, LogitsFn, example_keys
+from lipreg.attacks.start import Bounds, LogitsFn, example_keys
 from lipreg.norms import L2, Norm, expand
 
 __all__ = [
