@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lipreg import curves, losses, norms, objectives
-from lipreg.attacks import gradient, start
+from lipreg.attacks import gradient
 from lipreg.norms import L1, L2, LINF, expand, lp
 
 NORMS = [L1, L2, LINF, lp(1.5), lp(3)]

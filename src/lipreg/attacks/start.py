@@ -39,10 +39,9 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
         raise ValueError(f"logits_fn must return [{x.shape[0]}, K]; it returned {got}.")
     if logits.shape[1] < 2:
         raise ValueError(f"logits_fn returned {logits.shape[1]} class; an attack needs at least 2.")
-    if not isinstance(y, Tracer) and not ((y >= 0) & (y < logits.shape[1])).all():
-        raise ValueError(
-            f"y has values from {y.min()} to {y.max()}; want 0 to {logits.shape[1] - 1}."
-        )
+    last = logits.shape[1] - 1
+    if not isinstance(y, Tracer) and not ((y >= 0) & (y <= last)).all():
+        raise ValueError(f"y has values from {y.min()} to {y.max()}; logits_fn has 0 to {last}.")
     if isinstance(x, Tracer):
         return
     values = np.asarray(x)
