@@ -18,7 +18,7 @@ STRENGTHS = {
 CNN_STRENGTHS = STRENGTHS | {
     "j1": {"eps": 0.1 / 3072**0.5},
     "j2": {"eps": 0.1},
-    "j2_lip": {"eps": 0.1, "lam": 0.01},
+    "j2_lip": {"eps": 0.1, "lam": 0.003},
 }
 
 

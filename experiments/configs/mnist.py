@@ -7,9 +7,9 @@ from lipreg.config import Config, base_config
 
 STRENGTHS = {
     "j0": {},
-    "j1": {"eps": 0.5 / 28},  # l_inf radius of an l_2 length of 0.5: the authors' 1/sqrt(N)
-    "j2": {"eps": 0.5},
-    "j2_lip": {"eps": 0.5, "lam": 0.01},
+    "j1": {"eps": 0.15},  # l_inf radius
+    "j2": {"eps": 1.0},
+    "j2_lip": {"eps": 1.0, "lam": 0.003},
     "tikhonov": {"lam": 0.1},
     "grad_lp": {"lam": 0.1},
 }
