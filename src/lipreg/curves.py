@@ -208,12 +208,16 @@ def summary(
     >>> summary(jnp.array([0.0, 0.2]), jnp.array([0.0, 0.1]))["% error at l2 0.1"]
     50.0
     """
+
+    def percent(distances: ArrayLike, eps: float) -> float:
+        return round(100 * float(error_at(distances, eps)[0]), 4)  # 8.0, not 8.000000566
+
     return {
-        "% clean error": 100 * float(error_at(l2, 0.0)[0]),
+        "% clean error": percent(l2, 0.0),
         "l2 median": float(median_distance(l2)),
-        f"% error at l2 {eps_l2:g}": 100 * float(error_at(l2, eps_l2)[0]),
+        f"% error at l2 {eps_l2:g}": percent(l2, eps_l2),
         "linf median": float(median_distance(linf)),
-        f"% error at linf {eps_linf:g}": 100 * float(error_at(linf, eps_linf)[0]),
+        f"% error at linf {eps_linf:g}": percent(linf, eps_linf),
     }
 
 
