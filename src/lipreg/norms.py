@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -45,8 +44,13 @@ def expand(s: ArrayLike, v: Array) -> Array:
     return s.reshape(s.shape + (1,) * (v.ndim - s.ndim))
 
 
+def _wide(v: Array) -> Array:
+    """In float32, or in its own type where that is wider; promotion would be refused if strict."""
+    return v if jnp.finfo(v.dtype).bits >= 32 else v.astype(jnp.float32)
+
+
 def _flat(v: Array) -> Array:
-    v = v.astype(jnp.promote_types(v.dtype, jnp.float32))
+    v = _wide(v)
     return v.reshape(v.shape[0], -1)
 
 
@@ -91,21 +95,27 @@ def _direction(g: Array, p: float) -> Array:
 
 
 def _project(v: Array, eps: ArrayLike, p: float) -> Array:
-    v = v.astype(jnp.promote_types(v.dtype, jnp.float32))
+    v = _wide(v)
     if p == math.inf:
         radius = expand(eps, v)
         return jnp.clip(v, -radius, radius)
     radius = jnp.broadcast_to(jnp.asarray(eps, v.dtype), v.shape[:1])
     if p == 1:
-        ball = jax.vmap(optax.projections.projection_l1_ball)(v.reshape(v.shape[0], -1), radius)
-        # A radius of 0 is a ball, too: the point 0.
-        return jnp.where(expand(radius, v) > 0, ball.reshape(v.shape), 0.0)
+        # Outside, every entry shrinks by one amount: the largest over k of what brings the sum of
+        # the k largest to the radius. Counted from the largest entry, it is exact for small radii.
+        flat = jnp.abs(v.reshape(v.shape[0], -1))
+        inside = flat.sum(1) <= radius
+        flat = flat - flat.max(1, keepdims=True)
+        counts = jnp.arange(1, flat.shape[1] + 1, dtype=v.dtype)
+        sums = jnp.cumsum(jnp.sort(flat, axis=1, descending=True), axis=1)
+        shrink = ((sums - radius[:, None]) / counts[None]).max(1, keepdims=True)
+        left = jnp.sign(v) * jnp.maximum(flat - shrink, 0.0).reshape(v.shape)
+        return jnp.where(expand(inside.astype(v.dtype), v) > 0, v, left)
     size = _power_size(v, p)
     shrink = jnp.minimum(1.0, radius / jnp.where(size > 0, size, 1.0))
     return v * expand(shrink, v)
 
 
-@functools.cache
 def lp(p: float) -> Norm:
     """`||v||_p = (sum |v_i|^p)^(1/p)`, its dual `||g||_q` with `1/p + 1/q = 1`, and the maximiser.
 
@@ -121,7 +131,12 @@ def lp(p: float) -> Norm:
     >>> lp(2).size(jnp.array([[3.0, 4.0]])), lp(2).direction(jnp.array([[3.0, 4.0]]))
     (Array([5.], dtype=float32), Array([[0.6, 0.8]], dtype=float32))
     """
-    p = float(p)
+    # functools.cache tells 2 from 2.0.
+    return _lp(float(p))
+
+
+@functools.cache
+def _lp(p: float) -> Norm:
     if not p >= 1:
         raise ValueError(f"No l_p norm with p = {p:g}; choose 1 <= p <= inf.")
     q = math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1)

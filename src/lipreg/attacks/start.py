@@ -40,8 +40,12 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
     if logits.shape[1] < 2:
         raise ValueError(f"logits_fn returned {logits.shape[1]} class; an attack needs at least 2.")
     last = logits.shape[1] - 1
-    if not isinstance(y, Tracer) and not ((y >= 0) & (y <= last)).all():
-        raise ValueError(f"y has values from {y.min()} to {y.max()}; logits_fn has 0 to {last}.")
+    # In numpy: inside jit, where y may be a constant, jnp would give a tracer.
+    if not isinstance(y, Tracer):
+        classes = np.asarray(y)
+        if not ((classes >= 0) & (classes <= last)).all():
+            least, most = classes.min(), classes.max()
+            raise ValueError(f"y has values from {least} to {most}; logits_fn has 0 to {last}.")
     if isinstance(x, Tracer):
         return
     values = np.asarray(x)
