@@ -124,7 +124,9 @@ def test_the_table_holds_every_objective_and_every_method_it_documents():
 def test_a_member_is_the_same_however_it_is_run(name, method):
     """Eager, jit, vmap over strengths, pmap over them, a batch sharded over four devices: value,
     parts and parameter gradient; and one trace serves all strengths."""
-    run = value_and_grad(member(name, method))
+    # A difference divides rounding errors by h: at 0.1 the tolerance of the other methods is right.
+    options = {"h": 0.1} if method == "difference" else {}
+    run = value_and_grad(member(name, method, **options))
     sweep = [some_strengths(name, scale) for scale in (0.5, 1.0, 1.5, 2.0)]
 
     chex.clear_trace_counter()

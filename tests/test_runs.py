@@ -28,12 +28,14 @@ def assert_same(a: train.State, b: train.State) -> None:
     jax.tree.map(np.testing.assert_array_equal, raw(a), raw(b))
 
 
-def flip_a_byte(folder) -> None:
-    """In the largest data file of a checkpoint."""
-    target = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-    content = bytearray(target.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    target.write_bytes(bytes(content))
+def flip_bytes(folder) -> None:
+    """In the middle of every data file of a checkpoint: some hold nothing that is read again."""
+    files = [f for f in folder.rglob("d/*") if f.is_file()]
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(bytes(content))
 
 
 def test_a_claimed_folder_is_taken_up_again_by_the_same_config_only(tmp_path):
@@ -108,7 +110,7 @@ def test_flipped_bytes_are_found_and_the_checkpoint_before_is_used(tmp_path):
     with runs.checkpoints(tmp_path) as manager:
         runs.save(manager, 1, a_state(1.0, 4096))
         runs.save(manager, 2, a_state(2.0, 4096))
-    flip_a_byte(tmp_path / "checkpoints" / "2")
+    flip_bytes(tmp_path / "checkpoints" / "2")
     with runs.checkpoints(tmp_path) as manager:
         with pytest.warns(UserWarning, match="Checkpoint 2 .* is damaged"):
             found = runs.restore(manager, a_state(0.0, 4096))
@@ -121,7 +123,7 @@ def test_flipped_bytes_are_found_and_the_checkpoint_before_is_used(tmp_path):
 def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path):
     with runs.checkpoints(tmp_path) as manager:
         runs.save(manager, 1, a_state(1.0, 4096))
-    flip_a_byte(tmp_path / "checkpoints" / "1")
+    flip_bytes(tmp_path / "checkpoints" / "1")
     with (
         runs.checkpoints(tmp_path) as manager,
         pytest.warns(UserWarning, match="damaged"),
