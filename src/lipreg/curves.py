@@ -18,8 +18,16 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.attacks.start import Bounds, LogitsFn, example_keys
-from lipreg.norms import L2, Norm, expand
+from lipreg.attacks.start import (
+    Bounds,
+    LogitsFn,
+    example_keys,
+    fold_in,
+    misclassified,
+    select,
+    to_boundary,
+)
+from lipreg.norms import L2, Norm
 
 __all__ = [
     "distance",
@@ -36,19 +44,13 @@ __all__ = [
 Attack = Callable[..., Array]
 
 
-def _wrong(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
-    """Misclassified, [B]. Logits that are not numbers are no answer, and so a wrong one."""
-    logits = logits_fn(x)
-    return (jnp.argmax(logits, -1) != y) | ~jnp.isfinite(logits).all(-1)
-
-
 def error(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
     """`P(argmax_k logits_k(x) != y)` over the batch: a number in [0, 1].
 
     >>> error(lambda x: x, jnp.eye(2), jnp.array([0, 0]))
     Array(0.5, dtype=float32)
     """
-    return _wrong(logits_fn, x, y).mean()
+    return misclassified(logits_fn, x, y).mean()
 
 
 def distance(
@@ -70,9 +72,9 @@ def distance(
     """
     low, high = bounds
     inside = ((x_adv >= low) & (x_adv <= high)).reshape(x.shape[0], -1).all(1)
-    fooled = _wrong(logits_fn, x_adv, y) & inside
+    fooled = misclassified(logits_fn, x_adv, y) & inside
     found = jnp.where(fooled, norm.size(x_adv - x), jnp.inf)
-    return jnp.where(_wrong(logits_fn, x, y), 0.0, found)
+    return jnp.where(misclassified(logits_fn, x, y), 0.0, found)
 
 
 def minimal_distance(
@@ -120,34 +122,24 @@ def minimal_distance(
         low, high, best, point = carry
         middle = (low + high) // 2
         eps = epsilons[jnp.minimum(middle, epsilons.size - 1)]
-        round_keys = jax.vmap(lambda k: jax.random.fold_in(k, round_))(keys)
-        x_adv = attack(round_keys, logits_fn, x, y, eps)
+        x_adv = attack(fold_in(keys, round_), logits_fn, x, y, eps)
         found = distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
         broken = found < jnp.inf
         # A successful point may lie well inside the ball: skip the radii beyond it.
         high = jnp.where(broken, jnp.minimum(middle, jnp.searchsorted(epsilons, found)), high)
         low = jnp.minimum(jnp.where(broken, low, middle + 1), high)
         closer = found < best
-        point = jnp.where(expand(closer.astype(x.dtype), x) > 0, x_adv, point)
+        point = select(closer, x_adv, point)
         return low, high, jnp.where(closer, found, best), point
 
     batch = x.shape[0]
     low = jnp.zeros(batch, jnp.int32)
     high = jnp.full(batch, epsilons.size, jnp.int32)
     rounds = math.ceil(math.log2(epsilons.size + 1))
-    best = jnp.where(_wrong(logits_fn, x, y), 0.0, jnp.full(batch, jnp.inf, x.dtype))
+    best = jnp.where(misclassified(logits_fn, x, y), 0.0, jnp.full(batch, jnp.inf, x.dtype))
     _, _, best, point = jax.lax.fori_loop(0, rounds, body, (low, high, best, x), unroll=unroll)
 
-    def shrink(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Fractions of the way to the point: right at the first, misclassified at the second."""
-        right, wrong = ends
-        middle = (right + wrong) / 2
-        fooled = _wrong(logits_fn, x + expand(middle, x) * (point - x), y)
-        return jnp.where(fooled, right, middle), jnp.where(fooled, middle, wrong)
-
-    ends = (jnp.zeros_like(best), jnp.ones_like(best))
-    _, fraction = jax.lax.fori_loop(0, refine, shrink, ends)
-    closest = x + expand(fraction, x) * (point - x)
+    closest = to_boundary(logits_fn, x, y, point, steps=refine)
     return jnp.minimum(best, distance(logits_fn, x, y, closest, norm=norm, bounds=bounds))
 
 

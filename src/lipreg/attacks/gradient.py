@@ -9,8 +9,10 @@ from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
     LogitsLoss,
+    at_least_one,
     check_inputs,
-    example_keys,
+    select,
+    strongest_copy,
     uniform_in_ball,
 )
 from lipreg.losses import cross_entropy, margin
@@ -80,71 +82,42 @@ def pgd(
     Array([[0.25, 0.75]], dtype=float32)
     """
     check_inputs(logits_fn, x, y, bounds)
-    for name, value in {"steps": steps, "restarts": restarts}.items():
-        if value < 1:
-            raise ValueError(f"pgd: {name} = {value}; it must be at least 1.")
-    batch = x.shape[0]
-    classes = jax.eval_shape(logits_fn, x).shape[1]
-    if not 0 <= targets < classes:
-        raise ValueError(
-            f"pgd: targets = {targets} of {classes} classes; choose 0 to {classes - 1}."
-        )
+    at_least_one("pgd", steps=steps)
     rate = 2.5 / steps if step_size is None else step_size
-    copies = restarts * max(targets, 1)
 
-    def tile(a: Array) -> Array:
-        """[B, ...] -> [copies * B, ...], copy by copy."""
-        return jnp.tile(a, (copies,) + (1,) * (a.ndim - 1))
+    def one(keys: Array, x: Array, y: Array, eps: Array, target: Array) -> tuple[Array, Array]:
+        def ascend(x_adv: Array) -> tuple[Array, Array]:
+            """The gradient to follow, and the margin at the point where it was taken."""
 
-    x0, labels, radius = tile(x), tile(y), jnp.broadcast_to(jnp.asarray(eps, x.dtype), (batch,))
-    radius = tile(radius)
-    wrong = labels
-    if targets:
-        scores = jnp.where(jax.nn.one_hot(y, classes, dtype=bool), -jnp.inf, logits_fn(x))
-        _, likeliest = jax.lax.top_k(scores, targets)
-        wrong = jnp.tile(likeliest.T.reshape(-1), restarts)
+            def total(x_adv: Array) -> tuple[Array, Array]:
+                logits = logits_fn(x_adv)
+                value = -loss(logits, target) if targets else loss(logits, y)
+                return value.sum(), margin(logits, y)
 
-    def ascend(x_adv: Array) -> tuple[Array, Array]:
-        """The gradient to follow, and the margin at the point where it was taken."""
+            return jax.grad(total, has_aux=True)(x_adv)
 
-        def total(x_adv: Array) -> tuple[Array, Array]:
-            logits = logits_fn(x_adv)
-            value = -loss(logits, wrong) if targets else loss(logits, labels)
-            return value.sum(), margin(logits, labels)
+        def keep(best: tuple[Array, Array], x_adv: Array, score: Array) -> tuple[Array, Array]:
+            better = score > best[1]
+            return select(better, x_adv, best[0]), jnp.where(better, score, best[1])
 
-        return jax.grad(total, has_aux=True)(x_adv)
+        def body(_: int, carry: tuple) -> tuple:
+            x_adv, velocity, best = carry
+            grad, score = ascend(x_adv)
+            best = keep(best, x_adv, score)
+            if momentum:
+                size = norm.dual(grad)
+                velocity = momentum * velocity + grad / expand(jnp.where(size > 0, size, 1.0), grad)
+                grad = velocity
+            moved = x_adv + expand(rate * eps, x) * norm.direction(grad).astype(x.dtype)
+            inside = x + norm.project(moved - x, eps).astype(x.dtype)
+            return jnp.clip(inside, *bounds), velocity, best
 
-    def keep(best: tuple[Array, Array], x_adv: Array, score: Array) -> tuple[Array, Array]:
-        better = score > best[1]
-        rows = better.reshape(better.shape + (1,) * (x.ndim - 1))
-        return jnp.where(rows, x_adv, best[0]), jnp.where(better, score, best[1])
+        start = x
+        if random_start:
+            start = jnp.clip(x + expand(eps, x) * uniform_in_ball(keys, x, norm), *bounds)
+        nothing = jnp.full(y.shape, -jnp.inf, jax.eval_shape(logits_fn, x).dtype)
+        carry = start, jnp.zeros_like(x), (x, nothing)
+        x_adv, _, best = jax.lax.fori_loop(0, steps, body, carry, unroll=unroll)
+        return keep(best, x_adv, margin(logits_fn(x_adv), y))
 
-    def body(_: int, carry: tuple) -> tuple:
-        x_adv, velocity, best = carry
-        grad, score = ascend(x_adv)
-        best = keep(best, x_adv, score)
-        if momentum:
-            size = norm.dual(grad)
-            velocity = momentum * velocity + grad / expand(jnp.where(size > 0, size, 1.0), grad)
-            grad = velocity
-        moved = x_adv + expand(rate * radius, x) * norm.direction(grad).astype(x.dtype)
-        inside = x0 + norm.project(moved - x0, radius).astype(x.dtype)
-        return jnp.clip(inside, *bounds), velocity, best
-
-    start = x0
-    if random_start:
-        keys = example_keys(key, batch)
-        copy_keys = jax.vmap(lambda c: jax.vmap(lambda k: jax.random.fold_in(k, c))(keys))(
-            jnp.arange(copies)
-        ).reshape(-1)
-        noise = uniform_in_ball(copy_keys, x0, norm)
-        start = jnp.clip(x0 + expand(radius, x) * noise, *bounds)
-    nothing = jnp.full(labels.shape, -jnp.inf, jax.eval_shape(logits_fn, x).dtype)
-    x_adv, _, best = jax.lax.fori_loop(
-        0, steps, body, (start, jnp.zeros_like(x0), (x0, nothing)), unroll=unroll
-    )
-    x_adv, score = keep(best, x_adv, margin(logits_fn(x_adv), labels))
-    # Of the copies of an example, the one with the largest margin.
-    winner = jnp.argmax(score.reshape(copies, batch), axis=0)
-    chosen = x_adv.reshape((copies, *x.shape))[winner, jnp.arange(batch)]
-    return jax.lax.stop_gradient(chosen)
+    return strongest_copy(one, key, logits_fn, x, y, eps, restarts=restarts, targets=targets)

@@ -1,16 +1,36 @@
-"""Where every attack begins: its inputs checked, a key per example, a random point of the ball."""
+"""What every attack shares: inputs checked, a key per example, random points, copies, the boundary.
+
+A function of this room that treats examples one by one takes and returns batches.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
-from lipreg.norms import Norm
+from lipreg.norms import Norm, expand
 
-__all__ = ["Bounds", "LogitsFn", "LogitsLoss", "check_inputs", "example_keys", "uniform_in_ball"]
+__all__ = [
+    "Bounds",
+    "LogitsFn",
+    "LogitsLoss",
+    "at_least_one",
+    "check_inputs",
+    "check_norm",
+    "example_keys",
+    "fold_in",
+    "likeliest_wrong",
+    "misclassified",
+    "select",
+    "strongest_copy",
+    "to_boundary",
+    "uniform_in_ball",
+]
 
 LogitsFn = Callable[[Array], Array]
 LogitsLoss = Callable[[Array, Array], Array]
@@ -21,7 +41,26 @@ def example_keys(key: Array, n: int) -> Array:
     """One key per example: `fold_in(key, row)`; a batch `[n]` of keys is returned as it is."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"A key of dtype {key.dtype}; make it with jax.random.key(seed).")
-    return key if key.ndim else jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+    return key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(n))
+
+
+def fold_in(keys: Array, number: ArrayLike) -> Array:
+    """`fold_in(key, number)` for each key of a batch `[B]`: the keys of one round of an attack."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def at_least_one(attack: str, **options: float) -> None:
+    """ValueError for a count, such as `steps`, below 1."""
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"{attack}: {name} = {value}; it must be at least 1.")
+
+
+def check_norm(attack: str, norm: Norm, *served: Norm) -> None:
+    """ValueError for a norm that the attack does not serve, with those that it does."""
+    if norm not in served:
+        choices = ", ".join(n.name for n in served)
+        raise ValueError(f"{attack}: no form for the norm {norm.name}; choose one of {choices}.")
 
 
 def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> None:
@@ -52,6 +91,85 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
     if not ((values >= low) & (values <= high)).all():
         least, most = values.min(), values.max()
         raise ValueError(f"x has values from {least:g} to {most:g}, outside bounds {bounds}.")
+
+
+def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
+    """`argmax_k logits_k(x) != y`, [B]. Logits that are not numbers are no answer, and so wrong."""
+    logits = logits_fn(x)
+    return (jnp.argmax(logits, -1) != y) | ~jnp.isfinite(logits).all(-1)
+
+
+def select(mask: Array, a: Array, b: Array) -> Array:
+    """Row i of `a` where `mask[i]`, of `b` elsewhere: `[B], [B, ...], [B, ...] -> [B, ...]`."""
+    return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+
+
+def likeliest_wrong(logits: Array, y: Array, n: int) -> Array:
+    """The n classes other than y with the largest logits, the likeliest first, `[B, n]`."""
+    others = jnp.where(jax.nn.one_hot(y, logits.shape[1], dtype=bool), -jnp.inf, logits)
+    return jax.lax.top_k(others, n)[1]
+
+
+def strongest_copy(
+    one: Callable[..., tuple[Array, Array]],
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    eps: ArrayLike,
+    *,
+    restarts: int,
+    targets: int,
+) -> Array:
+    """Restarts and targets of an attack as one batch, `restarts * max(targets, 1)` times as large.
+
+    `one(keys, x, y, eps, target) -> (x_adv, score)` is the attack on the copies, `[C * B, ...]`:
+    each has a key of its own, and the copies of an example approach its `targets` likeliest wrong
+    classes in turn (`target` is y itself where `targets` is 0). Returns, `[B, ...]`, the copy with
+    the largest score of each example, without a derivative.
+    """
+    batch, classes = x.shape[0], jax.eval_shape(logits_fn, x).shape[1]
+    at_least_one("restarts and targets", restarts=restarts)
+    if not 0 <= targets < classes:
+        raise ValueError(f"targets = {targets} of {classes} classes; choose 0 to {classes - 1}.")
+    copies = restarts * max(targets, 1)
+
+    def tile(a: Array) -> Array:
+        return jnp.tile(a, (copies,) + (1,) * (a.ndim - 1))  # copy by copy
+
+    keys = example_keys(key, batch)
+    keys = jax.vmap(lambda copy: fold_in(keys, copy))(jnp.arange(copies)).reshape(-1)
+    target = tile(y)
+    if targets:
+        target = jnp.tile(likeliest_wrong(logits_fn(x), y, targets).T.reshape(-1), restarts)
+    eps = tile(jnp.broadcast_to(jnp.asarray(eps, x.dtype), (batch,)))
+    x_adv, score = one(keys, tile(x), tile(y), eps, target)
+    winner = jnp.argmax(score.reshape(copies, batch), axis=0)
+    chosen = x_adv.reshape((copies, *x.shape))[winner, jnp.arange(batch)]
+    return jax.lax.stop_gradient(chosen)
+
+
+def to_boundary(logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, *, steps: int = 10) -> Array:
+    """The misclassified end of `steps` bisections between x and x_adv, forward passes only.
+
+    x itself where it is misclassified, and where x_adv is not: an attack that failed.
+    """
+    fooled = misclassified(logits_fn, x_adv, y)
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Fractions of the way to x_adv: right at the first, misclassified at the second."""
+        right, wrong = ends
+        middle = (right + wrong) / 2
+        fooled = misclassified(logits_fn, x + expand(middle, x) * (x_adv - x), y)
+        return jnp.where(fooled, right, middle), jnp.where(fooled, middle, wrong)
+
+    ends = jnp.zeros(x.shape[0], x.dtype), jnp.ones(x.shape[0], x.dtype)
+    _, fraction = jax.lax.fori_loop(0, steps, halve, ends)
+    # The end itself as it was handed in: x + 1 (x_adv - x) may round to another point.
+    nearest = select(fraction < 1, x + expand(fraction, x) * (x_adv - x), x_adv)
+    # Classified again: in another program the last bit may differ.
+    nearest = select(misclassified(logits_fn, nearest, y), nearest, x_adv)
+    return select(misclassified(logits_fn, x, y) | ~fooled, x, nearest)
 
 
 def uniform_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
