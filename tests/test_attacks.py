@@ -49,11 +49,21 @@ def takes(name):
     return inspect.signature(getattr(attacks, name)).parameters
 
 
+# Contracts need no strength: fewer steps than an attack's own number.
+SHORT = {"apgd": {"steps": 12}, "fab": {"steps": 8}, "square": {"queries": 40}}
+
+
+def short(name):
+    return partial(getattr(attacks, name), **SHORT.get(name, {}))
+
+
 def serves(name, norm):
     """An attack refuses the norms that it does not serve with a ValueError."""
     try:
         jax.eval_shape(partial(getattr(attacks, name), KEY, net, norm=norm), X, Y, 0.1)
-    except ValueError:
+    except ValueError as e:
+        if "no form for the norm" not in str(e):
+            raise
         return False
     return True
 
@@ -76,7 +86,7 @@ def evaluate(name, norm):
     """`(params, key, eps, x, y) -> x_adv, (the loss there, its gradient in params)`."""
 
     def run(params, key, eps, x, y):
-        x_adv = getattr(attacks, name)(key, partial(mlp, params), x, y, eps, norm=norm)
+        x_adv = short(name)(key, partial(mlp, params), x, y, eps, norm=norm)
         return x_adv, jax.value_and_grad(loss)(params, x_adv, y)
 
     return run
@@ -94,8 +104,9 @@ def compiled(name, norm):
 
 def test_the_table_holds_every_attack_and_every_norm_it_documents():
     assert {name for name, _ in TABLE} == set(FIXED)
-    for name in ("fgsm", "pgd"):
-        assert [norm for n, norm in TABLE if n == name] == NORMS
+    served = {name: [norm for n, norm in TABLE if n == name] for name in FIXED}
+    assert served["fgsm"] == served["pgd"] == NORMS
+    assert served["apgd"] == served["fab"] == [L1, L2, LINF]
     for name in FIXED:
         assert list(takes(name))[:5] == ["key", "logits_fn", "x", "y", "eps"]
         assert takes(name)["bounds"].default == (0.0, 1.0)
@@ -112,12 +123,14 @@ def test_an_attack_stays_in_the_box_and_in_the_ball(name, norm):
         assert ((x_adv >= 0) & (x_adv <= 1)).all()
         assert (norm.size(x_adv - X) <= eps * (1 + 1e-5)).all()
         np.testing.assert_array_equal(x_adv[eps == 0], X[eps == 0])
-        assert found > loss(MLP, X, Y) or not eps.any()
+        # FAB returns x where it finds nothing inside the ball.
+        assert found >= loss(MLP, X, Y)
+    assert found > loss(MLP, X, Y)
 
 
 @every_member
 def test_an_attack_is_not_differentiated(name, norm):
-    attack = partial(getattr(attacks, name), KEY, norm=norm)
+    attack = partial(short(name), KEY, norm=norm)
     total = lambda params, x, eps: attack(partial(mlp, params), x, Y, eps).sum()
     slopes = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
     for slope in jax.tree.leaves(slopes(MLP, X, radius(norm))):
@@ -127,7 +140,7 @@ def test_an_attack_is_not_differentiated(name, norm):
 @few_members
 def test_an_attack_does_not_depend_on_the_batch_size(name, norm):
     """A key is folded with the row; a key per example goes with its example."""
-    attack = partial(getattr(attacks, name), norm=norm)
+    attack = partial(short(name), norm=norm)
     run = jax.jit(lambda key, x, y, eps: attack(key, net, x, y, eps))
     eps = radius(norm) * jnp.linspace(0.5, 1.5, BATCH)
     keys = jax.vmap(lambda row: jax.random.fold_in(KEY, row))(jnp.arange(BATCH))
@@ -162,14 +175,14 @@ def test_inputs_in_other_units_are_attacked_as_much(name, norm):
 
     def scaled(low, high):
         unit = lambda x: (x - low) / (high - low)
-        attack = partial(getattr(attacks, name), norm=norm, bounds=(low, high))
+        attack = partial(short(name), norm=norm, bounds=(low, high))
         eps = 2 * radius(norm) * (high - low)
         x_adv = attack(KEY, lambda x: net(unit(x)), X * (high - low) + low, Y, eps)
         return unit(x_adv), ((x_adv >= low) & (x_adv <= high)).all()
 
     boxes = (0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)
     (expected, _), *others = jax.jit(lambda: [scaled(*box) for box in boxes])()
-    assert (expected == 0).any()  # the box matters
+    assert (expected == 0).any() or name == "fab"  # the box matters; FAB's points are too near
     for x_adv, inside in others:
         assert inside
         np.testing.assert_allclose(x_adv, expected, atol=2e-5)
@@ -179,10 +192,10 @@ def test_inputs_in_other_units_are_attacked_as_much(name, norm):
 def test_a_model_in_half_precision_gets_a_perturbation_in_single(name, norm):
     model = lambda x: mlp(jax.tree.map(lambda a: a.astype(x.dtype), MLP), x)
     half = lambda x: model(x.astype(jnp.bfloat16))
-    x_adv = jax.jit(lambda: getattr(attacks, name)(KEY, half, X, Y, radius(norm), norm=norm))()
+    x_adv = jax.jit(lambda: short(name)(KEY, half, X, Y, radius(norm), norm=norm))()
     assert (norm.size(x_adv - X) <= radius(norm) * (1 + 1e-5)).all()
-    rounded = (x_adv - X).astype(jnp.bfloat16).astype(X.dtype)
-    assert (rounded != x_adv - X).mean() > 0.5
+    moved = (x_adv - X)[x_adv != X]
+    assert (moved.astype(jnp.bfloat16).astype(X.dtype) != moved).mean() > 0.5
     assert (margin(half(x_adv), Y) >= margin(half(X), Y)).mean() > 0.8
 
 
@@ -191,7 +204,7 @@ def test_constant_logits_leave_no_nan(name, norm):
     flat = lambda x: 0 * x.reshape(x.shape[0], -1)[:, :CLASSES] + jnp.eye(CLASSES)[:1]
     options = {"momentum": 1.0, "random_start": False}
     given = {option: options[option] for option in options if option in takes(name)}
-    x_adv = getattr(attacks, name)(KEY, flat, X, Y, radius(norm), norm=norm, **given)
+    x_adv = short(name)(KEY, flat, X, Y, radius(norm), norm=norm, **given)
     assert (x_adv == X).all() if name in ("fgsm", "pgd") else jnp.isfinite(x_adv).all()
 
 

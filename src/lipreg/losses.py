@@ -77,3 +77,28 @@ def dlr(logits: Array, y: Array) -> Array:
     # Three equal logits have margin 0 or more anyway: any positive denominator will do.
     spread = top[:, 0] - top[:, 2]
     return margin(logits, y) / jnp.where(spread > 0, spread, 1.0)
+
+
+def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
+    """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4))/2)`: dlr towards class t (Croce & Hein 2020).
+
+    Below four classes it is the plain difference over dlr's own denominator; below three, as in
+    dlr, over none, and a warning says so.
+
+    >>> targeted_dlr(jnp.array([[3.0, 1.0, 0.0, 0.0]]), jnp.array([0]), jnp.array([1]))
+    Array([-0.6666667], dtype=float32)
+    """
+    classes = logits.shape[-1]
+    pick = lambda c: jnp.take_along_axis(logits, c[:, None], -1)[:, 0]
+    towards = pick(target) - pick(y)
+    if classes < 4:
+        warnings.warn(
+            f"targeted_dlr needs 4 classes and has {classes}: used "
+            f"{'the denominator of dlr' if classes == 3 else 'margin'}.",
+            stacklevel=2,
+        )
+    if classes < 3:
+        return towards
+    top, _ = jax.lax.top_k(logits, min(classes, 4))
+    spread = top[:, 0] - top[:, 2:].mean(1)
+    return towards / jnp.where(spread > 0, spread, 1.0)

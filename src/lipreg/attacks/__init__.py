@@ -1,10 +1,15 @@
-"""Attacks: `(key, logits_fn, x, y, eps, *, norm, bounds=(0, 1), ...) -> x_adv`.
+"""Attacks on any `logits_fn`, which maps images `[B, ...]` inside `bounds` to logits `[B, K]`.
 
-`logits_fn` maps images `[B, ...]` inside `bounds` to logits `[B, K]`; `y [B]` are the true
-classes; `eps`, a number or `[B]`, may be traced. `key` is one key, folded with each example's row,
-or a key per example `[B]`, so that an attack is the same whatever the batch size and the devices.
+With a radius: `(key, logits_fn, x, y, eps, *, norm, bounds=(0, 1), ...) -> x_adv`, a point of the
+ball; `eps`, a number or `[B]`, may be traced. Without: `(key, logits_fn, x, y, *, norm, ...) ->
+x_adv` looks for the smallest perturbation that is misclassified, and returns x where it finds none.
+`y [B]` are the true classes. `key` is one key, folded with each example's row, or a key per example
+`[B]`, so that an attack is the same whatever the batch size and the devices.
 """
 
+from lipreg.attacks.apgd import apgd
 from lipreg.attacks.gradient import fgsm, pgd
+from lipreg.attacks.linearised import deepfool, fab
+from lipreg.attacks.radii import basic_iterative, ddn, fmn
 
-__all__ = ["fgsm", "pgd"]
+__all__ = ["apgd", "basic_iterative", "ddn", "deepfool", "fab", "fgsm", "fmn", "pgd"]

@@ -9,6 +9,7 @@ from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
     LogitsLoss,
+    Targets,
     at_least_one,
     check_inputs,
     select,
@@ -59,7 +60,7 @@ def pgd(
     momentum: float = 0.0,
     random_start: bool = True,
     restarts: int = 1,
-    targets: int = 0,
+    targets: Targets = 0,
     unroll: int | bool = 1,
 ) -> Array:
     """`x <- box(ball(x + a eps d))`, d the norm's steepest direction (Madry et al., 1706.06083).
@@ -69,10 +70,10 @@ def pgd(
     norm are accumulated).
 
     `step_size` is the fraction `a` of eps that one step moves, by default `2.5 / steps`.
-    `restarts` and `targets` (the so many likeliest wrong classes, each approached by descending
-    its own loss; 0 for the untargeted attack) run as one batch, `restarts * max(targets, 1)` times
-    as large. Of all the points that an example visits the one with the largest margin is kept:
-    it is misclassified if any of them was.
+    `restarts` and `targets` (the so many likeliest wrong classes, or classes `[B, T]`, each
+    approached by descending its own loss; 0 for the untargeted attack) run as one batch,
+    `restarts * max(targets, 1)` times as large. Of all the points that an example visits the one
+    with the largest margin is kept: it is misclassified if any of them was.
     `unroll` is `lax.fori_loop`'s; on CPU, where XLA runs a convolution's gradient in a loop many
     times slower, `unroll=True` helps a network that does not use `lipreg.convolution.conv`.
 
@@ -85,13 +86,15 @@ def pgd(
     at_least_one("pgd", steps=steps)
     rate = 2.5 / steps if step_size is None else step_size
 
-    def one(keys: Array, x: Array, y: Array, eps: Array, target: Array) -> tuple[Array, Array]:
+    def one(
+        keys: Array, x: Array, y: Array, eps: Array, target: Array | None
+    ) -> tuple[Array, Array]:
         def ascend(x_adv: Array) -> tuple[Array, Array]:
             """The gradient to follow, and the margin at the point where it was taken."""
 
             def total(x_adv: Array) -> tuple[Array, Array]:
                 logits = logits_fn(x_adv)
-                value = -loss(logits, target) if targets else loss(logits, y)
+                value = loss(logits, y) if target is None else -loss(logits, target)
                 return value.sum(), margin(logits, y)
 
             return jax.grad(total, has_aux=True)(x_adv)

@@ -19,6 +19,7 @@ __all__ = [
     "Bounds",
     "LogitsFn",
     "LogitsLoss",
+    "Targets",
     "at_least_one",
     "check_inputs",
     "check_norm",
@@ -35,6 +36,7 @@ __all__ = [
 LogitsFn = Callable[[Array], Array]
 LogitsLoss = Callable[[Array, Array], Array]
 Bounds = tuple[float, float]
+Targets = int | Array
 
 
 def example_keys(key: Array, n: int) -> Array:
@@ -119,29 +121,34 @@ def strongest_copy(
     eps: ArrayLike,
     *,
     restarts: int,
-    targets: int,
+    targets: Targets,
 ) -> Array:
     """Restarts and targets of an attack as one batch, `restarts * max(targets, 1)` times as large.
 
     `one(keys, x, y, eps, target) -> (x_adv, score)` is the attack on the copies, `[C * B, ...]`:
-    each has a key of its own, and the copies of an example approach its `targets` likeliest wrong
-    classes in turn (`target` is y itself where `targets` is 0). Returns, `[B, ...]`, the copy with
-    the largest score of each example, without a derivative.
+    each has a key of its own, and the copies of an example approach its targets in turn. `targets`
+    is their number, the likeliest wrong classes, or the classes themselves, `[B, T]`, which may be
+    traced; with 0 `target` is None. Returns, `[B, ...]`, the copy with the largest score of each
+    example, without a derivative.
     """
     batch, classes = x.shape[0], jax.eval_shape(logits_fn, x).shape[1]
-    at_least_one("restarts and targets", restarts=restarts)
-    if not 0 <= targets < classes:
-        raise ValueError(f"targets = {targets} of {classes} classes; choose 0 to {classes - 1}.")
-    copies = restarts * max(targets, 1)
+    at_least_one("an attack", restarts=restarts)
+    if isinstance(targets, int):
+        if not 0 <= targets < classes:
+            raise ValueError(
+                f"targets = {targets} of {classes} classes; choose 0 to {classes - 1}."
+            )
+        likeliest = likeliest_wrong(logits_fn(x), y, targets) if targets else None
+    else:
+        likeliest = targets
+    copies = restarts * (1 if likeliest is None else likeliest.shape[1])
 
     def tile(a: Array) -> Array:
         return jnp.tile(a, (copies,) + (1,) * (a.ndim - 1))  # copy by copy
 
     keys = example_keys(key, batch)
     keys = jax.vmap(lambda copy: fold_in(keys, copy))(jnp.arange(copies)).reshape(-1)
-    target = tile(y)
-    if targets:
-        target = jnp.tile(likeliest_wrong(logits_fn(x), y, targets).T.reshape(-1), restarts)
+    target = None if likeliest is None else jnp.tile(likeliest.T.reshape(-1), restarts)
     eps = tile(jnp.broadcast_to(jnp.asarray(eps, x.dtype), (batch,)))
     x_adv, score = one(keys, tile(x), tile(y), eps, target)
     winner = jnp.argmax(score.reshape(copies, batch), axis=0)

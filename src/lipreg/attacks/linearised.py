@@ -1,0 +1,191 @@
+"""Attacks that step to the boundary of the linearised model: DeepFool and FAB."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from lipreg.attacks.start import (
+    Bounds,
+    LogitsFn,
+    Targets,
+    at_least_one,
+    check_inputs,
+    check_norm,
+    misclassified,
+    select,
+    strongest_copy,
+    to_boundary,
+    uniform_in_ball,
+)
+from lipreg.norms import L1, L2, LINF, Norm, expand
+
+
+def deepfool(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    norm: Norm = L2,
+    bounds: Bounds = (0.0, 1.0),
+    steps: int = 50,
+    overshoot: float = 0.02,
+    classes: int = 10,
+    refine: int = 10,
+) -> Array:
+    """`x <- x + r`, r the smallest step that meets a class boundary of the linearised model.
+
+    Moosavi-Dezfooli, Fawzi & Frossard (1511.04599). Of the boundaries to the `classes` likeliest
+    classes the nearest is met, inside the box; the sum of the steps is lengthened by `overshoot`.
+    An example stops where it is misclassified; `refine` bisections then bring it to the boundary.
+    Deterministic. Norms: L1, L2, LINF.
+
+    >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
+    >>> deepfool(jax.random.key(0), lambda x: x, x, y).round(2)
+    Array([[0.5, 0.5]], dtype=float32)
+    """
+    del key
+    check_inputs(logits_fn, x, y, bounds)
+    check_norm("deepfool", norm, L1, L2, LINF)
+    at_least_one("deepfool", steps=steps, classes=classes)
+
+    def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        step, point, active = carry
+        gap, slope = _nearest_boundary(logits_fn, point, y, norm, classes, None)
+        moved = point + _towards(point, slope, -gap, norm, bounds)
+        moved = jnp.clip(x + (1 + overshoot) * (moved - x), *bounds)
+        point = select(active, moved, point)
+        return step + 1, point, active & ~misclassified(logits_fn, point, y)
+
+    def goes_on(carry: tuple[Array, Array, Array]) -> Array:
+        return (carry[0] < steps) & carry[2].any()
+
+    start = jnp.int32(0), x, ~misclassified(logits_fn, x, y)
+    _, point, _ = jax.lax.while_loop(goes_on, body, start)
+    return jax.lax.stop_gradient(to_boundary(logits_fn, x, y, point, steps=refine))
+
+
+def fab(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    eps: ArrayLike,
+    *,
+    norm: Norm = LINF,
+    bounds: Bounds = (0.0, 1.0),
+    steps: int = 100,
+    restarts: int = 1,
+    targets: Targets = 0,
+    classes: int = 10,
+) -> Array:
+    """`x <- (1 - a)(x + 1.05 d) + a (x0 + 1.05 d0)`, d and d0 the steps to one hyperplane (FAB).
+
+    Croce & Hein (1907.02044): the nearest class boundary of the model linearised at x (with
+    `targets`, the boundary to that class alone) is met inside the box from x and from the image x0;
+    `a = min(||d|| / (||d|| + ||d0||), 0.1)` draws towards x0, and a misclassified point steps back
+    towards x0 by a tenth. The closest misclassified point, brought nearer by bisection, is returned
+    if it is within eps, and x if it is not: FAB looks for the smallest perturbation, and eps limits
+    the random starts (in half the ball, but for the first restart, which starts at x0) and what is
+    accepted. Norms: L1, L2, LINF.
+
+    >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
+    >>> fab(jax.random.key(0), lambda x: x, x, y, 0.25).round(2)
+    Array([[0.5, 0.5]], dtype=float32)
+    """
+    check_inputs(logits_fn, x, y, bounds)
+    check_norm("fab", norm, L1, L2, LINF)
+    at_least_one("fab", steps=steps, classes=classes)
+    per_restart = x.shape[0] * (max(targets, 1) if isinstance(targets, int) else targets.shape[1])
+
+    def one(
+        keys: Array, x: Array, y: Array, eps: Array, target: Array | None
+    ) -> tuple[Array, Array]:
+        def body(_: int, carry: tuple) -> tuple:
+            point, best, least = carry
+            gap, slope = _nearest_boundary(logits_fn, point, y, norm, classes, target)
+            step = _towards(point, slope, -gap, norm, bounds)
+            # <slope, z - point> = -gap is the same hyperplane seen from x.
+            offset = (slope * (point - x)).reshape(len(x), -1).sum(1)
+            from_x = _towards(x, slope, offset - gap, norm, bounds)
+            length, length_x = norm.size(step), norm.size(from_x)
+            share = length / jnp.maximum(length + length_x, 1e-12)
+            share = expand(jnp.minimum(share, 0.1), x)
+            point = (1 - share) * (point + 1.05 * step) + share * (x + 1.05 * from_x)
+            point = jnp.clip(point, *bounds)
+            wrong = misclassified(logits_fn, point, y)
+            size = norm.size(point - x)
+            closer = wrong & (size < least)
+            best, least = select(closer, point, best), jnp.where(closer, size, least)
+            return select(wrong, x + 0.9 * (point - x), point), best, least
+
+        first = jnp.arange(len(x)) < per_restart
+        noise = expand(jnp.where(first, 0.0, eps / 2), x) * uniform_in_ball(keys, x, norm)
+        start = jnp.clip(x + noise, *bounds)
+        start = start, x, jnp.full(y.shape, jnp.inf, eps.dtype)
+        _, best, _ = jax.lax.fori_loop(0, steps, body, start)
+        best = to_boundary(logits_fn, x, y, best)
+        size = norm.size(best - x)
+        found = misclassified(logits_fn, best, y) & (size <= eps)
+        return select(found, best, x), jnp.where(found, -size, -jnp.inf)
+
+    return strongest_copy(one, key, logits_fn, x, y, eps, restarts=restarts, targets=targets)
+
+
+def _nearest_boundary(
+    logits_fn: LogitsFn, x: Array, y: Array, norm: Norm, classes: int, target: Array | None
+) -> tuple[Array, Array]:
+    """`z_k - z_y` [B] and its gradient [B, ...] at x, for the class k of the nearest boundary.
+
+    Nearest is the least `|z_k - z_y| / ||grad||_*` among the `classes` likeliest, or k = target.
+    """
+    logits, pullback = jax.vjp(logits_fn, x)
+    onehot = lambda k: jax.nn.one_hot(k, logits.shape[1], dtype=logits.dtype)
+
+    def boundary(k: Array) -> tuple[Array, Array]:
+        towards = onehot(k) - onehot(y)
+        (slope,) = pullback(towards)
+        return (towards * logits).sum(1).astype(x.dtype), slope.astype(x.dtype)
+
+    if target is not None:
+        return boundary(target)
+    likely = jax.lax.top_k(logits, min(classes, logits.shape[1]))[1]
+    gaps, slopes = jax.vmap(boundary)(likely.T)
+    sizes = jax.vmap(norm.dual)(slopes)
+    # The class y itself has slope 0, as has a boundary that is nowhere.
+    distances = jnp.where(sizes > 0, jnp.abs(gaps) / jnp.where(sizes > 0, sizes, 1.0), jnp.inf)
+    nearest, rows = distances.argmin(0), jnp.arange(len(x))
+    return gaps[nearest, rows], slopes[nearest, rows]
+
+
+def _towards(x: Array, w: Array, c: Array, norm: Norm, bounds: Bounds) -> Array:
+    """`argmin {||d|| : <w, d> = c, x + d in the box}` [B, ...]; the nearest corner where none is.
+
+    For L2 `d_i = min(t w_i, room_i)` and for LINF `min(t, room_i)` in the direction of w, for L1
+    the whole room of the largest w_i first. Here t is found by solving for it, taking out what has
+    met the box, and again; ten times are exact but for odd cases, where they fall short.
+    """
+    low, high = bounds
+    shape, batch = x.shape, x.shape[0]
+    w, c = w.reshape(batch, -1), c[:, None]
+    w, c = jnp.where(c < 0, -w, w), jnp.abs(c)
+    flat, size = x.reshape(batch, -1), jnp.abs(w)
+    room = jnp.where(w > 0, high - flat, flat - low)
+    if norm is L1:
+        order = jnp.argsort(size, axis=1, descending=True)
+        ranked, gain = (jnp.take_along_axis(a, order, 1) for a in (size, size * room))
+        missing = c - (jnp.cumsum(gain, 1) - gain)
+        part = jnp.clip(missing, 0.0, gain) / jnp.where(ranked > 0, ranked, 1.0)
+        length = jnp.take_along_axis(part, jnp.argsort(order, axis=1), 1)
+        return (jnp.sign(w) * length).reshape(shape)
+    profile = size if norm is L2 else jnp.sign(size)
+
+    def solve(_: int, t: Array) -> Array:
+        met = profile * t >= room
+        missing = c - jnp.where(met, size * room, 0.0).sum(1, keepdims=True)
+        free = jnp.where(met, 0.0, size * profile).sum(1, keepdims=True)
+        return jnp.where(free > 0, jnp.maximum(missing, 0.0) / jnp.where(free > 0, free, 1.0), t)
+
+    t = jax.lax.fori_loop(0, 10, solve, jnp.zeros_like(c))
+    return (jnp.sign(w) * jnp.minimum(profile * t, room)).reshape(shape)

@@ -1,0 +1,217 @@
+"""Minimum-norm attacks that follow the gradient while the radius adapts to what they find."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lipreg.attacks.start import (
+    Bounds,
+    LogitsFn,
+    at_least_one,
+    check_inputs,
+    check_norm,
+    misclassified,
+    select,
+)
+from lipreg.losses import cross_entropy, margin
+from lipreg.norms import L1, L2, LINF, Norm, expand
+
+
+def ddn(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    norm: Norm = L2,
+    bounds: Bounds = (0.0, 1.0),
+    steps: int = 100,
+    radius: float = 1.0,
+    gamma: float = 0.05,
+) -> Array:
+    """`d <- e u/||u||, u = d + a g/||g||`: direction and norm decoupled (Rony et al., 1811.09600).
+
+    The direction follows the gradient g of the cross entropy, and the length e, `radius` at first,
+    the answer alone: times 1 - gamma where misclassified, 1 + gamma where not. The step a falls
+    from 1 to 0.01 along a cosine, both in units of the box. The closest misclassified point is returned.
+    Deterministic. Norm: L2.
+
+    >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
+    >>> ddn(jax.random.key(0), lambda x: x, x, y).round(2)
+    Array([[0.5, 0.5]], dtype=float32)
+    """
+    del key
+    check_inputs(logits_fn, x, y, bounds)
+    check_norm("ddn", norm, L2)
+    at_least_one("ddn", steps=steps)
+    unit = bounds[1] - bounds[0]
+
+    def total(point: Array) -> tuple[Array, Array]:
+        logits = logits_fn(point).astype(x.dtype)
+        return cross_entropy(logits, y).sum(), margin(logits, y) > 0
+
+    def body(step: Array, carry: tuple) -> tuple:
+        point, length, best, least = carry
+        grad, wrong = jax.grad(total, has_aux=True)(point)
+        best, least = _keep(best, least, x, point, wrong, norm)
+        rate = unit * _cosine(step, steps, 1.0, 0.01)
+        moved = point - x + rate * norm.direction(grad).astype(x.dtype)
+        length = jnp.where(wrong, (1 - gamma) * length, (1 + gamma) * length)
+        moved = expand(length, x) * norm.direction(moved)
+        return jnp.clip(x + moved, *bounds), length, best, least
+
+    length = jnp.full(x.shape[0], unit * radius, x.dtype)
+    start = x, length, x, jnp.full_like(length, jnp.inf)
+    point, _, best, least = jax.lax.fori_loop(0, steps, body, start)
+    wrong = misclassified(logits_fn, point, y)
+    return jax.lax.stop_gradient(_keep(best, least, x, point, wrong, norm)[0])
+
+
+def fmn(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    norm: Norm = L2,
+    bounds: Bounds = (0.0, 1.0),
+    steps: int = 100,
+    gamma: float = 0.05,
+) -> Array:
+    """`d <- P(d + a g/||g||_2, e)`: the projection on a ball whose radius e adapts (2102.12827).
+
+    Fast minimum norm (Pintor et al.): g is the gradient of the margin. Until an example is first
+    misclassified, e is the length so far and the distance to the boundary that the linearised model
+    sees, `|margin| / ||g||_*`; from then on it shrinks by the factor 1 - gamma where the point is
+    misclassified, never above the best length found, and grows by 1 + gamma where it is not. The
+    step a falls from 1 to 0.01 in units of the box, gamma to a fiftieth, along cosines. The closest
+    misclassified point is returned. Deterministic. Norms: L1, L2, LINF.
+
+    >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
+    >>> fmn(jax.random.key(0), lambda x: x, x, y).round(2)
+    Array([[0.5, 0.5]], dtype=float32)
+    """
+    del key
+    check_inputs(logits_fn, x, y, bounds)
+    check_norm("fmn", norm, L1, L2, LINF)
+    at_least_one("fmn", steps=steps)
+    unit = bounds[1] - bounds[0]
+
+    def total(point: Array) -> tuple[Array, Array]:
+        values = margin(logits_fn(point).astype(x.dtype), y)
+        return values.sum(), values
+
+    def body(step: Array, carry: tuple) -> tuple:
+        point, radius, best, least = carry
+        grad, value = jax.grad(total, has_aux=True)(point)
+        grad = grad.astype(x.dtype)
+        wrong = value > 0
+        best, least = _keep(best, least, x, point, wrong, norm)
+        found = least < jnp.inf
+        slope = norm.dual(grad)
+        ahead = jnp.where(slope > 0, jnp.abs(value) / jnp.where(slope > 0, slope, 1.0), unit)
+        change = _cosine(step, steps, gamma, gamma / 50)
+        grown = jnp.where(found, (1 + change) * radius, norm.size(point - x) + ahead)
+        radius = jnp.where(wrong, jnp.minimum((1 - change) * radius, least), grown)
+        rate = unit * _cosine(step, steps, 1.0, 0.01)
+        moved = point - x + rate * L2.direction(grad)
+        return jnp.clip(x + norm.project(moved, radius), *bounds), radius, best, least
+
+    nothing = jnp.full(x.shape[0], jnp.inf, x.dtype)
+    point, _, best, least = jax.lax.fori_loop(0, steps, body, (x, nothing, x, nothing))
+    wrong = misclassified(logits_fn, point, y)
+    return jax.lax.stop_gradient(_keep(best, least, x, point, wrong, norm)[0])
+
+
+def basic_iterative(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    norm: Norm = L2,
+    bounds: Bounds = (0.0, 1.0),
+    steps: int = 10,
+    radius: float = 0.3,
+    growths: int = 20,
+    bisections: int = 20,
+) -> Array:
+    """`x <- clip(ball(x + (e/6) d))` at radii e that grow by 3/2 until one fools; then bisected.
+
+    The protocol that 1810.00953 measured with: iterative FGSM, or its l_2 form, 10 steps in the
+    cross entropy's direction d from the image itself. e begins at `radius` in units of the
+    box, for L2 times the root of the number of pixels. The closest misclassified point is returned;
+    a failure is x itself, whose distance is inf (that evaluation wrote 0). It is a weak attack:
+    what it overstates is what a stronger one finds below it. Norms: L2, LINF.
+
+    >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
+    >>> basic_iterative(jax.random.key(0), lambda x: x, x, y).round(2)
+    Array([[0.5, 0.5]], dtype=float32)
+    """
+    del key
+    check_inputs(logits_fn, x, y, bounds)
+    check_norm("basic_iterative", norm, L2, LINF)
+    at_least_one("basic_iterative", steps=steps, growths=growths, bisections=bisections)
+    grad = jax.grad(lambda point: cross_entropy(logits_fn(point).astype(x.dtype), y).sum())
+    first = radius * (bounds[1] - bounds[0]) * (x[0].size ** 0.5 if norm is L2 else 1.0)
+
+    def at(eps: Array, best: Array, least: Array) -> tuple[Array, Array, Array]:
+        """Ten steps at a radius per example: did they fool, and the closest point so far."""
+
+        def step(_: int, carry: tuple) -> tuple:
+            point, fooled, best, least = carry
+            moved = point + expand(eps / 6, x) * norm.direction(grad(point)).astype(x.dtype)
+            point = jnp.clip(x + norm.project(moved - x, eps).astype(x.dtype), *bounds)
+            wrong = misclassified(logits_fn, point, y)
+            return point, fooled | wrong, *_keep(best, least, x, point, wrong, norm)
+
+        nothing = jnp.zeros(y.shape, bool)
+        return jax.lax.fori_loop(0, steps, step, (x, nothing, best, least))[1:]
+
+    def body(carry: tuple) -> tuple:
+        # Not fooled at `low`; fooled at `high`, inf while the radius still grows.
+        low, high, best, least, grown, halved = carry
+        grows = high == jnp.inf
+        eps = jnp.where(grows, jnp.where(low > 0, 1.5 * low, first), (low + high) / 2)
+        active = jnp.where(grows, grown < growths, halved < bisections)
+        fooled, best, least = at(jnp.where(active, eps, 0.0), best, least)
+        return (
+            jnp.where(active & ~fooled, eps, low),
+            jnp.where(active & fooled, eps, high),
+            best,
+            least,
+            grown + (active & grows).astype(jnp.int32),
+            halved + (active & ~grows).astype(jnp.int32),
+        )
+
+    def goes_on(carry: tuple) -> Array:
+        *_, high, _, _, grown, halved = carry
+        return jnp.where(high == jnp.inf, grown < growths, halved < bisections).any()
+
+    wrong = misclassified(logits_fn, x, y)
+    zero, count = jnp.zeros(y.shape, x.dtype), jnp.zeros(y.shape, jnp.int32)
+    # What is already wrong has nothing left to bisect.
+    start = (
+        zero,
+        jnp.where(wrong, 0.0, jnp.full_like(zero, jnp.inf)),
+        x,
+        jnp.where(wrong, 0.0, jnp.full_like(zero, jnp.inf)),
+        count,
+        jnp.where(wrong, bisections, count),
+    )
+    return jax.lax.stop_gradient(jax.lax.while_loop(goes_on, body, start)[2])
+
+
+def _cosine(step: Array, steps: int, first: float, last: float) -> Array:
+    """From `first` at step 0 to `last` at the end, half a cosine."""
+    share = (1 + jnp.cos(jnp.pi * step.astype(jnp.float32) / steps)) / 2
+    return last + (first - last) * share
+
+
+def _keep(
+    best: Array, least: Array, x: Array, point: Array, wrong: Array, norm: Norm
+) -> tuple[Array, Array]:
+    """The closer of the best point so far and a point that counts if it is misclassified."""
+    size = norm.size(point - x).astype(least.dtype)
+    closer = wrong & (size < least)
+    return select(closer, point, best), jnp.where(closer, size, least)
