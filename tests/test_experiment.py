@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,38 @@ def test_what_was_measured_otherwise_is_not_put_into_one_table(finished, tmp_pat
     with pytest.raises(ValueError, match="other was measured with another settings"):
         report.table([finished / "a1", tmp_path / "other"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_protocol_leaves_its_report_in_the_run(finished, tmp_path):
+    run = shutil.copytree(finished / "a0", tmp_path / "a0")
+    text = report.robustness(experiment.load(run), run, "deck")
+    assert (run / "robustness_deck.md").read_text() == text
+    assert "basic_iterative" in text
+    record = json.loads((run / "robustness_deck.json").read_text())
+    assert record["n"] == 16
+    assert record["norms"]["linf"]["checks"]
+    with np.load(run / "robustness_deck.npz") as file:
+        found = file["distance_l2_basic_iterative"]
+        np.testing.assert_array_equal(file["clean"], found == 0)
+        median = float(curves.median_distance(found))
+    kept = record["norms"]["l2"]["distances"]["basic_iterative"]["median"]
+    assert kept == (median if np.isfinite(median) else None)
+
+
+def test_errors_under_autoattack_become_columns_when_every_run_has_them(finished, tmp_path):
+    copies = [shutil.copytree(finished / name, tmp_path / name) for name in ("a0", "a1", "b0")]
+    for place, run in enumerate(copies):
+        text, _ = report.table(copies, tmp_path / "out")
+        assert "AutoAttack" not in text
+        errors = {"0.5": {"clean": 0.1, "apgd-ce": 0.2, "square": 0.25 + 0.05 * place}}
+        checks = [{"status": "pass"}, {"status": "warn"}]
+        norms = {norm: {"errors": errors, "checks": checks} for norm in ("l2", "linf")}
+        (run / "robustness_autoattack.json").write_text(json.dumps({"norms": norms}))
+    rows = report.table(copies, tmp_path / "out")[0].splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[:4]]
+    column = cells[0].index("% AutoAttack error at l2 0.5")
+    assert [row[column] for row in cells[2:]] == ["27.5 ± 3.5", "35"]
+    assert cells[3][cells[0].index("masking flags")] == "2"
 
 
 def test_more_images_than_there_are_is_an_error(finished):

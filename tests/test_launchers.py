@@ -86,6 +86,11 @@ BAD = {
     "run that is not there": (EVALUATE, ["--run={out}"], ["not a run", "config.json"]),
     "no run": (EVALUATE, [], ["run"]),
     "unknown split": (EVALUATE, ["--run={out}", "--split=dev"], ["dev", "test|validation"]),
+    "unknown protocol": (
+        EVALUATE,
+        ["--run={out}", "--protocol=quick"],
+        ["quick", "deck|autoattack"],
+    ),
     "no steps": (EVALUATE, ["--run={out}", "--steps=0"], ["--steps=0", "at least 1"]),
     "stray argument to evaluate": (EVALUATE, ["--run={out}", "x"], ["'x'"]),
     "no runs": (TABLE, [], ["RUN RUN"]),

@@ -5,6 +5,13 @@ RUN/evaluation.json    the table's row, the attack's settings, command, commit a
 RUN/curve.jsonl        one line per norm and radius: norm, eps, error, attack, n
 RUN/curve_{l2,linf}.*  the same as pictures, PNG and SVG
 RUN/attacked_l2.*      images before and after
+
+`robustness` writes down what `lipreg.evaluate` finds by one of its protocols:
+RUN/robustness_PROTOCOL.md, .json   tables, errors, the masking report, settings
+RUN/robustness_PROTOCOL.npz         per image: distances by norm and attack, broken at which eps
+RUN/robustness_PROTOCOL/            what a killed evaluation goes on from
+RUN/adversarial_NORM_EPS.npz        with `keep`: adv_complete [N, C, H, W] in [0, 1] and y, as
+                                    RobustBench's users have them
 """
 
 import json
@@ -16,11 +23,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lipreg import attacks, curves, data, norms, plots, runs
+from lipreg import attacks, curves, data, evaluation, norms, plots, runs
 from lipreg.config import Config, label
 from lipreg.experiment import Loaded, measure
 
-__all__ = ["evaluate", "table"]
+__all__ = ["evaluate", "robustness", "table"]
 
 
 def _row(found: dict[str, np.ndarray], radii: dict[str, float]) -> dict[str, float]:
@@ -67,6 +74,66 @@ def evaluate(
     return row
 
 
+def robustness(
+    loaded: Loaded,
+    workdir: str | Path,
+    protocol: str,
+    *,
+    split: str = "test",
+    seed: int = 0,
+    surrogate: Loaded | None = None,
+    keep: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> str:
+    """`lipreg.evaluate` on a run, written into `workdir`; returns the report as Markdown.
+
+    Radii: the table's, and RobustBench's 0.5 in l_2 and 8/255 in l_inf.
+    """
+    settings, workdir = loaded.config.evaluation, Path(workdir)
+    n = settings.examples
+    x, y = np.asarray(data.to_unit(loaded.dataset.x[:n])), loaded.dataset.y[:n]
+    if n > len(loaded.dataset.y):
+        raise ValueError(f"examples = {n}; the split has {len(loaded.dataset.y)}.")
+    radii = {"l2": {settings.l2.table, 0.5}, "linf": {settings.linf.table, 8 / 255}}
+    name = f"robustness_{protocol}"
+    found = evaluation.evaluate(
+        loaded.logits_fn,
+        x,
+        y,
+        protocol=protocol,
+        radii={norm: sorted(values) for norm, values in radii.items()},
+        seed=seed,
+        batch_size=settings.batch_size,
+        surrogate=surrogate.logits_fn if surrogate else None,
+        folder=workdir / name,
+        progress=progress,
+    )
+    about = {"data": loaded.config.data.name, "split": split, "seed": seed, "about": runs.about()}
+    text = (
+        f"# {label(loaded.config)}, {about['data']}, {split} split\n\n"
+        f"{evaluation.to_markdown(found)}"
+    )
+    record = about | evaluation.to_json(found)
+    (workdir / f"{name}.md").write_text(text)
+    (workdir / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    arrays: dict[str, Any] = {
+        f"distance_{norm}_{attack}": values
+        for norm, by_attack in found.distances.items()
+        for attack, values in by_attack.items()
+    }
+    for norm, outcomes in found.outcomes.items():
+        for eps, outcome in outcomes.items():
+            arrays[f"broken_{norm}_{eps:g}"] = outcome.broken_by >= 0
+            if keep:
+                adversarial = np.moveaxis(outcome.x_adv, -1, 1)
+                np.savez_compressed(
+                    workdir / f"adversarial_{norm}_{eps:.4g}.npz", adv_complete=adversarial, y=y
+                )
+    arrays["clean"] = found.clean
+    np.savez_compressed(workdir / f"{name}.npz", **arrays)
+    return text
+
+
 def _attacked(loaded: Loaded, eps: float, seed: int, n: int = 8) -> Any:
     """The first images, and below each what PGD makes of it at the table's l_2 radius."""
     x, y = data.to_unit(loaded.dataset.x[:n]), loaded.dataset.y[:n]
@@ -90,6 +157,32 @@ def _read(workdir: str | Path) -> tuple[Config, dict[str, Any], dict[str, np.nda
         return config, record, dict(file)
 
 
+def _robust(workdir: Path) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
+    """Columns, and points (eps, error) by norm, of the strongest protocol that a run went through.
+
+    Nothing where there is none. The masking report's column is the number of checks that warn or
+    fail, over both norms.
+    """
+    for protocol in ("full", "autoattack"):
+        path = workdir / f"robustness_{protocol}.json"
+        if path.is_file():
+            break
+    else:
+        return {}, {}
+    record = json.loads(path.read_text())
+    columns: dict[str, float] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
+    flags = 0
+    for norm, found in record["norms"].items():
+        points[norm] = []
+        for eps, breakdown in found["errors"].items():
+            error = list(breakdown.values())[-1]  # after the last attack
+            points[norm].append((float(eps), error))
+            columns[f"% AutoAttack error at {norm} {float(eps):.3g}"] = round(100 * error, 4)
+        flags += sum(check["status"] != "pass" for check in found["checks"])
+    return columns | {"masking flags": flags}, points
+
+
 def _same(record: dict[str, Any], first: dict[str, Any], workdir: str | Path) -> None:
     """Only what was measured alike goes into one table."""
     for name in ("data", "split", "settings"):
@@ -104,11 +197,15 @@ def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Pa
     """The deck's table of several runs as Markdown, and the files written into `out`.
 
     Those are table.md, table.csv and both error curves. Runs whose configs differ in their seeds
-    alone make one row, mean ± standard deviation, and one curve.
+    alone make one row, mean ± standard deviation, and one curve. Where every run went through
+    AutoAttack, its errors and the number of masking flags are further columns, and its errors
+    points beside the curves.
 
     Raises: ValueError for a run without an evaluation, and for runs measured differently.
     """
-    groups: dict[str, list[tuple[dict, dict[str, np.ndarray]]]] = {}
+    groups: dict[str, list[tuple[dict, dict[str, np.ndarray], dict]]] = {}
+    robust = {str(workdir): _robust(Path(workdir)) for workdir in workdirs}
+    by_all = all(columns for columns, _ in robust.values())
     names: dict[str, str] = {}
     first: dict[str, Any] = {}
     for workdir in workdirs:
@@ -121,12 +218,18 @@ def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Pa
             # Two configs of one label, two strengths for instance, are told apart by folder.
             taken = name in names.values()
             names[identity] = f"{name} ({Path(workdir).name})" if taken else name
-        groups.setdefault(names[identity], []).append((record["row"], found))
-    rows, distances = {}, {}
+        columns, points = robust[str(workdir)] if by_all else ({}, {})
+        groups.setdefault(names[identity], []).append((record["row"] | columns, found, points))
+    rows, distances, marked = {}, {}, {}
     for name, members in groups.items():
-        rows[name] = {c: _spread([row[c] for row, _ in members]) for c in members[0][0]}
+        rows[name] = {c: _spread([row[c] for row, _, _ in members]) for c in members[0][0]}
         distances[name] = {
-            norm: np.concatenate([found[norm] for _, found in members]) for norm in ("l2", "linf")
+            norm: np.concatenate([found[norm] for _, found, _ in members])
+            for norm in ("l2", "linf")
+        }
+        marked[name] = {
+            norm: [point for _, _, points in members for point in points.get(norm, [])]
+            for norm in ("l2", "linf")
         }
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -148,6 +251,7 @@ def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Pa
             {name: found[norm] for name, found in distances.items()},
             norm_name=norm,
             marks=(settings[norm]["table"],),
+            points={name: by_norm[norm] for name, by_norm in marked.items()} if by_all else None,
         )
         files += plots.save(figure, out / f"curves_{norm}")
     return text, files

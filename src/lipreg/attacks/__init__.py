@@ -8,8 +8,27 @@ x_adv` looks for the smallest perturbation that is misclassified, and returns x 
 """
 
 from lipreg.attacks.apgd import apgd
+from lipreg.attacks.decisions import boundary, hopskipjump
 from lipreg.attacks.gradient import fgsm, pgd
 from lipreg.attacks.linearised import deepfool, fab
+from lipreg.attacks.logbarrier import log_barrier
+from lipreg.attacks.penalties import carlini_wagner, ead
 from lipreg.attacks.radii import basic_iterative, ddn, fmn
+from lipreg.attacks.scores import square
 
-__all__ = ["apgd", "basic_iterative", "ddn", "deepfool", "fab", "fgsm", "fmn", "pgd"]
+__all__ = [
+    "apgd",
+    "basic_iterative",
+    "boundary",
+    "carlini_wagner",
+    "ddn",
+    "deepfool",
+    "ead",
+    "fab",
+    "fgsm",
+    "fmn",
+    "hopskipjump",
+    "log_barrier",
+    "pgd",
+    "square",
+]

@@ -33,8 +33,8 @@ def ddn(
 
     The direction follows the gradient g of the cross entropy, and the length e, `radius` at first,
     the answer alone: times 1 - gamma where misclassified, 1 + gamma where not. The step a falls
-    from 1 to 0.01 along a cosine, both in units of the box. The closest misclassified point is returned.
-    Deterministic. Norm: L2.
+    from 1 to 0.01 along a cosine, both in units of the box. The closest misclassified point is
+    returned. Deterministic. Norm: L2.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> ddn(jax.random.key(0), lambda x: x, x, y).round(2)

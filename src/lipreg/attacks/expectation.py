@@ -1,0 +1,37 @@
+"""Random models as pure functions, so that every attack works on their expectation."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lipreg.attacks.start import LogitsFn, at_least_one
+
+
+def expectation(
+    random_logits_fn: Callable[[Array, Array], Array], key: Array, *, samples: int = 20
+) -> LogitsFn:
+    """`x -> log mean_s softmax(f(key_s, x))`, the model of a random f (EOT, 1707.07397).
+
+    `random_logits_fn(key, x [B, ...]) -> logits [B, K]`. The keys come from `key` and from the bits
+    of x: each step of an attack sees other draws, and the function is pure all the same. Its
+    gradient is that of the averaged prediction, which is what a random model is judged by; with
+    `samples=1` it is the random model itself.
+
+    >>> noisy = lambda key, x: x + 0.1 * jax.random.normal(key, x.shape)
+    >>> expectation(noisy, jax.random.key(0))(jnp.array([[1.0, 0.0]])).argmax(-1)
+    Array([0], dtype=int32)
+    """
+    at_least_one("expectation", samples=samples)
+
+    def logits_fn(x: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(
+            jax.lax.stop_gradient(x.astype(jnp.float32)), jnp.uint32
+        )
+        own = jax.random.fold_in(key, bits.sum())
+        draws = jax.vmap(lambda s: random_logits_fn(jax.random.fold_in(own, s), x))
+        likely = jax.nn.log_softmax(draws(jnp.arange(samples)))
+        return jax.nn.logsumexp(likely, 0) - jnp.log(float(samples))
+
+    return logits_fn

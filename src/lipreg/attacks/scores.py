@@ -1,0 +1,202 @@
+"""Attacks that see the logits of the points they try, and no gradient (`square`)."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from lipreg.attacks.start import (
+    Bounds,
+    LogitsFn,
+    LogitsLoss,
+    at_least_one,
+    check_inputs,
+    check_norm,
+    fold_in,
+    misclassified,
+    select,
+    strongest_copy,
+)
+from lipreg.losses import margin
+from lipreg.norms import L2, LINF, Norm, expand
+
+__all__ = ["square"]
+
+HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
+TILES = 5  # on a side, where the search in l_2 starts
+
+
+def square(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    eps: ArrayLike,
+    *,
+    norm: Norm = LINF,
+    bounds: Bounds = (0.0, 1.0),
+    loss: LogitsLoss = margin,
+    queries: int = 5000,
+    initial: float = 0.8,
+    restarts: int = 1,
+) -> Array:
+    """Random search over squares, kept where the loss rises (Andriushchenko et al., 1912.00049).
+
+    In l_inf it starts from vertical stripes of `+-eps` and overwrites squares with `+-eps`, one
+    sign per channel (algorithm 2). In l_2 it starts from 5 x 5 tiles of two opposite bumps each,
+    and moves the mass of one window into such bumps in another, using all of the radius
+    (algorithm 3). A square covers the share `initial` of the pixels, halved at 10, 50, 200, ...
+    of 10,000 queries, scaled to `queries`; the start is the first query. An example stops when it
+    is misclassified, and the search when all are.
+
+    An image is `[H, W, ...]`, the rest its channels; a vector is an image of one row. A square
+    wider than the image is as wide as it, and longer. As in the authors' code, and not in the
+    paper: a square in l_inf that would change nothing is reversed in sign, and in l_2 a window is
+    3 wide at least. Restarts run as one batch.
+
+    >>> x, y = jnp.array([[0.75, 0.5]]), jnp.array([0])
+    >>> square(jax.random.key(0), lambda x: x, x, y, 0.25, queries=50)
+    Array([[0.5 , 0.75]], dtype=float32)
+    """
+    check_inputs(logits_fn, x, y, bounds)
+    check_norm("square", norm, LINF, L2)
+    at_least_one("square", queries=queries)
+    if not 0 < initial <= 1:
+        raise ValueError(f"square: initial = {initial}; it is a share of the image, in (0, 1].")
+    shape = (1, x.shape[1], 1) if x.ndim == 2 else (*x.shape[1:3], math.prod(x.shape[3:]))
+    start, move, least = (_stripes, _overwrite, 1) if norm == LINF else (_tiles, _shift, 3)
+    sides = [_sides(initial / 2**n, shape, least) for n in range(len(HALVED_AT) + 1)]
+    halved_at = np.array([t * queries // 10_000 for t in HALVED_AT], np.int32)
+
+    # All that a trial leaves to chance in one draw: more of them are slow to compile.
+    chances = jax.vmap(lambda key: jax.random.uniform(key, (5 + shape[2],)))
+
+    def one(keys: Array, x: Array, y: Array, eps: Array, _: Array | None) -> tuple[Array, Array]:
+        images = x.reshape(-1, *shape)
+
+        def query(points: Array) -> tuple[Array, Array]:
+            logits = logits_fn(points.reshape(x.shape))
+            return loss(logits, y), misclassified(lambda logits: logits, logits, y)
+
+        def proceed(carry: tuple) -> Array:
+            step, _, _, wrong = carry
+            return (step < queries) & ~wrong.all()
+
+        def body(carry: tuple) -> tuple:
+            step, points, value, wrong = carry
+            side = jnp.asarray(sides, jnp.int32)[(step > halved_at).sum()]
+            tried = jax.vmap(partial(move, side=side, bounds=bounds))(
+                chances(fold_in(keys, step)), images, points, eps
+            )
+            risen, fooled = query(tried)
+            better = ~wrong & ((risen > value) | fooled)
+            value = jnp.where(better, risen, value)
+            return step + 1, select(better, tried, points), value, wrong | fooled
+
+        v = jax.vmap(partial(start, shape=shape, dtype=x.dtype))(fold_in(keys, 0))
+        moved = images + norm.project(expand(eps, v) * v, eps).astype(x.dtype)
+        points = select(query(images)[1], images, jnp.clip(moved, *bounds))
+        carry = jnp.int32(1), points, *query(points)
+        x_adv = jax.lax.while_loop(proceed, body, carry)[1].reshape(x.shape)
+        return x_adv, margin(logits_fn(x_adv), y)
+
+    return strongest_copy(one, key, logits_fn, x, y, eps, restarts=restarts, targets=0)
+
+
+def _sides(share: float, shape: tuple[int, ...], least: int) -> tuple[int, int]:
+    """The window of `share` of the pixels: a square, or longer where the image is too narrow."""
+    pixels, narrow = share * shape[0] * shape[1], min(shape[:2])
+    side = max(round(math.sqrt(pixels)), least)
+    side = side if side <= narrow else max(round(pixels / narrow), least)
+    return min(side, shape[0]), min(side, shape[1])
+
+
+def _signs(chance: Array, dtype: np.dtype) -> Array:
+    return jnp.where(chance < 0.5, -1, 1).astype(dtype)
+
+
+def _window(chance: Array, side: Array, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """A window somewhere in the image: each row's and column's place in it, and where it is."""
+    places = jnp.asarray(shape[:2], jnp.int32) - side + 1
+    corner = (chance * places.astype(chance.dtype)).astype(jnp.int32)
+    row = jnp.arange(shape[0])[:, None] - corner[0]
+    column = jnp.arange(shape[1])[None, :] - corner[1]
+    return row, column, (row >= 0) & (row < side[0]) & (column >= 0) & (column < side[1])
+
+
+def _bumps(row: Array, column: Array, height: Array, width: Array, dtype: np.dtype) -> Array:
+    """Equation 2, on a window: the upper half is a bump, the lower half one of the other sign.
+
+    At the distance d (in l_inf) from its centre a bump is `sum_{k > d} 1 / k^2`, over the squares
+    around the centre that it consists of.
+    """
+    terms = 1 / np.arange(1, max(row.size, column.size) + 2) ** 2
+    sums = jnp.asarray(np.cumsum([0, *terms]), dtype)
+    upper = height // 2
+    below = row >= upper
+    rows = jnp.where(below, height - upper, upper)
+    row = jnp.where(below, row - upper, row)
+    ring = jnp.maximum(jnp.abs(row - rows // 2), jnp.abs(column - width // 2))
+    bump = sums[jnp.maximum(rows, width) // 2 + 1] - sums[ring]
+    return jnp.where(below, -bump, bump)
+
+
+# One example each: where the search starts, in the unit ball, and its next trial.
+
+
+def _stripes(key: Array, *, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    chance = jax.random.uniform(key, (1, *shape[1:]))
+    return jnp.broadcast_to(_signs(chance, dtype), shape)
+
+
+def _overwrite(
+    chance: Array, x: Array, x_adv: Array, eps: Array, *, side: Array, bounds: Bounds
+) -> Array:
+    """Algorithm 2: one window becomes x + eps or x - eps, channel by channel."""
+    _, _, inside = _window(chance[:2], side, x.shape)
+    change = eps * _signs(chance[None, None, 5:], x.dtype)
+    tried, reverse = (
+        jnp.where(inside[..., None], jnp.clip(x + c, *bounds), x_adv) for c in (change, -change)
+    )
+    return jnp.where((tried == x_adv).all(), reverse, tried)
+
+
+def _tiles(key: Array, *, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    height, width = (math.ceil(n / TILES) for n in shape[:2])
+    row, column = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None, :]
+    tile = row // height, column // width
+    chance = jax.random.uniform(key, (TILES, TILES, 1 + shape[2]))[tile]
+    row, column = row % height, column % width
+    bumps = jnp.where(
+        chance[..., 0] < 0.5,
+        _bumps(column, row, jnp.int32(width), jnp.int32(height), dtype),
+        _bumps(row, column, jnp.int32(height), jnp.int32(width), dtype),
+    )
+    return L2.direction((_signs(chance[..., 1:], dtype) * bumps[..., None])[None])[0]
+
+
+def _shift(
+    chance: Array, x: Array, x_adv: Array, eps: Array, *, side: Array, bounds: Bounds
+) -> Array:
+    """Algorithm 3: the mass of a second window, and the radius unused, go to bumps in a first."""
+    row, column, inside = _window(chance[:2], side, x.shape)
+    _, _, emptied = _window(chance[2:4], side, x.shape)
+    bumps = jnp.where(
+        chance[4] < 0.5,
+        _bumps(column, row, side[1], side[0], x.dtype),
+        _bumps(row, column, side[0], side[1], x.dtype),
+    )
+    v = jnp.moveaxis(x_adv - x, -1, 0)  # the channels one by one
+    bumps = L2.direction(jnp.where(inside, bumps, 0.0)[None])
+    sign = _signs(chance[5:, None, None], x.dtype)
+    unused = jnp.maximum(eps**2 - jnp.square(v).sum(), 0.0) / x.shape[2]
+    mass = L2.size(jnp.where((inside | emptied)[None], v, 0.0))
+    new = L2.direction(sign * bumps + L2.direction(jnp.where(inside[None], v, 0.0)))
+    new = expand(jnp.sqrt(mass**2 + unused), v) * new
+    v = jnp.where(inside[None], new, jnp.where(emptied[None], 0.0, v))
+    v = L2.project(jnp.moveaxis(v, 0, -1)[None], eps)[0].astype(x.dtype)
+    return jnp.clip(x + v, *bounds)

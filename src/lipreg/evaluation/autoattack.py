@@ -1,0 +1,282 @@
+"""Attacks one after the other on the images that are left: `cascade`, and AutoAttack as one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lipreg.attacks import apgd, fab, square
+from lipreg.attacks.start import (
+    Bounds,
+    LogitsFn,
+    check_inputs,
+    example_keys,
+    fold_in,
+    likeliest_wrong,
+    misclassified,
+)
+from lipreg.evaluation.store import Store
+from lipreg.losses import cross_entropy, dlr
+from lipreg.norms import L1, LINF, Norm
+
+__all__ = ["VERSIONS", "Outcome", "Stage", "autoattack", "cascade", "stages"]
+
+VERSIONS = ("standard", "plus", "rand")
+
+
+class Stage(NamedTuple):
+    """An attack of a cascade, run `rounds` times: restarts, or one target class after the other.
+
+    `attack(key, logits_fn, x, y, eps, round) -> x_adv`, with round traced.
+    """
+
+    name: str
+    attack: Callable[..., Array]
+    rounds: int = 1
+
+
+class Outcome(NamedTuple):
+    """What a cascade has done to N images.
+
+    Attributes:
+      x_adv: `[N, ...]`, misclassified within eps where an attack succeeded, else the image.
+      broken_by: `[N]`, the place in `names` of the attack that succeeded first; -1 for none.
+      names: "clean" (wrong to begin with), then the attacks in their order.
+    """
+
+    x_adv: np.ndarray
+    broken_by: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def error(self) -> float:
+        """The fraction misclassified."""
+        return float((self.broken_by >= 0).mean())
+
+    def breakdown(self) -> dict[str, float]:
+        """The error after each attack in turn."""
+        return {
+            name: float(((self.broken_by >= 0) & (self.broken_by <= n)).mean())
+            for n, name in enumerate(self.names)
+        }
+
+
+def cascade(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array | np.ndarray,
+    y: Array | np.ndarray,
+    eps: float,
+    attacks: Sequence[Stage],
+    *,
+    norm: Norm = LINF,
+    bounds: Bounds = (0.0, 1.0),
+    batch_size: int = 256,
+    known: Array | np.ndarray | None = None,
+    store: Store | None = None,
+    name: str = "cascade",
+    progress: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Each attack on the images that those before it have left: what is broken is not tried again.
+
+    The survivors are packed into full batches of `batch_size` (the rest into quarters), so the cost
+    follows them, and each attack compiles once per batch shape, whatever eps. An attack's word is
+    not taken: its points are classified again and measured. `known [N, ...]` are adversarial
+    examples to begin with, from a smaller radius for instance. After each batch `progress` is told
+    the attack and how many images are left. With a `store` a killed run goes on where it was.
+
+    >>> from lipreg.attacks import pgd
+    >>> x, y = np.array([[0.6, 0.4], [0.9, 0.1]], np.float32), np.array([0, 0])
+    >>> pgd_stage = Stage("pgd", lambda key, f, x, y, eps, round: pgd(key, f, x, y, eps, norm=LINF))
+    >>> cascade(jax.random.key(0), lambda x: x, x, y, 0.2, [pgd_stage]).breakdown()
+    {'clean': 0.0, 'pgd': 0.5}
+    """
+    if not isinstance(logits_fn, jax.tree_util.Partial):
+        logits_fn = jax.tree_util.Partial(logits_fn)
+    x, y = np.asarray(x), np.asarray(y, np.int32)
+    if not len(x):
+        raise ValueError("No images to attack.")
+    check_inputs(logits_fn, jnp.asarray(x[:1]), jnp.asarray(y[:1]), bounds)
+    keys = example_keys(key, len(x))
+    names = ("clean", *(["known"] if known is not None else []), *(stage.name for stage in attacks))
+    x_adv, broken_by = x.copy(), np.full(len(x), -1)
+
+    def run(place: int, label: str, attack: Callable, round_: int) -> None:
+        program, left = _program(attack, norm, bounds), np.flatnonzero(broken_by < 0)
+        for start, rows, count in _packed(left, batch_size):
+            unit = f"{name}-{label}-{round_}-{start}"
+            found = store.get(unit) if store else None
+            if found is None or not np.array_equal(found["rows"], rows[:count]):
+                places = jnp.asarray(rows)
+                points, broken = program(
+                    logits_fn, fold_in(keys[places], round_), x[rows], y[rows], eps, round_
+                )
+                found = {"points": np.asarray(points)[:count], "broken": np.asarray(broken)[:count]}
+                if store:
+                    store.put(unit, rows=rows[:count], **found)
+            hit = rows[:count][found["broken"]]
+            x_adv[hit], broken_by[hit] = found["points"][found["broken"]], place
+            if progress:
+                progress(f"{label}: {(broken_by < 0).sum()} of {len(x)} images left")
+
+    run(0, "clean", _nothing, 0)
+    x_adv[broken_by == 0] = x[broken_by == 0]
+    if known is not None:
+        _believe(
+            logits_fn, x, y, np.asarray(known), eps, norm, bounds, x_adv, broken_by, batch_size
+        )
+    for place, stage in enumerate(attacks, len(names) - len(attacks)):
+        for round_ in range(stage.rounds):
+            run(place, stage.name, stage.attack, round_)
+    return Outcome(x_adv, broken_by, names)
+
+
+def _nothing(
+    key: Array, logits_fn: LogitsFn, x: Array, y: Array, eps: Array, round_: Array
+) -> Array:
+    return x
+
+
+@cache
+def _program(attack: Callable, norm: Norm, bounds: Bounds) -> Callable[..., tuple[Array, Array]]:
+    """The attack compiled, with its points classified again and measured."""
+
+    @jax.jit
+    def run(
+        logits_fn: LogitsFn, keys: Array, x: Array, y: Array, eps: Array, round_: Array
+    ) -> tuple[Array, Array]:
+        x_adv = attack(keys, logits_fn, x, y, eps, round_)
+        return x_adv, _broken(logits_fn, x, y, x_adv, eps, norm, bounds)
+
+    return run
+
+
+def _broken(
+    logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, eps: Array, norm: Norm, bounds: Bounds
+) -> Array:
+    inside = ((x_adv >= bounds[0]) & (x_adv <= bounds[1])).reshape(len(x), -1).all(1)
+    near = norm.size(x_adv - x) <= eps * (1 + 1e-5)
+    return misclassified(logits_fn, x_adv, y) & inside & near
+
+
+def _believe(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    known: np.ndarray,
+    eps: float,
+    norm: Norm,
+    bounds: Bounds,
+    x_adv: np.ndarray,
+    broken_by: np.ndarray,
+    batch_size: int,
+) -> None:
+    check = jax.jit(partial(_broken, norm=norm, bounds=bounds))
+    for _, rows, count in _packed(np.flatnonzero(broken_by < 0), batch_size):
+        broken = np.asarray(check(logits_fn, x[rows], y[rows], known[rows], eps))[:count]
+        hit = rows[:count][broken]
+        x_adv[hit], broken_by[hit] = known[hit], 1
+
+
+def _packed(rows: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray, int]]:
+    """Batches of one size, the rest in quarters of it, filled up by repeating the last row.
+
+    Each is (place of its first row, rows, how many of them count).
+    """
+    quarter, start = -(-batch_size // 4), 0
+    while start < len(rows):
+        left = len(rows) - start
+        size = batch_size if left > batch_size - quarter else quarter
+        places = np.minimum(np.arange(start, start + size), len(rows) - 1)
+        yield start, rows[places], min(size, left)
+        start += size
+
+
+def _round(attack: Callable, key: Array, *inputs: Any, **options: Any) -> Array:
+    # A restart: the cascade has folded its number, the last input, into the key.
+    return attack(key, *inputs[:-1], **options)
+
+
+def _target(
+    attack: Callable,
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    eps: Array,
+    round_: Array,
+    *,
+    most: int,
+    **options: Any,
+) -> Array:
+    target = likeliest_wrong(logits_fn(x), y, most)[:, round_]
+    return attack(key, logits_fn, x, y, eps, targets=target[:, None], **options)
+
+
+@cache
+def stages(
+    version: str, classes: int, norm: Norm = LINF, bounds: Bounds = (0.0, 1.0)
+) -> Sequence[Stage]:
+    """The attacks of AutoAttack (2003.01690), in their order, with the authors' settings.
+
+    `standard`: APGD on cross entropy, targeted APGD on DLR, targeted FAB (the 9 likeliest wrong
+    classes, or as many as there are), Square with 5,000 queries. `plus`: APGD on cross entropy and
+    on DLR and FAB, 5 starts each, Square, and the targeted two. `rand`, for random models given as
+    `attacks.expectation.expectation`: APGD on both losses. There is no Square in l_1 here.
+
+    Raises: ValueError, with the choices, for another version.
+
+    >>> [stage.name for stage in stages("standard", 10)]
+    ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"No version {version!r}; choose one of {', '.join(VERSIONS)}.")
+    common: dict[str, Any] = {"norm": norm, "bounds": bounds}
+    targets = min(9, classes - 1)
+    ce, by_dlr = ({"loss": loss, **common} for loss in (cross_entropy, dlr))
+    targeted = [
+        Stage("apgd-t", partial(_target, apgd, most=targets, **by_dlr), targets),
+        Stage("fab-t", partial(_target, fab, most=targets, **common), targets),
+    ]
+    if version == "rand":
+        return (
+            Stage("apgd-ce", partial(_round, apgd, **ce)),
+            Stage("apgd-dlr", partial(_round, apgd, **by_dlr)),
+        )
+    scores = [] if norm is L1 else [Stage("square", partial(_round, square, **common))]
+    if version == "standard":
+        return (Stage("apgd-ce", partial(_round, apgd, **ce)), *targeted, *scores)
+    return (
+        Stage("apgd-ce", partial(_round, apgd, **ce), 5),
+        Stage("apgd-dlr", partial(_round, apgd, **by_dlr), 5),
+        Stage("fab", partial(_round, fab, **common), 5),
+        *scores,
+        *targeted,
+    )
+
+
+def autoattack(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array | np.ndarray,
+    y: Array | np.ndarray,
+    eps: float,
+    *,
+    norm: Norm = LINF,
+    bounds: Bounds = (0.0, 1.0),
+    version: str = "standard",
+    **options: Any,
+) -> Outcome:
+    """The `stages` of AutoAttack as a `cascade`, whose options it takes (2003.01690).
+
+    >>> x, y = np.array([[0.6, 0.3, 0.1, 0.0], [1.0, 0.0, 0.0, 0.0]], np.float32), np.array([0, 0])
+    >>> autoattack(jax.random.key(0), lambda x: x, x, y, 0.2).error
+    0.5
+    """
+    classes = jax.eval_shape(logits_fn, jnp.asarray(x[:1])).shape[1]
+    attacks = stages(version, classes, norm, bounds)
+    return cascade(key, logits_fn, x, y, eps, attacks, norm=norm, bounds=bounds, **options)

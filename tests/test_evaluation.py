@@ -1,0 +1,246 @@
+"""Survivors packed, AutoAttack against exact errors, what goes on, and what is refused."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipreg import attacks, evaluation
+from lipreg.attacks.expectation import expectation
+from lipreg.evaluation.autoattack import Stage, _packed, stages
+from lipreg.norms import L1, L2, LINF
+
+KEY = jax.random.key(0)
+label = lambda value: getattr(value, "name", None)
+N, D = 16, 6
+
+
+def linear(classes):
+    """A linear model, images well inside the box, their labels (the last two wrong), distances."""
+    weights = jax.random.normal(jax.random.key(classes), (D, classes))
+    model = lambda x: x @ weights
+    x = jax.random.uniform(KEY, (N, D), minval=0.4, maxval=0.6)
+    y = model(x).argmax(-1)
+    gaps = model(x)[jnp.arange(N), y][:, None] - model(x)
+
+    def distances(norm):
+        slopes = jax.vmap(norm.dual)(weights.T[None] - weights.T[y][:, None])
+        return jnp.where(jax.nn.one_hot(y, classes) > 0, jnp.inf, gaps / slopes).min(1)
+
+    return model, np.asarray(x), np.asarray(y), distances
+
+
+def short_stages(classes, norm):
+    """AutoAttack's, with few steps."""
+    fewer = {"apgd-ce": {"steps": 25}, "apgd-t": {"steps": 25}, "fab-t": {"steps": 10}}
+    named = stages("standard", classes, norm)
+    return [
+        s._replace(attack=partial(s.attack, **fewer.get(s.name, {"queries": 20}))) for s in named
+    ]
+
+
+def test_survivors_are_packed_into_full_batches_and_quarters():
+    packed = [(start, list(rows), n) for start, rows, n in _packed(np.arange(10, 21), 8)]
+    assert [(start, len(rows), n) for start, rows, n in packed] == [
+        (0, 8, 8),
+        (8, 2, 2),
+        (10, 2, 1),
+    ]
+    assert [row for _, rows, n in packed for row in rows[:n]] == list(range(10, 21))
+    assert packed[-1][1] == [20, 20]  # filled up
+    assert not list(_packed(np.arange(0), 8))
+
+
+@pytest.mark.parametrize(
+    ("classes", "norm"), [(2, LINF), (3, L2), (5, L1), (5, L2), (5, LINF)], ids=label
+)
+def test_autoattack_finds_the_exact_error_of_a_linear_model(classes, norm):
+    """Below four classes DLR has no targeted form, and says so."""
+    model, x, y, distances = linear(classes)
+    exact = np.asarray(distances(norm))
+    eps = float(np.quantile(exact, 0.5))
+    said = pytest.warns(UserWarning, match="targeted_dlr needs 4") if classes < 4 else nullcontext()
+    with said:
+        attacks = short_stages(classes, norm)
+        outcome = evaluation.cascade(KEY, model, x, y, eps, attacks, norm=norm)
+    clear = np.abs(exact / eps - 1) > 0.02  # the rest is within what an attack may miss
+    np.testing.assert_array_equal((outcome.broken_by >= 0)[clear], (exact < eps)[clear])
+    broken = outcome.broken_by >= 0
+    assert (np.asarray(norm.size(outcome.x_adv - x)) <= eps * (1 + 1e-5)).all()
+    assert (np.asarray(model(outcome.x_adv).argmax(-1)) != y)[broken].all()
+    np.testing.assert_array_equal(outcome.x_adv[~broken], x[~broken])
+
+
+def test_each_attack_sees_only_what_is_left_and_compiles_once_per_shape_for_all_radii():
+    """A stage that breaks the odd rows of what it gets; the second must never see those."""
+    model, x, y, _ = linear(3)
+    seen = []
+
+    def breaks_some(key, logits_fn, x, y, eps, round_):
+        jax.debug.callback(lambda x: seen.append(len(x)), x, ordered=True)
+        return jnp.where((jnp.arange(len(x)) % 2 == 1)[:, None], 1 - x, x)
+
+    traced = chex.assert_max_traces(breaks_some, n=2)  # a full batch and a quarter
+    half = Stage("half", traced)
+    flip = lambda x: model(jnp.where(x > 0.5, x, x))
+    chex.clear_trace_counter()
+    for eps in (0.3, 0.9):
+        outcome = evaluation.cascade(
+            KEY, flip, x, y, eps, [half, half._replace(name="again")], norm=LINF, batch_size=12
+        )
+        assert outcome.names == ("clean", "half", "again")
+        assert list(outcome.breakdown()) == ["clean", "half", "again"]
+    assert set(seen) == {3, 12}
+
+
+def test_a_cascade_does_not_believe_an_attack():
+    """Points outside the ball, outside the box, or classified right are not counted."""
+    model, x, y, _ = linear(3)
+    far = Stage("far", lambda key, f, x, y, eps, r: x + 2 * eps)
+    outside = Stage("outside", lambda key, f, x, y, eps, r: x + 0.999 * eps)
+    right = Stage("right", lambda key, f, x, y, eps, r: x)
+    outcome = evaluation.cascade(KEY, model, x, y, 1.0, [far, outside, right])
+    assert outcome.error == 0
+
+
+def test_what_is_wrong_to_begin_with_is_clean_and_untouched_and_known_points_are_used():
+    model, x, y, distances = linear(5)
+    y = np.where(np.arange(N) < 3, (y + 1) % 5, y)
+    eps = float(distances(LINF).max() * 1.1)
+    attack = Stage("pgd", lambda key, f, x, y, eps, r: attacks.pgd(key, f, x, y, eps, norm=LINF))
+    first = evaluation.cascade(KEY, model, x, y, eps, [attack], norm=LINF)
+    assert (first.broken_by[:3] == 0).all()
+    np.testing.assert_array_equal(first.x_adv[:3], x[:3])
+    again = evaluation.cascade(KEY, model, x, y, 2 * eps, [attack], norm=LINF, known=first.x_adv)
+    assert again.names == ("clean", "known", "pgd")
+    assert again.breakdown()["known"] == first.error
+
+
+def test_a_cascade_that_was_killed_goes_on_and_one_of_something_else_is_refused(tmp_path):
+    model, x, y, distances = linear(5)
+    eps, calls = float(jnp.median(distances(L2))), []
+
+    def attack(key, logits_fn, x, y, eps, round_):
+        jax.debug.callback(lambda: calls.append(1), ordered=True)
+        return attacks.pgd(key, logits_fn, x, y, eps, norm=L2)
+
+    def run(stop=None):
+        def progress(message):
+            if stop and len(calls) >= stop:
+                raise KeyboardInterrupt
+
+        store = evaluation.Store(tmp_path, {"seed": 0})
+        return evaluation.cascade(
+            KEY, model, x, y, eps, [Stage("pgd", attack, 2)], norm=L2, batch_size=4, store=store,
+            progress=progress,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop=2)
+    run()
+    total = len(calls)
+    calls.clear()
+    whole = evaluation.cascade(
+        KEY, model, x, y, eps, [Stage("pgd", attack, 2)], norm=L2, batch_size=4
+    )
+    jax.effects_barrier()
+    assert total - len(calls) <= 1  # the batch that was killed before it was kept
+    kept = run()
+    np.testing.assert_array_equal(kept.broken_by, whole.broken_by)
+    np.testing.assert_array_equal(kept.x_adv, whole.x_adv)
+    with pytest.raises(ValueError, match=r"another seed.*seed 0 there, 1 asked"):
+        evaluation.Store(tmp_path, {"seed": 1})
+
+
+def test_a_damaged_result_is_computed_again(tmp_path):
+    store = evaluation.Store(tmp_path, {"seed": 0})
+    store.put("a", found=np.arange(3))
+    np.testing.assert_array_equal(store.get("a")["found"], np.arange(3))
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:40])
+    assert store.get("a") is None
+    assert store.get("b") is None
+
+
+def test_the_versions_of_autoattack_have_their_attacks():
+    names = lambda *args: [(stage.name, stage.rounds) for stage in stages(*args)]
+    assert names("standard", 10) == [("apgd-ce", 1), ("apgd-t", 9), ("fab-t", 9), ("square", 1)]
+    assert names("standard", 3, L1) == [("apgd-ce", 1), ("apgd-t", 2), ("fab-t", 2)]
+    assert [name for name, _ in names("plus", 10)] == [
+        *("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    ]
+    assert names("rand", 10) == [("apgd-ce", 1), ("apgd-dlr", 1)]
+    with pytest.raises(ValueError, match="No version 'fast'; choose one of standard, plus, rand"):
+        stages("fast", 10)
+
+
+def test_a_random_model_is_attacked_by_its_expectation():
+    """Logits with noise ten times their size: the expected model is linear, and so is its error."""
+    model, x, y, distances = linear(5)
+    noisy = lambda key, x: model(x) + 0.05 * jax.random.normal(key, (len(x), 5))
+    logits_fn = expectation(noisy, KEY, samples=8)
+    np.testing.assert_array_equal(logits_fn(x), logits_fn(x))
+    assert np.abs(np.asarray(logits_fn(x) - logits_fn(x + 1e-6))).max() > 1e-3
+    exact, eps = np.asarray(distances(L2)), float(jnp.median(distances(L2)))
+    rand = [s._replace(attack=partial(s.attack, steps=25)) for s in stages("rand", 5, L2)]
+    outcome = evaluation.cascade(KEY, logits_fn, x, y, eps, rand, norm=L2)
+    broken = outcome.broken_by >= 0
+    assert broken[exact < 0.5 * eps].all()
+    assert not broken[exact > 2 * eps].any()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return linear(4)
+
+
+@pytest.mark.parametrize("protocol", ["deck", "autoattack"])
+def test_an_evaluation_has_distances_errors_and_the_masking_report(model, protocol, tmp_path):
+    logits_fn, x, y, distances = model
+    radii = {"linf": (float(jnp.median(distances(LINF))), 0.2)}
+    run = partial(
+        evaluation.evaluate, logits_fn, x, y, protocol=protocol, radii=radii, checked=16,
+        folder=tmp_path,
+    )  # fmt: skip
+    found = run()
+    exact = np.asarray(distances(LINF))
+    if protocol == "deck":
+        nearest = found.nearest("linf")
+        assert (nearest >= exact * (1 - 1e-4)).all()
+        assert np.median(nearest / exact) < 1.3
+        assert found.outcomes["linf"] == {}
+    else:
+        assert found.error("linf", radii["linf"][0]) == pytest.approx(0.5, abs=0.03)
+        assert [*found.outcomes["linf"][0.2].names][:2] == ["clean", "known"]
+        with pytest.raises(ValueError, match="measures no distances; choose full"):
+            found.nearest("linf")
+    assert {check.status for check in found.checks["linf"]} <= {"pass", "warn", "fail"}
+    text = evaluation.to_markdown(found)
+    assert "masking check" in text
+    numbers = evaluation.to_json(found)
+    assert numbers["n"] == N
+    # The same again comes from the folder; another seed is refused.
+    again = run()
+    assert (
+        evaluation.to_json(again)["norms"]["linf"]["errors"] == numbers["norms"]["linf"]["errors"]
+    )
+    with pytest.raises(ValueError, match="another seed"):
+        run(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"protocol": "quick"}, "No protocol 'quick'; choose one of deck, autoattack, full"),
+        ({"radii": {"l3": (0.1,)}}, "No norm 'l3' in radii; choose one of l2, linf"),
+        ({"radii": {"l2": (0.0,)}}, r"radii of l2 = \(0.0,\); give radii greater than 0"),
+        ({"bounds": (0.5, 1.0)}, "outside bounds"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_one_line(model, given, said):
+    logits_fn, x, y, _ = model
+    with pytest.raises(ValueError, match=said):
+        evaluation.evaluate(logits_fn, x, y, **given)
