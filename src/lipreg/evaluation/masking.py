@@ -1,0 +1,299 @@
+"""Is a robust number real? Checks for masked gradients, each one a share of images.
+
+A network that only hides its gradient looks robust to attacks that follow it. The checks come from
+Athalye, Carlini & Wagner (1802.00420), Carlini et al. (1902.06705), Croce & Hein (2003.01690) and
+Pintor et al. (2106.09947). A pass is no proof of robustness: it says that these attacks were not
+misled in the ways that are known to be common.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from lipreg import curves
+from lipreg.attacks.apgd import apgd
+from lipreg.attacks.gradient import fgsm
+from lipreg.attacks.scores import square
+from lipreg.attacks.start import (
+    Bounds,
+    LogitsFn,
+    at_least_one,
+    check_inputs,
+    check_norm,
+    example_keys,
+    fold_in,
+    misclassified,
+)
+from lipreg.losses import cross_entropy, dlr, margin
+from lipreg.norms import L1, L2, LINF, Norm, expand
+
+__all__ = ["Check", "masking_report", "to_markdown", "verdict"]
+
+STATUSES = ("pass", "warn", "fail")
+LOSSES = (cross_entropy, margin, dlr)
+RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # times eps
+SCALES = (1e-2, 1e-1, 1e1, 1e2)  # times the logits
+STARTS = 4
+AHEAD = (1e-1, 1e-2)  # times eps: where the gradient's prediction is tested
+GAP = 80.0  # between the logits: exp(-80) ends float32, and the softmax's gradient is rounding
+NEAR = 1e-6  # of the box: rounding
+CHANGE = 1e-2  # of the logits' range: half precision moves them by less
+CHANCE = 2  # images: no flag for so few, whatever their share
+
+
+class Check(NamedTuple):
+    """One line of the report; `value` is the share of images where what should not happen did."""
+
+    name: str
+    value: float
+    status: str
+    sentence: str
+
+
+# Shares of the images above which a check warns and fails.
+NEVER = (0.03, 0.06)  # an honest model has no reason to be above 0
+KINKS = (0.1, 0.25)  # a relu network has one here and there, within a step
+# Where the error rises steeply with eps, two attacks differ a little in strength and much in error:
+# by up to 10 % on honest networks of the digits, and 15 % behind a tanh.
+ATTACKS = (0.2, 0.35)
+# A name, its limits, what is counted and what it means where it is too much.
+QUESTIONS = {
+    "gradients": (
+        NEVER,
+        "The cross entropy's gradient is zero, no number, or rounding (logits 80 apart)",
+        "Attacks that follow it stand still: attack the margin, or smaller logits.",
+    ),
+    "linearity": (
+        KINKS,
+        "The margin does not change as its gradient says, even within a hundredth of eps",
+        "The gradient is shattered, quantised or made up: attack through a smooth stand-in.",
+    ),
+    "randomness": (
+        (0.0, NEVER[0]),
+        "Other logits when asked again at a distance of 1e-6",
+        "The answers are random or hashed: attack their expectation.",
+    ),
+    "steps": (
+        NEVER,
+        "Broken by one step, more than by many",
+        "The steps after the first mislead the attack.",
+    ),
+    "radius": (
+        NEVER,
+        "Broken at some radius, more than at a larger one, which includes it",
+        "The attack loses its way in the larger ball.",
+    ),
+    "whole box": (
+        NEVER,
+        "Unbroken when any image of the box is allowed",
+        "Another class's image would do: the attack is blind, not the model robust.",
+    ),
+    "scores": (
+        NEVER,
+        "Broken by a random search and by no attack with gradients",
+        "The gradients hide errors that lie near.",
+    ),
+    "transfer": (
+        NEVER,
+        "Broken by the surrogate's adversarial image and by no attack on the model itself",
+        "The gradients hide errors that another model's show.",
+    ),
+    "scale": (
+        ATTACKS,
+        "Broken with rescaled logits, which change no answer, more than without",
+        "The softmax is saturated or flat: attack the margin, or the best scale.",
+    ),
+    "losses": (
+        ATTACKS,
+        "Broken by the best loss of cross entropy, margin and dlr, more than by the worst",
+        "The number depends on the loss: report the worst case over several.",
+    ),
+    "restarts": (
+        ATTACKS,
+        "Broken by four random starts, more than by one",
+        "One start is not enough: add starts until nothing changes.",
+    ),
+}
+
+
+def masking_report(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    eps: float,
+    *,
+    norm: Norm = LINF,
+    bounds: Bounds = (0.0, 1.0),
+    surrogate: LogitsFn | None = None,
+    steps: int = 40,
+    queries: int = 500,
+    batch_size: int = 256,
+) -> tuple[Check, ...]:
+    """Does the model hide its gradient? The checks of 1902.06705, one for each of `QUESTIONS`.
+
+    The attacks are FGSM, APGD of `steps` steps (three losses, five radii, rescaled logits, four
+    starts, the whole box), the square attack of `queries` queries, and APGD on `surrogate`, an
+    undefended model of the same data. Without a surrogate there is no check of transfer; for L1,
+    which the square attack does not serve, none of scores. 64 to 256 images are enough; two of
+    them are chance. Norms: L1, L2, LINF. Not to be jitted itself: it compiles a program for each
+    attack, whatever the radius, and a `logits_fn` that is a `jax.tree_util.Partial` (as
+    `train.logits_fn` gives) compiles none again for other weights.
+
+    >>> x = jax.random.uniform(jax.random.key(0), (8, 4))
+    >>> saturated = lambda x: 1e6 * x
+    >>> checks = masking_report(jax.random.key(1), saturated, x, x.argmax(1), 0.1, steps=5)
+    >>> verdict(checks), checks[0].name, checks[0].value
+    ('fail', 'gradients', 1.0)
+    """
+    check_inputs(logits_fn, x, y, bounds)
+    check_norm("masking_report", norm, L1, L2, LINF)
+    at_least_one("masking_report", steps=steps, queries=queries, batch_size=batch_size)
+    if not eps > 0:
+        raise ValueError(f"masking_report: eps = {eps}; it must be greater than 0.")
+    pytree = lambda f: f if isinstance(f, Partial) else Partial(f)
+    number = lambda value: np.asarray(value, x.dtype)
+    model, keys = pytree(logits_fn), example_keys(key, len(x))
+    each = partial(_in_batches, batch_size, keys, jnp.asarray(x), jnp.asarray(y))
+
+    def broken(attack: str = "apgd", norm: Norm = norm, source: Partial = model, **change: Any):
+        """Which images the attack breaks, [N]; those misclassified from the start among them."""
+        given = {"eps": number(eps), "scale": number(1), "loss": 0, "start": 0} | change
+        budget = queries if attack == "square" else steps
+        fixed = {"attack": attack, "budget": budget, "norm": norm, "bounds": bounds}
+        return each(partial(_broken, model, source, **given, **fixed))
+
+    # The third loss, dlr, needs a third class.
+    losses = range(min(len(LOSSES), jax.eval_shape(model, x).shape[1]))
+    by_loss = [broken(loss=loss) for loss in losses]
+    by_scale = [broken(scale=number(scale)) for scale in SCALES]
+    # On honest networks restarts help the margin most: without them a random search may win.
+    by_start = [by_loss[1], *(broken(loss=1, start=start) for start in range(1, STARTS))]
+    by_any = np.any([*by_loss, *by_scale, *by_start], 0)
+    by_radius = [by_loss[0] if r == 1 else broken(eps=number(r * eps)) for r in RADII]
+    plain, counts = by_loss[0].sum(), np.sum(by_radius, 1)
+    # In every norm the largest ball is the box, which l_inf's steps cross fastest.
+    box = {"norm": LINF, "eps": number(bounds[1] - bounds[0])}
+
+    found = each(partial(_probe, model, eps=number(eps), norm=norm, bounds=bounds))
+    found |= {
+        "steps": broken("fgsm").sum() - plain,
+        "radius": (np.maximum.accumulate(counts) - counts).max(),
+        "whole box": ~np.any([broken(loss=loss, **box) for loss in losses], 0),
+        "scale": np.sum(by_scale, 1).max() - plain,
+        "losses": np.ptp(np.sum(by_loss, 1)),
+        "restarts": np.any(by_start, 0).sum() - by_start[0].sum(),
+    }
+    if norm is not L1:
+        found["scores"] = broken("square") & ~by_any
+    if surrogate is not None:
+        found["transfer"] = broken(source=pytree(surrogate)) & ~by_any
+    counted = {name: max(int(np.sum(found[name])), 0) for name in QUESTIONS if name in found}
+    return tuple(_check(name, count, len(x)) for name, count in counted.items())
+
+
+def _check(name: str, count: int, n: int) -> Check:
+    (warn, fail), seen, bad = QUESTIONS[name]
+    flagged = count > max(CHANCE if warn else 0, warn * n)
+    status = STATUSES[flagged + (count > max(CHANCE, fail * n))]
+    meaning = bad if flagged else "No sign of masking."
+    sentence = f"{seen}: {count} of {n} images ({100 * count / n:.1f} %). {meaning}"
+    return Check(name, count / n, status, sentence)
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """The worst status.
+
+    >>> verdict([Check("steps", 0.0, "pass", ""), Check("scale", 0.07, "warn", "")])
+    'warn'
+    """
+    return max((check.status for check in checks), key=STATUSES.index)
+
+
+def to_markdown(checks: Sequence[Check]) -> str:
+    """The report as a Markdown table, one check a line.
+
+    >>> print(to_markdown([Check("steps", 0.0, "pass", "0 of 64 images.")]))
+    |  | status | value | meaning |
+    |---|---|---|---|
+    | steps | pass | 0 | 0 of 64 images. |
+    """
+    row = lambda check: {"status": check.status, "value": check.value, "meaning": check.sentence}
+    return curves.to_markdown({check.name: row(check) for check in checks})
+
+
+def _in_batches(size: int, keys: Array, x: Array, y: Array, program: Callable) -> Any:
+    """`program(keys, x, y)` by batches of one size: the last is filled up with the first rows."""
+    n = len(x)
+    size = min(size, n)
+    rows = [np.arange(start, start + size) % n for start in range(0, n, size)]
+    parts = jax.device_get([program(keys[row], x[row], y[row]) for row in rows])
+    return jax.tree.map(lambda *part: np.concatenate(part)[:n], *parts)
+
+
+@partial(jax.jit, static_argnames=("attack", "budget", "norm", "bounds"))
+def _broken(
+    model: Partial,
+    source: Partial,
+    keys: Array,
+    x: Array,
+    y: Array,
+    *,
+    eps: Array,
+    scale: Array,
+    loss: int,
+    start: int,
+    attack: str,
+    budget: int,
+    norm: Norm,
+    bounds: Bounds,
+) -> Array:
+    """Where an attack on `scale * source` finds an image in the ball that `model` gets wrong."""
+
+    def logits_fn(x: Array) -> Array:
+        logits = source(x)
+        return expand(scale, logits) * logits
+
+    losses = LOSSES[: jax.eval_shape(source, x).shape[1]]
+    chosen = lambda logits, y: jax.lax.switch(loss, losses, logits, y)
+    run = {
+        "apgd": partial(apgd, loss=chosen, steps=budget),
+        "fgsm": fgsm,
+        "square": partial(square, queries=budget),
+    }[attack]
+    x_adv = run(fold_in(keys, start), logits_fn, x, y, eps, norm=norm, bounds=bounds)
+    found = curves.distance(model, x, y, x_adv, norm=norm, bounds=bounds)
+    return found <= expand(eps, found) * (1 + 1e-4)
+
+
+@partial(jax.jit, static_argnames=("norm", "bounds"))
+def _probe(
+    model: Partial, keys: Array, x: Array, y: Array, *, eps: Array, norm: Norm, bounds: Bounds
+) -> dict[str, Array]:
+    """What needs no attack, for each image, where it is classified correctly."""
+    logits_fn = lambda x: model(x).astype(x.dtype)
+    logits, right = logits_fn(x), ~misclassified(model, x, y)
+    clean = margin(logits, y)
+    gradient = lambda loss: jax.grad(lambda x: loss(logits_fn(x), y).sum())(x)
+    grad, size = gradient(margin), norm.dual(gradient(cross_entropy))
+    dead = ~((size >= jnp.finfo(size.dtype).tiny) & jnp.isfinite(size) & (clean >= -GAP))
+    rounding = 8 * float(jnp.finfo(model(x).dtype).eps) * jnp.abs(logits).max(1)
+
+    def mispredicted(ahead: float) -> Array:
+        step = jnp.clip(x + ahead * eps * norm.direction(grad).astype(x.dtype), *bounds) - x
+        expected = (grad * step).reshape(len(x), -1).sum(1)
+        off = margin(logits_fn(x + step), y) - clean - expected
+        return ~(jnp.abs(off) <= 0.5 * jnp.abs(expected) + rounding)
+
+    wrong = jnp.array([mispredicted(ahead) for ahead in AHEAD]).all(0)
+
+    noise = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
+    again = logits_fn(jnp.clip(x + NEAR * (bounds[1] - bounds[0]) * noise, *bounds))
+    moved = ~(jnp.abs(again - logits).max(1) <= CHANGE * jnp.ptp(logits, 1))
+    return {"gradients": dead & right, "linearity": wrong & right, "randomness": moved & right}
