@@ -1,13 +1,12 @@
 """What a picture shows is read back from the figure: its lines, not its pixels."""
 
-import doctest
-
 import numpy as np
 import pytest
 
 from lipreg import curves, plots
 
 DISTANCES = {"J0": np.array([0.0, 0.1, 0.2, np.inf]), "J2": np.array([0.0, 0.3, 0.4, 0.5])}
+X = np.zeros((2, 4, 4, 1))
 
 
 def test_a_curve_is_the_error_at_each_radius_in_percent():
@@ -21,6 +20,16 @@ def test_a_curve_is_the_error_at_each_radius_in_percent():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["J0", "J2"]
     assert r"\ell_2" in axes.get_xlabel()
     assert axes.get_title() == "A"
+
+
+def test_autoattack_is_drawn_as_dots_in_its_curves_colour_and_named_once():
+    points = {"J2": [(0.2, 0.5), (0.9, 1.0)], "J0": [(0.2, 0.75)]}
+    (axes,) = plots.error_curves(DISTANCES, norm_name="l2", points=points).axes
+    j0, j2, dots_j2, dots_j0, _ = axes.lines
+    np.testing.assert_allclose(dots_j2.get_xydata(), [[0.2, 50], [0.9, 100]])
+    assert (dots_j0.get_color(), dots_j2.get_color()) == (j0.get_color(), j2.get_color())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["J0", "J2", "AutoAttack"]
+    assert axes.get_xlim()[1] > 0.9
 
 
 def test_the_axis_ends_just_beyond_the_distances():
@@ -46,6 +55,55 @@ def test_a_sheet_shows_every_image_with_its_title(channels):
     assert figure.axes[0].images[0].get_clim() == (0, 1)  # not stretched to the image's own range
 
 
+def test_a_visible_attack_names_each_class_and_turns_red_where_it_is_another():
+    x = np.linspace(0, 1, 3 * 16).reshape(3, 4, 4, 1)
+    figure = plots.visible_attack(x, [0, 0.25, 0.5], [3, 3, 8], [0.97, 0.6, 0.714])
+    assert [axes.get_title() for axes in figure.axes] == ["ε = 0", "ε = 0.25", "ε = 0.5"]
+    below = [axes.texts[0] for axes in figure.axes]
+    assert [text.get_text() for text in below] == ["3, 97%", "3, 60%", "8, 71%"]
+    colors = [text.get_color() for text in below]
+    assert colors[0] == colors[1] == "black" != colors[2]
+    np.testing.assert_allclose(figure.axes[1].images[0].get_array(), x[1, ..., 0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_step_to_the_boundary_is_drawn_as_a_sum_around_grey(channels):
+    x = np.full((4, 4, channels), 0.5)
+    x_adv = x.copy()
+    x_adv[0, 0], x_adv[1, 1] = 0.6, 0.45
+    options = {"before": (3, 0.97), "after": (8, 0.51), "norm_name": "linf", "distance": 0.1}
+    left, middle, right = plots.nearest_boundary(x, x_adv, **options).axes
+    shown = np.asarray(middle.images[0].get_array()).reshape(x.shape)
+    np.testing.assert_allclose(shown, 0.5 + 5 * (x_adv - x))
+    assert shown.max() == pytest.approx(1)
+    assert middle.get_title() == "change × 5"
+    said = [[text.get_text() for text in axes.texts] for axes in (left, middle, right)]
+    assert said == [["3, 97%", "+"], [r"$\ell_\infty$ size 0.1", "="], ["8, 51%"]]
+    assert left.texts[0].get_color() == "black" != right.texts[0].get_color()
+
+
+def test_an_attack_that_failed_is_drawn_without_a_change():
+    x = np.full((4, 4, 1), 0.2)
+    options = {"before": (3, 0.97), "after": (3, 0.97), "norm_name": "l2", "distance": np.inf}
+    _, middle, right = plots.nearest_boundary(x, x, **options).axes
+    assert (np.asarray(middle.images[0].get_array()) == 0.5).all()
+    assert right.texts[0].get_color() == "black"
+
+
+def test_a_scatter_counts_what_lies_above_the_diagonal_and_keeps_failures_on_the_edge():
+    a, b = [0.0, 0.2, 0.4, np.inf, 0.3], [0.0, 0.4, 0.3, 0.2, np.inf]
+    (axes,) = plots.distance_scatter(a, b, ("J0", "J2"), norm_name="l2").axes
+    diagonal, found, failed = axes.lines
+    edge = axes.get_xlim()[1]
+    assert axes.get_xlim() == axes.get_ylim() == (0, pytest.approx(0.42))
+    np.testing.assert_allclose(diagonal.get_xydata(), [[0, 0], [edge, edge]])
+    np.testing.assert_allclose(found.get_xydata(), [[0, 0], [0.2, 0.4], [0.4, 0.3]])
+    np.testing.assert_allclose(failed.get_xydata(), [[edge, 0.2], [0.3, edge]])
+    assert axes.get_title() == "J2 farther than J0: 40% of 5 images"
+    (never,) = plots.distance_scatter([np.inf], [np.inf], ("J0", "J2"), norm_name="l2").axes
+    assert never.get_xlim() == (0, 1)
+
+
 def test_training_draws_the_rows_that_have_the_key():
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_error": 0.5}]
     loss, validation = plots.training(rows, ["loss", "validation_error"]).axes
@@ -69,6 +127,27 @@ def test_the_same_figure_is_saved_as_the_same_two_files(tmp_path):
         (lambda: plots.error_curves({}, norm_name="l2"), "no distances"),
         (lambda: plots.error_curves({"J0": []}, norm_name="l2"), r"'J0' have shape \(0,\)"),
         (lambda: plots.error_curves({"J0": [np.nan]}, norm_name="l2"), "no NaN"),
+        (lambda: plots.error_curves(DISTANCES, norm_name="l2", points={"J1": []}), "'J1'; choose"),
+        (
+            lambda: plots.error_curves(DISTANCES, norm_name="l2", points={"J0": [(0.1, 40)]}),
+            r"errors in \[0, 1\]",
+        ),
+        (lambda: plots.visible_attack(X, [0, 1], [3], [0.9, 0.8]), "2 epsilons, 1 predictions"),
+        (lambda: plots.visible_attack(X, [0], [3], [0.9]), "1 titles for 2 images"),
+        (
+            lambda: plots.nearest_boundary(
+                X[0], X, before=(3, 1), after=(8, 1), norm_name="l2", distance=1
+            ),
+            r"\(4, 4, 1\) and \(2, 4, 4, 1\); want \[H, W, C\] twice",
+        ),
+        (
+            lambda: plots.distance_scatter([0.1], [0.1, 0.2], ("J0", "J2"), norm_name="l2"),
+            "1 distances of 'J0', 2 of 'J2'",
+        ),
+        (
+            lambda: plots.distance_scatter([0.1], [[0.1]], ("J0", "J2"), norm_name="l2"),
+            r"'J2' have shape \(1, 1\)",
+        ),
         (lambda: plots.images(np.zeros((2, 4, 4))), r"\(2, 4, 4\); want \[N, H, W, 1\]"),
         (lambda: plots.images(np.zeros((2, 4, 4, 1)), titles=["a"]), "1 titles for 2 images"),
         (lambda: plots.images(np.zeros((2, 4, 4, 1)), columns=0), "columns = 0"),
@@ -79,9 +158,3 @@ def test_the_same_figure_is_saved_as_the_same_two_files(tmp_path):
 def test_what_cannot_be_drawn_is_named(draw, said):
     with pytest.raises(ValueError, match=said):
         draw()
-
-
-def test_the_examples_run_as_written():
-    result = doctest.testmod(plots)
-    assert result.attempted > 0
-    assert result.failed == 0

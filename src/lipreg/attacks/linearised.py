@@ -37,7 +37,7 @@ def deepfool(
     """`x <- x + r`, r the smallest step that meets a class boundary of the linearised model.
 
     Moosavi-Dezfooli, Fawzi & Frossard (1511.04599). Of the boundaries to the `classes` likeliest
-    classes the nearest is met, inside the box; the sum of the steps is lengthened by `overshoot`.
+    classes the nearest is met, inside the box; each step is lengthened by the share `overshoot`.
     An example stops where it is misclassified; `refine` bisections then bring it to the boundary.
     Deterministic. Norms: L1, L2, LINF.
 
@@ -53,9 +53,8 @@ def deepfool(
     def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         step, point, active = carry
         gap, slope = _nearest_boundary(logits_fn, point, y, norm, classes, None)
-        moved = point + _towards(point, slope, -gap, norm, bounds)
-        moved = jnp.clip(x + (1 + overshoot) * (moved - x), *bounds)
-        point = select(active, moved, point)
+        moved = point + (1 + overshoot) * _towards(point, slope, -gap, norm, bounds)
+        point = select(active, jnp.clip(moved, *bounds), point)
         return step + 1, point, active & ~misclassified(logits_fn, point, y)
 
     def goes_on(carry: tuple[Array, Array, Array]) -> Array:
