@@ -131,7 +131,7 @@ def disagreement(network: Network, n: int = 100) -> dict[str, float]:
 
 def to_torch(network: Network) -> tuple[Any, Any]:
     """Images `[N, C, H, W]` and their classes."""
-    x = np.ascontiguousarray(network.x.transpose(0, 3, 1, 2))
+    x = network.x.transpose(0, 3, 1, 2).copy()  # jax's arrays are read-only
     return torch.from_numpy(x), torch.from_numpy(network.y.astype(np.int64))
 
 
