@@ -23,19 +23,16 @@ class Case(NamedTuple):
     """An attack in one norm.
 
     Attributes:
-      ours: for the attack at a radius the stages of a cascade, else
-        `(key, logits_fn, x, y) -> x_adv`, which looks for the smallest perturbation.
+      ours: `(key, logits_fn, x, y) -> x_adv`, with `eps` last where it is at a radius; or else the
+        stages of a cascade.
       theirs: the same in other toolboxes, by their names.
     """
 
     name: str
     norm: Norm
+    at_radius: bool
     ours: tuple[Stage, ...] | Callable
     theirs: dict[str, Peer]
-
-    @property
-    def at_radius(self) -> bool:
-        return isinstance(self.ours, tuple)
 
 
 def cases(classes: int, share: float) -> list[Case]:
@@ -49,11 +46,10 @@ def cases(classes: int, share: float) -> list[Case]:
     bim = {"steps": 10, "rel_stepsize": 1 / 6}
     radii = {norm: np.geomspace(most / 100, most, n(31)).tolist() for norm, most in LARGEST.items()}
     return [
-        radius(
+        short(
             "fgsm",
             LINF,
-            at(attacks.fgsm),
-            first=False,
+            attacks.fgsm,
             torchattacks=ta("FGSM"),
             foolbox=fb("LinfFastGradientAttack"),
         ),
@@ -71,10 +67,10 @@ def cases(classes: int, share: float) -> list[Case]:
             torchattacks=ta("PGDL2", steps=n(40), alpha=0.1),
             foolbox=fb("L2PGD", steps=n(40), rel_stepsize=0.1),
         ),
-        radius(
+        short(
             "mi-fgsm",
             LINF,
-            at(attacks.pgd, norm=LINF, **mi),
+            partial(attacks.pgd, norm=LINF, **mi),
             torchattacks=ta("MIFGSM", steps=n(10), alpha=0.1),
             foolbox=fb("LinfMomentumIterativeFastGradientMethod", steps=n(10), rel_stepsize=0.1),
         ),
@@ -166,13 +162,15 @@ def towards(attack: Callable, targets: int, **options: Any) -> Callable:
     return one
 
 
-def radius(
-    name: str, norm: Norm, attack: Callable, *, rounds: int = 1, first: bool = True, **theirs: Peer
-) -> Case:
-    """An attack at a radius, behind four steps of PGD where `first`: they can only find more."""
-    quick = Stage("first", at(attacks.pgd, norm=norm, steps=4, step_size=0.5, random_start=False))
-    stages = (*([quick] if first else []), Stage(name, attack, rounds))
-    return Case(name, norm, stages, theirs)
+def short(name: str, norm: Norm, attack: Callable, **theirs: Peer) -> Case:
+    """An attack at a radius by itself."""
+    return Case(name, norm, True, attack, theirs)
+
+
+def radius(name: str, norm: Norm, attack: Callable, *, rounds: int = 1, **theirs: Peer) -> Case:
+    """An attack at a radius as a stage of a cascade, behind two steps of PGD."""
+    two = at(attacks.pgd, norm=norm, steps=2, step_size=0.8, random_start=False)
+    return Case(name, norm, True, (Stage("first", two), Stage(name, attack, rounds)), theirs)
 
 
 def nearest(
@@ -180,4 +178,5 @@ def nearest(
 ) -> Case:
     """A minimum-norm attack, called by its name in `lipreg.attacks`."""
     theirs = {"foolbox": foolbox} | ({"torchattacks": torchattacks} if torchattacks else {})
-    return Case(name, norm, partial(getattr(attacks, name), norm=norm, **options), theirs)
+    attack = partial(getattr(attacks, name), norm=norm, **options)
+    return Case(name, norm, False, attack, theirs)

@@ -199,6 +199,15 @@ def test_a_model_in_half_precision_gets_a_perturbation_in_single(name, norm):
     assert (margin(half(x_adv), Y) >= margin(half(X), Y)).mean() > 0.8
 
 
+@pytest.mark.parametrize("name", attacks.__all__)
+def test_double_precision_stays_double(name):
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: a.astype(jnp.float64), (MLP, X))
+        attack = partial(short(name), KEY, partial(mlp, wide[0]))
+        args = (wide[1], Y, 0.1) if name in FIXED else (wide[1], Y)
+        assert jax.eval_shape(attack, *args).dtype == jnp.float64
+
+
 @every_member
 def test_constant_logits_leave_no_nan(name, norm):
     flat = lambda x: 0 * x.reshape(x.shape[0], -1)[:, :CLASSES] + jnp.eye(CLASSES)[:1]

@@ -39,16 +39,18 @@ def carlini_wagner(
 ) -> Array:
     """`min ||x' - x||_2^2 + c max(z_y - max_{j != y} z_j, -confidence)` (1608.04644).
 
-    Adam on w, `x' = tanh(w)` scaled to the box, from x. c is searched for per example: ten times
-    as large while it is too small, then bisected; of all the points visited the closest one with a
-    margin of `confidence` is returned, x itself where there is none. Distances count in widths of
-    the box, so that c and the learning rate mean the same in any bounds.
+    Adam on w, `x' = x + tanh(w) - tanh(w0)` in half widths of the box, from `w0 = arctanh(0.99 x)`:
+    at the bounds themselves tanh is flat, and some hundreds of steps would be lost there. c is
+    searched for per example: ten times as large while it is too small, then bisected; of all the
+    points visited the closest one with a margin of `confidence` is returned, x itself where there
+    is none. Distances count in widths of the box, so that c and the learning rate mean the same in
+    any bounds.
 
-    Three things differ from the authors' code, and each brings small distances nearer to the exact
-    ones of linear models: the learning rate decays to 0 (by a cosine), no search ends early, and c
-    is large enough where the last tenth of a search is misclassified at some step, not all of it.
-    Pixels at the bounds, where tanh is flat, need some hundreds of steps to get going. Norm: L2.
-    Deterministic: `key` is there for the common contract.
+    Further differences from the authors' code, each of which brings small distances nearer to the
+    exact ones of linear models: the learning rate decays to 0 (by a cosine), no search ends early,
+    and c is large enough where the last tenth of a search is misclassified at some step, not all of
+    it. With fewer steps than some hundreds, raise the learning rate. Norm: L2. Deterministic: `key`
+    is there for the common contract.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> carlini_wagner(jax.random.key(0), lambda x: x, x, y, steps=200).round(2)
@@ -59,12 +61,13 @@ def carlini_wagner(
     check_norm("carlini_wagner", norm, L2)
     at_least_one("carlini_wagner", steps=steps, searches=searches)
     low, high = bounds
-    centre, half = (low + high) / 2, (high - low) / 2
+    half = (high - low) / 2
+    inside = 0.99 * (x - (low + high) / 2) / half  # at the bounds arctanh is infinite
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     objective = _penalised(logits_fn, x, y, bounds, confidence)
 
     def total(w: Array, c: Array) -> tuple[Array, tuple[Array, Array]]:
-        point = jnp.clip(centre + half * jnp.tanh(w), low, high)
+        point = jnp.clip(x + half * (jnp.tanh(w) - inside), low, high)
         values, logits = objective(point, c)
         return values.sum(), (point, logits)
 
@@ -75,8 +78,7 @@ def carlini_wagner(
             update, moments = adam.update(grad, moments, w)
         return (w + update, moments), seen
 
-    # At the bounds arctanh is infinite.
-    w = jnp.arctanh(0.999999 * (x - centre) / half)
+    w = jnp.arctanh(inside)
     state = w, adam.init(w)
     return _closest(step, state, logits_fn, x, y, norm, steps, searches, c, confidence)
 

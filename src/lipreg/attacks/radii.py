@@ -54,7 +54,7 @@ def ddn(
         point, length, best, least = carry
         grad, wrong = jax.grad(total, has_aux=True)(point)
         best, least = _keep(best, least, x, point, wrong, norm)
-        rate = unit * _cosine(step, steps, 1.0, 0.01)
+        rate = unit * _cosine(step, steps, 1.0, 0.01, x.dtype)
         moved = point - x + rate * norm.direction(grad).astype(x.dtype)
         length = jnp.where(wrong, (1 - gamma) * length, (1 + gamma) * length)
         moved = expand(length, x) * norm.direction(moved)
@@ -111,11 +111,11 @@ def fmn(
         found = least < jnp.inf
         slope = norm.dual(grad)
         ahead = jnp.where(slope > 0, jnp.abs(value) / jnp.where(slope > 0, slope, 1.0), unit)
-        change = _cosine(step, steps, gamma, gamma / 50)
+        change = _cosine(step, steps, gamma, gamma / 50, x.dtype)
         # Not the length, which the box may hold back for ever.
         grown = jnp.where(found, (1 + change) * radius, radius + ahead)
         radius = jnp.where(wrong, jnp.minimum((1 - change) * radius, least), grown)
-        rate = unit * _cosine(step, steps, 1.0, 0.01)
+        rate = unit * _cosine(step, steps, 1.0, 0.01, x.dtype)
         moved = point - x + rate * L2.direction(grad)
         return jnp.clip(x + norm.project(moved, radius), *bounds), radius, best, least
 
@@ -205,9 +205,9 @@ def basic_iterative(
     return jax.lax.stop_gradient(jax.lax.while_loop(goes_on, body, start)[2])
 
 
-def _cosine(step: Array, steps: int, first: float, last: float) -> Array:
+def _cosine(step: Array, steps: int, first: float, last: float, dtype: jnp.dtype) -> Array:
     """From `first` at step 0 to `last` at the end, half a cosine."""
-    share = (1 + jnp.cos(jnp.pi * step.astype(jnp.float32) / steps)) / 2
+    share = (1 + jnp.cos(jnp.pi * step.astype(dtype) / steps)) / 2
     return last + (first - last) * share
 
 

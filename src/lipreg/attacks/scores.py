@@ -115,6 +115,10 @@ def _sides(share: float, shape: tuple[int, ...], least: int) -> tuple[int, int]:
     return min(side, shape[0]), min(side, shape[1])
 
 
+# Not as wide as x64 would have them.
+_places = partial(jnp.arange, dtype=jnp.int32)
+
+
 def _signs(chance: Array, dtype: np.dtype) -> Array:
     return jnp.where(chance < 0.5, -1, 1).astype(dtype)
 
@@ -123,8 +127,8 @@ def _window(chance: Array, side: Array, shape: tuple[int, ...]) -> tuple[Array, 
     """A window somewhere in the image: each row's and column's place in it, and where it is."""
     places = jnp.asarray(shape[:2], jnp.int32) - side + 1
     corner = (chance * places.astype(chance.dtype)).astype(jnp.int32)
-    row = jnp.arange(shape[0])[:, None] - corner[0]
-    column = jnp.arange(shape[1])[None, :] - corner[1]
+    row = _places(shape[0])[:, None] - corner[0]
+    column = _places(shape[1])[None, :] - corner[1]
     return row, column, (row >= 0) & (row < side[0]) & (column >= 0) & (column < side[1])
 
 
@@ -167,7 +171,7 @@ def _overwrite(
 
 def _tiles(key: Array, *, shape: tuple[int, ...], dtype: np.dtype) -> Array:
     height, width = (math.ceil(n / TILES) for n in shape[:2])
-    row, column = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None, :]
+    row, column = _places(shape[0])[:, None], _places(shape[1])[None, :]
     tile = row // height, column // width
     chance = jax.random.uniform(key, (TILES, TILES, 1 + shape[2]))[tile]
     row, column = row % height, column % width

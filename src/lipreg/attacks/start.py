@@ -98,7 +98,7 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
 def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
     """`argmax_k logits_k(x) != y`, [B]. Logits that are not numbers are no answer, and so wrong."""
     logits = logits_fn(x)
-    return (jnp.argmax(logits, -1) != y) | ~jnp.isfinite(logits).all(-1)
+    return (jnp.argmax(logits, -1).astype(y.dtype) != y) | ~jnp.isfinite(logits).all(-1)
 
 
 def select(mask: Array, a: Array, b: Array) -> Array:
