@@ -1,0 +1,124 @@
+"""What the walk knows of a number that depends on x: a root, and an expression built on it."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lipreg.lipschitz.slopes import AFFINE, Box, Rule, hull, product
+
+__all__ = ["Root", "Value", "bound", "settle"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Root:
+    """w with `|w| in box`, `dw = slope * dh`, `||dh|| <= lip ||dx||`, `|dh_i| <= rows_i ||dx||`.
+
+    Of a matrix or convolution also `norm(c)`, a bound of `||diag(c) dh|| / ||dx||` for constants
+    `c >= 0`, which replaces lip, and of a matrix A `gram`, `A A'` in units of dx; slope is 1.
+    """
+
+    box: Box
+    slope: Box
+    lip: Any  # None beside norm
+    rows: Array
+    norm: Callable[[Array], Array] | None = None
+    gram: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Value:
+    """An elementwise expression on a root: the root itself, or `rule` of values and constants."""
+
+    root: Root
+    name: str = ""
+    rule: Rule | None = None
+    args: tuple[Any, ...] = ()
+
+    @property
+    def sources(self) -> list["Value"]:
+        return [a for a in self.args if isinstance(a, Value)]
+
+    @property
+    def affine(self) -> bool:
+        """Affine in the root. A quotient is only where the divisor is a constant."""
+        once = self.name in AFFINE and len(self.sources) == 1 and self.sources[0].affine
+        return self.rule is None or (once and (self.name != "div" or self.args[0] in self.sources))
+
+    @property
+    def tangled(self) -> bool:
+        """Two ways lead to the root, and boxes alone forget that they belong together; or a case
+        ends somewhere, and the values on both sides are to be compared there."""
+        return (
+            self.name == "select_n" or len(self.sources) > 1 or any(a.tangled for a in self.sources)
+        )
+
+    @property
+    def start(self) -> "Value":
+        """The affine value that the nonlinear operations set out from."""
+        return self if self.affine else self.sources[0].start
+
+
+def _evaluate(value: Value, box: Box, seen: dict | None = None) -> tuple[Box, Box]:
+    """Boxes of the value and of its slope in the root, for roots in `box`."""
+    seen = {} if seen is None else seen
+    if value.rule is None:
+        return box, (jnp.ones_like(box[0]), jnp.ones_like(box[0]))
+    if value not in seen:
+        pairs = [
+            _evaluate(a, box, seen) if isinstance(a, Value) else ((a, a), None) for a in value.args
+        ]
+        out, partials = value.rule(*(box for box, _ in pairs))
+        slopes = [product(d, s) for d, (_, s) in zip(partials, pairs, strict=True) if s is not None]
+        slope = sum(s[0] for s in slopes), sum(s[1] for s in slopes)
+        like = box[0]
+        full = lambda v: jnp.broadcast_to(jnp.asarray(v, like.dtype), like.shape)
+        seen[value] = jax.tree.map(full, (out, slope))
+    return seen[value]
+
+
+# Activations have their kinks at small multiples of 1/2, bend between and are straight far out.
+_TAIL = 4 * 1.2 ** np.arange(1, 44)
+EDGES = np.concatenate([[-np.inf], -_TAIL[::-1], np.arange(-64, 65) / 16, _TAIL, [np.inf]])
+
+
+def bound(value: Value) -> tuple[Box, Box, Array]:
+    """Boxes of value and slope, and the slope of the affine part that comes first."""
+    box = value.root.box
+    (shift, _), (scale, _) = _evaluate(value.start, (0 * box[0], 0 * box[0]))
+    if not value.tangled:
+        return *_evaluate(value, box), scale
+
+    def cell(found: tuple[Box, Box], edges: Array) -> tuple[tuple[Box, Box], None]:
+        """Widened by one cell: its values and slopes, and the jump, if any, at its end."""
+        units = jnp.where(scale == 0, 1.0, scale)
+        begin, end = (jnp.clip((edge - shift) / units, *box) for edge in edges)
+        both = jax.tree.map(lambda *v: jnp.stack(v), hull(begin, end), (end, end))
+        values, slopes = jax.vmap(partial(_evaluate, value))(both)
+        slopes = [jnp.where(jnp.isfinite(s[1]), s[0], s[1]) for s in slopes]
+        now = (values[0].min(0), values[1].max(0)), (slopes[0], slopes[1])
+        widen = lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))
+        return (widen(found[0], now[0]), widen(found[1], now[1])), None
+
+    pairs = jnp.asarray(np.stack([EDGES[:-1], EDGES[1:]], 1), box[0].dtype)
+    nothing = jnp.full_like(box[0], jnp.inf), jnp.full_like(box[0], -jnp.inf)
+    (values, slopes), _ = jax.lax.scan(cell, (nothing, nothing), pairs)
+    return values, slopes, scale
+
+
+def settle(value: Value) -> Root:
+    """The value as a root of its own, bounded now."""
+    root = value.root
+    box, slope, scale = bound(value)
+    if root.norm is None:
+        return Root(box, product(slope, root.slope), root.lip, root.rows)
+    # The affine part joins the weights before it, the rest waits for the weights behind.
+    unit = jnp.where(scale == 0, 1.0, jnp.abs(scale))
+    rows = unit * root.rows
+    lip = jnp.minimum(root.norm(unit), jnp.linalg.norm(rows))
+    return Root(box, (slope[0] / unit, slope[1] / unit), lip, rows)
