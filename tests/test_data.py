@@ -78,6 +78,22 @@ def test_any_fraction_leaves_both_parts_an_image(validation, held_out):
     assert (len(training.y), len(held.y)) == (1437 - held_out, held_out)
 
 
+def test_wrong_labels_are_so_many_and_each_other_class_is_as_likely():
+    digits = data.load("digits", "train")
+    dataset = data.Dataset(digits.x[:1000], np.full(1000, 3, np.int32), 4)
+    wrong = data.wrong_labels(dataset, 0.6, seed=1)
+    assert wrong.y.dtype == dataset.y.dtype
+    assert ((wrong.y >= 0) & (wrong.y < 4)).all()
+    counts = np.bincount(wrong.y, minlength=4)
+    assert counts[3] == 400
+    assert counts[:3].min() > 150
+    assert (data.wrong_labels(dataset, 0.6, seed=1).y == wrong.y).all()
+    assert (data.wrong_labels(dataset, 0.6, seed=2).y != wrong.y).any()
+    assert (dataset.y == 3).all()
+    with pytest.raises(ValueError, match=r"fraction = 1\.5; of the labels"):
+        data.wrong_labels(dataset, 1.5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lipreg import objectives
+from lipreg.lipschitz.functions import gradient_norms
 from lipreg.losses import cross_entropy
 from lipreg.norms import L1, L2, LINF, lp
 
@@ -58,7 +59,7 @@ def methods(objective):
     loss = bind(mlp, MLP)
     given = {name: 0.1 for name in objectives.strengths(objective)}
     served = []
-    for method in objectives.METHODS:
+    for method in (*objectives.METHODS, "gradient", "pairs"):
         try:
             jax.eval_shape(lambda m=method: objective(loss, X, Y, **given, method=m))
         except ValueError:
@@ -114,6 +115,7 @@ def test_the_table_holds_every_objective_and_every_method_it_documents():
         "j2_lip": ["attack", "penalty", "difference"],
         "tikhonov": ["penalty", "difference"],
         "grad_lp": ["penalty", "difference"],
+        "lip_excess": ["gradient", "pairs"],
     }
     assert {name: served[name] for name in known} == known
     assert objectives.strengths(objectives.j2_lip) == ("eps", "lam")
@@ -542,6 +544,54 @@ def test_a_radius_per_example_is_a_radius_per_example(method):
     np.testing.assert_allclose(run(X, Y, eps), jnp.stack(alone).mean(), rtol=1e-5)
 
 
+# The Lipschitz constant of the network, and the part of it that is in excess.
+
+W = jnp.array([[3.0, 0.0], [4.0, 1.0]])  # x @ W: gradients (3, 4) and (0, 1)
+two = lambda w: lambda x: x.reshape(x.shape[0], -1)[:, :2] @ w
+each_search = pytest.mark.parametrize("method", ["gradient", "pairs"])
+
+
+@each_search
+def test_only_what_exceeds_the_constant_of_the_data_is_penalised(method):
+    """Of a linear map the constant is the largest norm of a row, 5, and its gradient row / 5."""
+
+    def value(w, L0):
+        loss = lambda x, y: 0.0 * x.sum((1, 2, 3))
+        run = partial(objectives.lip_excess, loss, X, Y, lam=2.0, L0=L0, f=two(w))
+        return run(method=method, steps=40)
+
+    evaluate = jax.jit(jax.value_and_grad(value, has_aux=True))
+    (excess, parts), slope = evaluate(W, 1.5)
+    tolerance = 1e-5 if method == "gradient" else 2e-2
+    np.testing.assert_allclose(excess, 2 * 3.5, rtol=tolerance)
+    np.testing.assert_allclose(parts["lip"], 5.0, rtol=tolerance)
+    np.testing.assert_allclose(slope, 2 * jnp.array([[0.6, 0.0], [0.8, 0.0]]), atol=20 * tolerance)
+    (excess, parts), slope = evaluate(W, 5.5)
+    assert excess == 0
+    np.testing.assert_array_equal(slope, 0.0)
+
+
+def test_the_derivative_of_the_largest_gradient_is_that_of_all_of_them():
+    probabilities = lambda params: lambda x: jax.nn.softmax(mlp(params, x))
+    short = lambda params: objectives.lip_excess(
+        bind(mlp, params), X, Y, lam=1.0, L0=0.0, f=probabilities(params)
+    )[0]
+    full = lambda params: (
+        bind(mlp, params)(X, Y).mean() + gradient_norms(probabilities(params), X).max()
+    )
+    found, expected = (jax.jit(jax.value_and_grad(form))(MLP) for form in (short, full))
+    assert_close(found, expected)
+
+
+def test_without_a_network_the_constant_is_that_of_the_frozen_loss():
+    loss, frozen = (
+        (lambda scale: lambda x, y: scale * x[:, 0, 0, 0])(2.0),
+        lambda x, y: y.astype(x.dtype) * x[:, 0, 0, 0],
+    )
+    _, parts = objectives.lip_excess(loss, X, jnp.arange(BATCH), lam=1.0, L0=0.0, frozen=frozen)
+    np.testing.assert_allclose(parts["lip"], BATCH - 1, rtol=1e-6)
+
+
 # What users get wrong.
 
 
@@ -557,6 +607,7 @@ def test_a_radius_per_example_is_a_radius_per_example(method):
         ("j2_lip", {"top_k": 9}, r"top_k = 9 in a batch of 8; choose 0 \(all\) to 8"),
         ("j2_lip", {"top_k": -1}, "top_k = -1 in a batch of 8"),
         ("grad_lp", {"p": 0.5}, "p = 0.5"),
+        ("lip_excess", {"method": "attack"}, "No method 'attack' here; choose gradient or pairs"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_choices(name, options, said):

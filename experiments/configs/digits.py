@@ -12,6 +12,8 @@ STRENGTHS = {
     "j2_lip": {"eps": 0.4, "lam": 0.01},
     "tikhonov": {"lam": 0.1},
     "grad_lp": {"lam": 0.1},
+    # L0 of the training images: lipschitz.of_data.
+    "lip_excess": {"lam": 0.1, "L0": 0.85},
 }
 
 

@@ -58,6 +58,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "dir": "",  # a folder of prepared TFDS data sets; "" for $TFDS_DATA_DIR
         "validation": 0.1,  # fraction of the training split
         "seed": 0,  # of that split; the same for every seed of the training
+        "wrong_labels": 0.0,  # fraction of the training labels that are replaced by another class
         "flip": False,
         "pad": 0,  # pixels, before a random crop
         "cutout": 0,  # side of the square that is blanked, in pixels
@@ -72,6 +73,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "weight_decay": 1e-3,  # the papers' 5e-4 ||w||^2
         "clip": 0.0,  # of the gradient's global norm; 0 is off
         "ema": 0.0,  # decay of the averaged weights; 0 is off
+        "ramp": 0.0,  # fraction of training over which strengths.lam grows from 0
     }
     config.report = {
         "every_steps": 50,  # a line of metrics.jsonl
@@ -101,7 +103,7 @@ def _options(objective: str) -> dict[str, Any]:
     defaults = {
         name: p.default
         for name, p in parameters.items()
-        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and name != "frozen"
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and name not in ("frozen", "f")
     }
     return {k: v.name if isinstance(v, norms.Norm) else v for k, v in defaults.items()}
 
@@ -156,11 +158,11 @@ def _leaves(config: Config, prefix: str = "") -> dict[str, Any]:
 
 # Numbers that may be 0: off, or none. All others must be greater.
 _MAY_BE_ZERO = (
-    *("seed", "strengths.eps", "strengths.lam", "options.top_k"),
-    *("data.seed", "data.pad", "data.cutout", "report.pgd.eps"),
-    *("train.momentum", "train.weight_decay", "train.clip", "train.ema"),
+    *("seed", "strengths.eps", "strengths.lam", "strengths.L0", "options.top_k"),
+    *("data.seed", "data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
+    *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
 )
-_FRACTIONS = ("train.momentum", "train.ema")
+_FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
 
 
 def check(config: Config) -> None:

@@ -19,7 +19,16 @@ import numpy as np
 from absl import logging
 from jax import Array
 
-__all__ = ["NAMES", "Dataset", "augment", "epoch_batches", "load", "map_batches", "to_unit"]
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "augment",
+    "epoch_batches",
+    "load",
+    "map_batches",
+    "to_unit",
+    "wrong_labels",
+]
 
 NAMES = ("cifar10", "cifar100", "digits", "mnist")
 SPLITS = ("train", "validation", "test")
@@ -138,6 +147,21 @@ def _how_to_prepare(name: str, dir: str, folder: str, found: str) -> str:
         f"`python -c {shlex.quote(code)}`, where there are network access and TensorFlow, or name "
         "a prepared folder by TFDS_DATA_DIR or --config.data.dir; digits needs nothing."
     )
+
+
+def wrong_labels(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset:
+    """The data set with this fraction of its labels replaced by another class, each as likely.
+
+    >>> digits = load("digits", "test")
+    >>> int((wrong_labels(digits, 0.25).y != digits.y).sum())
+    90
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction = {fraction}; of the labels, it must be between 0 and 1.")
+    rng, y = np.random.default_rng(seed), dataset.y.copy()
+    rows = rng.permutation(len(y))[: round(fraction * len(y))]
+    y[rows] = (y[rows] + rng.integers(1, dataset.classes, len(rows), y.dtype)) % dataset.classes
+    return dataset._replace(y=y)
 
 
 def to_unit(x: Array | np.ndarray) -> Array:

@@ -80,6 +80,7 @@ def prepare(config: Config) -> Experiment:
     check(config)
     training, validation = _split(config, "train"), _split(config, "validation")
     d, t = config.data, config.train
+    training = data.wrong_labels(training, d.wrong_labels, seed=config.seed)
     if t.batch_size > len(training.y):
         raise ValueError(
             f"config.train.batch_size = {t.batch_size}; {d.name} has {len(training.y)} training "
@@ -94,6 +95,7 @@ def prepare(config: Config) -> Experiment:
         loss=getattr(losses, config.loss),
         augment=partial(data.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
         ema_decay=t.ema,
+        ramp=round(t.ramp * steps),
     )
     batch = (training.x[: t.batch_size], training.y[: t.batch_size])
     jax.eval_shape(step, state, config.strengths.to_dict(), batch)

@@ -4,7 +4,8 @@ The contract is `(loss, x, y, *, ...) -> (scalar, parts)`.
 `loss(x [B, ...], y) -> values [B]` has its parameters bound; with running statistics it returns
 `(values, aux)`, and `aux` comes back as `parts["aux"]`. `frozen` is a second view of the same
 model, with its running statistics, where the gradient of one example does not depend on the
-others: attack directions come from it. It defaults to `loss`.
+others: attack directions come from it. It defaults to `loss`. An objective that has an `f` is
+handed the network itself by `train.make_step`: class probabilities `[B, K]`, frozen.
 
 Every name in `__all__` is an objective. Its keyword-only arguments without a default are its
 strengths: they may be traced, so one compilation serves a sweep. The others (`norm`, `method`,
@@ -29,9 +30,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.lipschitz.functions import ascended_pairs, gradient_norms
 from lipreg.norms import L2, LINF, Norm, expand, lp
 
-__all__ = ["grad_lp", "j0", "j1", "j2", "j2_lip", "tikhonov"]
+__all__ = ["grad_lp", "j0", "j1", "j2", "j2_lip", "lip_excess", "tikhonov"]
 
 Loss = Callable[[Array, Array], Any]
 Parts = dict[str, Any]
@@ -232,6 +234,53 @@ def j2_lip(
             f"top_k = {top_k} in a batch of {x.shape[0]}; choose 0 (all) to {x.shape[0]}."
         )
     return value + lam * lip, parts | {"lip": lip}
+
+
+def lip_excess(
+    loss: Loss,
+    x: Array,
+    y: Array,
+    *,
+    lam: ArrayLike,
+    L0: ArrayLike,
+    f: Callable[[Array], Array] | None = None,
+    norm: Norm = L2,
+    method: str = "gradient",
+    steps: int = 5,
+    frozen: Loss | None = None,
+) -> tuple[Array, Parts]:
+    """`E l(x) + lam max(Lip(f) - L0, 0)` (Oberman & Calder 1808.09540, J^Lip,n).
+
+    `f: [B, ...] -> [B, K]` is the network as the theorems have it, labels in the simplex; without
+    it the constant is that of the loss. Lip(f), from `norm` to l_inf, is what the batch shows, an
+    estimate from below: by `method="gradient"` the largest norm of a gradient of an f_k; by
+    `"pairs"` the largest quotient `|f_k(u) - f_k(v)| / ||u - v||`, u and v ascended in `steps` from
+    each x (CLIP, 2103.12531). The derivative of the maximum is that of the one example or pair that
+    attains it. L0 is the constant of the data, `lipschitz.of_data`.
+
+    >>> f = lambda x: 3 * x
+    >>> lip_excess(lambda x, y: 0 * x[:, 0], jnp.eye(2), None, lam=2.0, L0=1.0, f=f)[0]
+    Array(4., dtype=float32)
+    """
+    values, aux = _evaluate(loss, x, y)
+
+    def at(y: Array) -> Callable[[Array], Array]:
+        return f if f is not None else lambda x: _evaluate(frozen or loss, x, y)[0]
+
+    if method == "gradient":
+        top = jax.lax.stop_gradient(gradient_norms(at(y), x, norm=norm)).argmax()[None]
+        lip = gradient_norms(at(jax.tree.map(lambda a: a[top], y)), x[top], norm=norm)[0]
+    elif method == "pairs":
+        # What draws the first directions need not change: the batches do.
+        pairs = ascended_pairs(jax.random.key(0), at(y), x, norm=norm, steps=steps)
+        top = pairs.quotients.argmax()[None]
+        one, u, v = at(jax.tree.map(lambda a: a[top], y)), pairs.x1[top], pairs.x2[top]
+        lip = jnp.abs(one(u) - one(v)).max() / norm.size(u - v)[0]
+    else:
+        raise ValueError(f"No method {method!r} here; choose gradient or pairs.")
+    parts = {"loss": values.mean(), "lip": lip}
+    excess = jnp.maximum(lip - L0, 0.0)
+    return values.mean() + lam * excess, parts if aux is None else parts | {"aux": aux}
 
 
 def tikhonov(

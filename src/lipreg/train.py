@@ -7,6 +7,7 @@ makes one of a linen module.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -119,30 +120,40 @@ def make_step(
     loss: Callable[[Array, Array], Array] = losses.cross_entropy,
     augment: Callable[[Array, Array], Array] = lambda key, x: x,
     ema_decay: float = 0.0,
+    ramp: int = 0,
 ) -> Callable[[State, dict[str, Any], tuple[Array, Array]], tuple[State, dict[str, Array]]]:
     """`step(state, strengths, (x, y)) -> (state, parts)`, one gradient step on an objective.
 
     `objective` is one of `objectives`, its static options bound; `strengths` its traced ones, by
     name. `x` is uint8 or floating in [0, 1]; `augment(key, x)` sees it as it comes. The step builds
-    the two views of the model, with the batch's statistics and with the running ones. `parts`
-    gains `objective`, the number that was differentiated, and `grad_params`, that gradient's norm.
+    the two views of the model, with the batch's statistics and with the running ones; where the
+    objective asks for `f`, that is the running view's softmax. The strength `lam` grows from 0 over
+    the first `ramp` steps. `parts` gains `objective`, the number that was differentiated, and
+    `grad_params`, that gradient's norm.
     """
+    takes_f = "f" in inspect.signature(objective).parameters
 
     def step(
         state: State, strengths: dict[str, Any], batch: tuple[Array, Array]
     ) -> tuple[State, dict[str, Array]]:
         x, y = batch
         x = data.to_unit(augment(jax.random.fold_in(state.key, state.step), x))
+        if ramp and "lam" in strengths:
+            share = jnp.minimum(state.step.astype(jnp.float32) / ramp, 1.0)
+            strengths = strengths | {"lam": share * strengths["lam"]}
 
         def total(params: Any) -> tuple[Array, dict[str, Any]]:
             def trained(x: Array, y: Array) -> tuple[Array, Any]:
                 logits, model_state = apply(params, state.model_state, x, True)
                 return loss(logits, y), model_state
 
-            def frozen(x: Array, y: Array) -> Array:
-                return loss(apply(params, state.model_state, x, False)[0], y)
+            def logits(x: Array) -> Array:
+                return apply(params, state.model_state, x, False)[0]
 
-            return objective(trained, x, y, frozen=frozen, **strengths)
+            views: dict[str, Any] = {"frozen": lambda x, y: loss(logits(x), y)}
+            if takes_f:
+                views["f"] = lambda x: jax.nn.softmax(logits(x))
+            return objective(trained, x, y, **views, **strengths)
 
         (value, parts), grads = jax.value_and_grad(total, has_aux=True)(state.params)
         model_state = parts.pop("aux")
