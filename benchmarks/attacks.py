@@ -1,8 +1,11 @@
-"""PGD in `lax.fori_loop` against the same steps unrolled: `python benchmarks/attacks.py`.
+"""PGD in `lax.fori_loop` against the same steps unrolled, and a whole error curve against one PGD.
 
-The two programs run in turn within one process; what counts is the ratio of their medians, since
-the machine's own speed wanders. Compilation is timed apart. The lines `flax's own convolution` show
-what the rule of lipreg.convolution is for: there XLA:CPU runs gradients in a loop on a slow path.
+    python benchmarks/attacks.py
+
+The programs of a line run in turn within one process; what counts is the ratio of their medians,
+since the machine's own speed wanders. Compilation is timed apart, for the three in turn. The lines
+`flax's own convolution` show what the rule of lipreg.convolution is for: there XLA:CPU runs
+gradients in a loop on a slow path.
 """
 
 import json
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from lipreg import attacks, models, runs
+from lipreg import attacks, curves, models, runs
 from lipreg.norms import L2
 
 _REPEATS = flags.DEFINE_integer("repeats", 9, "interleaved repetitions", lower_bound=3)
@@ -32,10 +35,20 @@ CASES = (
 )
 
 
-def compiled(logits_fn: Callable, x: Any, y: Any, unroll: bool) -> tuple[Callable, float]:
-    """The attack as a program, and the seconds that its compilation takes."""
-    attack = partial(attacks.pgd, norm=L2, steps=_STEPS.value, unroll=unroll)
-    run = lambda key, x, y: attack(key, logits_fn, x, y, 0.5)
+def programs(logits_fn: Callable) -> dict[str, Callable]:
+    """PGD by a loop, PGD unrolled, and the error at 20 radii by PGD in a loop."""
+    attack = partial(attacks.pgd, norm=L2, steps=_STEPS.value)
+    radii = jnp.geomspace(0.05, 1.0, 20)
+    curve = partial(curves.error_curve, attack=attack, norm=L2)
+    return {
+        "loop": lambda key, x, y: attack(key, logits_fn, x, y, 0.5),
+        "unrolled": lambda key, x, y: attack(key, logits_fn, x, y, 0.5, unroll=True),
+        "curve": lambda key, x, y: curve(key, logits_fn, x, y, radii),
+    }
+
+
+def compiled(run: Callable, x: Any, y: Any) -> tuple[Callable, float]:
+    """A program, and the seconds that its compilation takes."""
     start = time.perf_counter()
     program = jax.jit(run).lower(jax.random.key(0), x, y).compile()
     return partial(program, jax.random.key(0), x, y), time.perf_counter() - start
@@ -54,36 +67,39 @@ def interleaved(programs: dict[str, Callable], repeats: int) -> dict[str, np.nda
 
 
 def case(name: str, batch: int, library: bool) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Compile seconds, and run seconds, of both forms of the attack on a network as initialised."""
+    """Compile seconds and run seconds of the programs on a network as initialised."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.random((batch, 32, 32, 3), np.float32))
-    y = jnp.asarray(rng.integers(0, 10, batch, np.int32))
     convolution = models.conv if library else jax.lax.conv_general_dilated
     with mock.patch.object(models, "conv", convolution):
         model = models.build(name, classes=10)
         variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
-        logits_fn = partial(model.apply, variables, train=False)
-        forms = {"loop": 1, "unrolled": True}
-        programs = {form: compiled(logits_fn, x, y, unroll) for form, unroll in forms.items()}
-    times = interleaved({form: program for form, (program, _) in programs.items()}, _REPEATS.value)
-    return {form: seconds for form, (_, seconds) in programs.items()}, times
+        logits_fn: Callable = partial(model.apply, variables, train=False)
+        y = jnp.argmax(logits_fn(x), 1)  # a curve would not attack what is wrong
+        built = {form: compiled(run, x, y) for form, run in programs(logits_fn).items()}
+    times = interleaved({form: program for form, (program, _) in built.items()}, _REPEATS.value)
+    return {form: seconds for form, (_, seconds) in built.items()}, times
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> str:
+    """The ratio of the medians, with the quartiles of the ratio over the turns."""
+    low, high = np.quantile(above / below, (0.25, 0.75))
+    return f"{np.median(above) / np.median(below):.2f} ({low:.2f} to {high:.2f})"
 
 
 def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     print(f"PGD, {_STEPS.value} steps, l2, 32 x 32 x 3; medians of {_REPEATS.value} in turn\n")
-    print("| network | batch | loop, s | unrolled, s | loop / unrolled | compile, s |")
+    print("| network | batch | loop, s | loop / unrolled | curve of 20 radii / loop | compile, s |")
     print("|---|---|---|---|---|---|")
     for title, name, batch, library in CASES:
         compile_s, run_s = case(name, batch, library)
-        loop, unrolled = np.median(run_s["loop"]), np.median(run_s["unrolled"])
-        # The spread of the ratio: quartiles over the turns.
-        low, high = np.quantile(run_s["loop"] / run_s["unrolled"], (0.25, 0.75))
+        loop = run_s["loop"]
         print(
-            f"| {title} | {batch} | {loop:.3f} | {unrolled:.3f} "
-            f"| {loop / unrolled:.2f} ({low:.2f} to {high:.2f}) "
-            f"| {compile_s['loop']:.1f} and {compile_s['unrolled']:.1f} |",
+            f"| {title} | {batch} | {np.median(loop):.3f} | {ratio(loop, run_s['unrolled'])} "
+            f"| {ratio(run_s['curve'], loop)} "
+            f"| {', '.join(f'{seconds:.1f}' for seconds in compile_s.values())} |",
             flush=True,
         )
     print("\n" + json.dumps(runs.about()))
