@@ -75,7 +75,7 @@ def case(name: str, batch: int, library: bool) -> tuple[dict[str, float], dict[s
         model = models.build(name, classes=10)
         variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
         logits_fn: Callable = partial(model.apply, variables, train=False)
-        y = jnp.argmax(logits_fn(x), 1)  # a curve would not attack what is wrong
+        y = jnp.argmax(jax.jit(logits_fn)(x), 1)  # a curve would not attack what is wrong
         built = {form: compiled(run, x, y) for form, run in programs(logits_fn).items()}
     times = interleaved({form: program for form, (program, _) in built.items()}, _REPEATS.value)
     return {form: seconds for form, (_, seconds) in built.items()}, times

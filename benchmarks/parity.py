@@ -48,7 +48,7 @@ _SHARE = flags.DEFINE_float("share", 1.0, "of every attack's steps, for a quick 
 _BATCH = flags.DEFINE_integer("batch", 250, "images of a batch, ours and theirs", lower_bound=1)
 
 POINTS, RATIO = 0.5, 1.02  # what counts as equal: of robust accuracy, of median distances
-ENOUGH_S = 600  # of an attack on a network: then no further turn
+ENOUGH_S = 60  # of an attack on a network: then no further turn
 
 
 class Network(NamedTuple):

@@ -41,7 +41,7 @@ _NORM_NAMES = {"l1": r"$\ell_1$", "l2": r"$\ell_2$", "linf": r"$\ell_\infty$"}
 _CHANGED = "#D55E00"  # a class that is no longer the image's
 
 
-def _style(number: int) -> dict[str, Any]:
+def style(number: int) -> dict[str, Any]:
     return _STYLES[number % len(_STYLES)]
 
 
@@ -101,9 +101,9 @@ def error_curves(
     axes = figure.subplots()
     for number, (name, values) in enumerate(arrays.items()):
         error = np.asarray(curves.error_at(values, grid))
-        axes.plot(grid, 100 * error, label=name, **_style(number))
+        axes.plot(grid, 100 * error, label=name, **style(number))
     for name, pairs in dots.items():
-        color = _style(list(arrays).index(name))["color"]
+        color = style(list(arrays).index(name))["color"]
         axes.plot(pairs[:, 0], 100 * pairs[:, 1], "o", markersize=5, color=color)
     if dots:
         axes.plot([], [], "o", markersize=5, color="0.4", label="AutoAttack")
@@ -242,7 +242,7 @@ def distance_scatter(
     axes = figure.subplots()
     axes.plot([0, edge], [0, edge], color="0.6", linewidth=0.8, zorder=0)
     drawn = np.where(failed, edge, both)
-    look = {"markersize": 4, "alpha": 0.6, "color": _style(1)["color"], "clip_on": False}
+    look = {"markersize": 4, "alpha": 0.6, "color": style(1)["color"], "clip_on": False}
     lost = failed.any(1)
     axes.plot(*drawn[~lost].T, "o", **look)
     if lost.any():
@@ -279,7 +279,7 @@ def training(rows: Sequence[Mapping[str, float]], keys: Sequence[str]) -> Figure
     for number, key in enumerate(keys):
         axes = figure.add_subplot(1, len(keys), number + 1)
         points = np.array([(row["step"], row[key]) for row in rows if key in row])
-        axes.plot(*points.T, **_style(0))
+        axes.plot(*points.T, **style(0))
         axes.set_xlabel("step")
         axes.set_ylabel(key)
         axes.grid(alpha=0.25)

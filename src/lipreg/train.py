@@ -69,7 +69,8 @@ def schedule(name: str, learning_rate: float, steps: int) -> optax.Schedule:
     }
     if name not in schedules:
         raise ValueError(f"No schedule {name!r}; choose one of {', '.join(schedules)}.")
-    return schedules[name]()
+    rate = schedules[name]()
+    return lambda step: rate(jnp.asarray(step, jnp.float32))  # strict promotion takes no integer
 
 
 def optimizer(

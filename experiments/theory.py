@@ -1,0 +1,41 @@
+"""Run a theorem of 1808.09540: `experiments/theory.py --config=FILE.py:NAME --out=DIR`.
+
+NAME is an experiment of experiments/configs/theory.py (covering, clean, discrepancy, noisy,
+off_manifold, random_labels, label_correction); `--config.repeats=5` and the like override its
+settings. Prints the table with the sentences on it, and writes it (Markdown, CSV) with the picture
+(PNG, SVG) into DIR.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+import cli
+from configs.theory import get_config
+from lipreg import theory
+from lipreg.theory import pictures
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_OUT = flags.DEFINE_string("out", None, "the folder to write to", required=True)
+_SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
+flags.mark_flag_as_required("config")
+
+
+def main(_: list[str]) -> None:
+    config, out = _CONFIG.value, Path(_OUT.value)
+    if out.exists() and not out.is_dir():  # before the work
+        raise ValueError(f"--out={out} is not a folder.")
+    if config.keys() != get_config(config.name).keys():
+        raise ValueError(f"Choose the experiment by the config's row: FILE.py:{config.name}.")
+    progress = partial(tqdm, desc=config.name, unit="run", disable=_SILENT.value)
+    study = getattr(theory, config.name)(config, progress)
+    text, files = pictures.write(study, config.to_dict(), out)
+    print(text)
+    print("Written:", *files, sep="\n  ")
+
+
+if __name__ == "__main__":
+    cli.run(main)
