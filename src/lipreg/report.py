@@ -12,6 +12,9 @@ RUN/robustness_PROTOCOL.npz         per image: distances by norm and attack, bro
 RUN/robustness_PROTOCOL/            what a killed evaluation goes on from
 RUN/adversarial_NORM_EPS.npz        with `keep`: adv_complete [N, C, H, W] in [0, 1] and y, as
                                     RobustBench's users have them
+
+`certify` writes down what can be proved:
+RUN/certificates.md, .npz           radii by rule beside the distances that attacks find
 """
 
 import json
@@ -21,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lipreg import attacks, curves, data, evaluation, norms, plots, runs
+from lipreg.certificates import comparison, smoothing
 from lipreg.config import Config, label
 from lipreg.experiment import Loaded, measure
 
-__all__ = ["evaluate", "robustness", "table"]
+__all__ = ["certify", "evaluate", "robustness", "table"]
 
 
 def _row(found: dict[str, np.ndarray], radii: dict[str, float]) -> dict[str, float]:
@@ -131,6 +136,44 @@ def robustness(
                 )
     arrays["clean"] = found.clean
     np.savez_compressed(workdir / f"{name}.npz", **arrays)
+    return text
+
+
+def certify(
+    loaded: Loaded,
+    workdir: str | Path,
+    *,
+    split: str = "test",
+    examples: int = 100,
+    sigma: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[str], object] = lambda text: None,
+) -> str:
+    """Every rule's radii of a run, written into `workdir`; returns the table as Markdown."""
+    if examples > len(loaded.dataset.y):
+        raise ValueError(f"examples = {examples}; the split has {len(loaded.dataset.y)}.")
+    x, y = data.to_unit(loaded.dataset.x[:examples]), jnp.asarray(loaded.dataset.y[:examples])
+    key, eps, config = jax.random.key(seed), loaded.config.evaluation.l2.table, loaded.config
+    smooth = config.model.activation != "relu"
+    found = comparison.compare(key, loaded.logits_fn, x, y, smooth=smooth, progress=progress)
+    lines = [f"# {label(config)}, {config.data.name}, {examples} {split} images, l2", ""]
+    lines.append(comparison.to_markdown(found, eps))
+    arrays: dict[str, Any] = {n: np.asarray(c.radius) for n, c in found.certificates.items()}
+    if sigma:
+        progress("smoothing")
+        smoothed = smoothing.certify(key, loaded.logits_fn, x, sigma=sigma)
+        radius = np.where(smoothed.classes == y, smoothed.radius, 0.0)
+        arrays["smoothed"] = radius
+        lines.append(
+            f"\nSmoothed with sigma = {sigma:g}, another classifier, at confidence 0.999 an image: "
+            f"median radius {np.median(radius):.3g}; at least {eps:g} for "
+            f"{100 * (radius >= eps).mean():.1f} % of the images."
+        )
+    lines.append(f"\n{json.dumps(runs.about())}")
+    text = "\n".join(lines) + "\n"
+    (Path(workdir) / "certificates.md").write_text(text)
+    arrays["attacked"] = found.distance
+    np.savez_compressed(Path(workdir) / "certificates.npz", **arrays)
     return text
 
 

@@ -1,0 +1,128 @@
+"""Certified <= true <= attacked: every rule on the same images, beside the distances of attacks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from lipreg import attacks, curves
+from lipreg.attacks.start import LogitsFn, example_keys
+from lipreg.certificates.constants import (
+    Certificate,
+    first_order,
+    loss_lipschitz,
+    margin_lipschitz,
+)
+from lipreg.certificates.curvature import largest_curvature, second_order
+from lipreg.certificates.local import interval_bound, margin_local
+from lipreg.data import map_batches
+from lipreg.lipschitz import Constant, of_function
+from lipreg.lipschitz.bounds import lipschitz
+from lipreg.losses import margin
+from lipreg.norms import L2
+
+__all__ = ["Comparison", "compare", "to_markdown"]
+
+ATTACKS = ("ddn", "fmn", "deepfool")
+SLACK = 1e-4  # relative: a distance is measured in float32
+
+
+class Comparison(NamedTuple):
+    """Radii by rule, and what attacks find, in l2.
+
+    Attributes:
+      certificates: by rule; radii `[N]`.
+      distance: the least that the attacks find, `[N]`; 0 where misclassified, inf where none does.
+      violations: by rule, the number of images with an adversarial image inside the radius.
+    """
+
+    certificates: dict[str, Certificate]
+    distance: np.ndarray
+    violations: dict[str, int]
+
+
+def compare(
+    key: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    smooth: bool = False,
+    batch_size: int = 250,
+    progress: Callable[[str], object] = lambda text: None,
+) -> Comparison:
+    """Each image's radius by every rule, and the l2 distance that DDN, FMN and DeepFool find to it.
+
+    A certified radius never exceeds a distance. One of kind "estimate" may, and is counted where it
+    does: its constant is the largest over these very images. `smooth` adds the second-order rule,
+    which has a meaning for networks that are twice differentiable.
+
+    Raises: ValueError where the network has a primitive that `lipschitz.bounds` has no rule for.
+
+    >>> f, y = lambda x: jnp.concatenate([x, 1 - x], 1), jnp.array([0, 0])
+    >>> found = compare(jax.random.key(0), f, jnp.array([[1.0], [0.75]]), y)
+    >>> found.distance.round(3), found.certificates["margin, global"].radius.round(3)
+    (array([0.5 , 0.25], dtype=float32), Array([0.5 , 0.25], dtype=float32))
+    """
+    margin_of = lambda y: lambda x: margin(logits_fn(x), y)
+    certificates = {}
+    progress("global bound")
+    everywhere = lipschitz(logits_fn, x[:1])
+    loss_constant = Constant(float(everywhere.margins.max()), "certified")
+    certificates["log 2 rule, global"] = loss_lipschitz(logits_fn, x, y, constant=loss_constant)
+    everywhere = everywhere._replace(margins=everywhere.margins[0])
+    certificates["margin, global"] = margin_lipschitz(logits_fn, x, y, constant=everywhere)
+    progress("local bounds")
+    certificates["margin, local"] = margin_local(logits_fn, x, y)
+    progress("interval bounds")
+    boxes = jax.jit(lambda x, y: interval_bound(logits_fn, x, y).radius)
+    certificates["intervals"] = Certificate(boxes(x, y), "certified")
+    progress("gradients")
+    slope = of_function(margin_of(y), x)
+    certificates["first order"] = first_order(logits_fn, x, y, constant=slope)
+    if smooth:
+        progress("curvature")
+        largest = jax.jit(lambda x, y: largest_curvature(key, margin_of(y), x, steps=20))
+        bent = Constant(max(float(largest(x, y).max()), 0.0), "estimate")
+        certificates["second order"] = second_order(logits_fn, x, y, curvature=bent)
+    found = []
+    for name in ATTACKS:
+        progress(name)
+        attack = partial(getattr(attacks, name), norm=L2)
+        measure = jax.jit(partial(_distances, attack, logits_fn))
+        keys = example_keys(key, len(x))
+        found.append(map_batches(measure, min(batch_size, len(x)), keys, x, y))
+    distance = np.min(found, 0)
+    violations = {
+        name: int((np.asarray(c.radius) > distance * (1 + SLACK)).sum())
+        for name, c in certificates.items()
+    }
+    return Comparison(certificates, distance, violations)
+
+
+def _distances(attack: Callable, logits_fn: LogitsFn, keys: Array, x: Array, y: Array) -> Array:
+    return curves.distance(logits_fn, x, y, attack(keys, logits_fn, x, y), norm=L2)
+
+
+def to_markdown(found: Comparison, eps: float) -> str:
+    """One line per rule, and the attacks' last; `eps` is the radius of the last column but one."""
+    lines = [
+        "| rule | kind | median radius | mean | % of images at least "
+        f"{eps:g} | radii beyond an adversarial image |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (radius, kind) in found.certificates.items():
+        r = np.asarray(radius)
+        lines.append(
+            f"| {name} | {kind} | {np.median(r):.3g} | {r.mean():.3g} "
+            f"| {100 * (r >= eps).mean():.1f} | {found.violations[name]} |"
+        )
+    d = found.distance
+    lines.append(
+        f"| {', '.join(ATTACKS)} | attacked | {np.median(d):.3g} | {d.mean():.3g} "
+        f"| {100 * (d >= eps).mean():.1f} | |"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,167 @@
+"""Radii from a Lipschitz constant: what is left to the decision, divided by what a unit can do.
+
+A radius is in the norm in which its constant was taken, and worth what the constant is worth: it is
+"certified" where that is "exact" or "certified", and else an "estimate". A constant proved on a box
+certifies perturbations that stay in the box.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from lipreg.attacks.start import LogitsFn, check_inputs
+from lipreg.lipschitz.bounds import LipschitzBound
+from lipreg.lipschitz.functions import Constant
+from lipreg.losses import cross_entropy, margin
+from lipreg.norms import LINF, Norm
+
+__all__ = ["Certificate", "first_order", "loss_lipschitz", "margin_lipschitz"]
+
+KINDS = {"exact": "certified", "certified": "certified", "estimate": "estimate"}
+ANYWHERE = (-math.inf, math.inf)
+
+
+class Certificate(NamedTuple):
+    """Radii within which the class does not change, and what they are worth.
+
+    Attributes:
+      radius: `[B]`; every perturbation smaller than it is harmless. 0 where x is misclassified.
+      kind: "certified", "probabilistic" or "estimate".
+    """
+
+    radius: Array
+    kind: str
+
+
+def loss_lipschitz(logits_fn: LogitsFn, x: Array, y: Array, *, constant: Constant) -> Certificate:
+    """`(log 2 - l(x))^+ / L`, L that of the cross entropy l in x (1810.00953).
+
+    A misclassified image has `p_y <= 1/2` and so `l >= log 2`. However sure the network is, the
+    radius stays below `log 2 / L`. `margin_lipschitz` is never less than twice as good with the
+    constants of the same linear map: `log 2 - l <= m/2` for a margin m. L is at most
+    `max_j L_yj` of the margins' constants.
+
+    Raises: ValueError for a constant that is not a `Constant`, negative or not a number.
+
+    >>> f = lambda x: jnp.concatenate([x, -x], 1)
+    >>> found = loss_lipschitz(f, jnp.array([[9.0]]), jnp.array([0]), constant=Constant(2, "exact"))
+    >>> found.radius.round(2), found.kind  # log(2) / 2; the distance is 9
+    (Array([0.35], dtype=float32), 'certified')
+    """
+    logits = checked_logits(logits_fn, x, y)
+    value = checked_value("loss_lipschitz", constant, Constant)
+    return certificate(logits, (math.log(2) - cross_entropy(logits, y)) / value, constant.kind)
+
+
+def margin_lipschitz(
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    constant: Constant | LipschitzBound,
+    label_norm: Norm = LINF,
+    eps: ArrayLike = math.inf,
+) -> Certificate:
+    """`min_{j != y} (z_y - z_j)^+ / L_yj`, L_yj that of `z_y - z_j` in x (Tsuzuku, 1802.04034).
+
+    Exact for a linear model with exact constants. It grows with the margin, where the rules of the
+    loss and of probabilities saturate.
+    `constant` holds the margins' own constants (`lipschitz(logits_fn, x)`, in l2; its margins may
+    also be `[K, K]`), which count what two logits have in common only once, or one number, L of
+    the logits. Then `L_yj = ||e_y - e_j||_* L`: `2 L` where L is in `label_norm` LINF, `sqrt(2) L`
+    where it is in L2. A constant that is in L2 is one in LINF too, which is the default.
+    `eps`, a number or `[B]`, is the radius around x within which the constant holds.
+
+    Raises: ValueError for a constant of another type or shape, negative or not a number.
+
+    >>> from lipreg.lipschitz.bounds import lipschitz
+    >>> f, x, y = lambda x: x @ jnp.array([[3.0, 0.0], [0.0, 4.0]]), jnp.eye(2), jnp.array([0, 0])
+    >>> margin_lipschitz(f, x, y, constant=lipschitz(f, x)).radius.round(3)  # 3 / 5; misclassified
+    Array([0.6, 0. ], dtype=float32)
+    """
+    logits = checked_logits(logits_fn, x, y)
+    value = checked_value("margin_lipschitz", constant, Constant, LipschitzBound)
+    if isinstance(constant, LipschitzBound):
+        among = pairs_of(value, logits, y)
+    else:
+        between = label_norm.dual(jnp.asarray([[1.0, -1.0]], x.dtype))
+        among = jnp.broadcast_to(between * value, logits.shape[:1])[:, None]
+    reach = (gaps(logits, y) / among).min(1)
+    return certificate(logits, jnp.minimum(eps, reach), constant.kind)
+
+
+def first_order(logits_fn: LogitsFn, x: Array, y: Array, *, constant: Constant) -> Certificate:
+    """`(z_y - max_{j != y} z_j)^+ / L`, L the largest gradient norm of that margin (1905.11468).
+
+    With `of_function` at the images of a data set, as in the paper, L is a maximum over points: an
+    estimate. The paper's margin is that of probabilities: hand in `lambda x: softmax(f(x))` for
+    logits_fn, in both places. It saturates at `1 / L`.
+
+    Raises: ValueError for a constant that is not a `Constant`, negative or not a number.
+
+    >>> from lipreg.lipschitz import of_function
+    >>> from lipreg.losses import margin
+    >>> f, x, y = lambda x: jnp.concatenate([x, -x], 1), jnp.array([[0.5]]), jnp.array([0])
+    >>> first_order(f, x, y, constant=of_function(lambda x: margin(f(x), y), x))
+    Certificate(radius=Array([0.5], dtype=float32), kind='estimate')
+    """
+    logits = checked_logits(logits_fn, x, y)
+    value = checked_value("first_order", constant, Constant)
+    return certificate(logits, -margin(logits, y) / value, constant.kind)
+
+
+# What the rooms share.
+
+
+def checked_logits(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
+    """The logits, in the type of x: constants and gradients are."""
+    check_inputs(logits_fn, x, y, ANYWHERE)
+    return logits_fn(x).astype(x.dtype)
+
+
+def checked_value(rule: str, constant: Constant | LipschitzBound, *served: type) -> Array:
+    """The numbers of a record. Of another record they may be, as those of data, no function's."""
+    if not isinstance(constant, served):
+        choices = " or ".join(t.__name__ for t in served)
+        raise ValueError(f"{rule}: constant is a {type(constant).__name__}; want a {choices}.")
+    if constant.kind not in KINDS:
+        raise ValueError(
+            f"No kind {constant.kind!r} of constant; choose one of {', '.join(KINDS)}."
+        )
+    value = constant.margins if isinstance(constant, LipschitzBound) else constant.value
+    if not isinstance(value, Tracer) and not (np.asarray(value) >= 0).all():
+        raise ValueError(f"{rule}: a constant is {np.min(value):g}; it must be at least 0.")
+    return jnp.asarray(value)
+
+
+def others(values: Array, y: Array) -> Array:
+    """Those of the classes other than y, `[B, K] -> [B, K - 1]`."""
+    classes = values.shape[1]
+    return jnp.take_along_axis(values, (y[:, None] + jnp.arange(1, classes)[None]) % classes, 1)
+
+
+def gaps(logits: Array, y: Array) -> Array:
+    """`(z_y - z_j)^+` for all j other than y, `[B, K - 1]`."""
+    return jnp.maximum(jnp.take_along_axis(logits, y[:, None], 1) - others(logits, y), 0.0)
+
+
+def pairs_of(margins: Array, logits: Array, y: Array) -> Array:
+    """`L_yj` of each example's y, `[B, K - 1]`, from `[K, K]` or `[B, K, K]`."""
+    batch, classes = logits.shape
+    if margins.shape not in ((classes, classes), (batch, classes, classes)):
+        raise ValueError(
+            f"margins have shape {list(margins.shape)}; want [{classes}, {classes}] or "
+            f"[{batch}, {classes}, {classes}]."
+        )
+    return others(margins[y] if margins.ndim == 2 else margins[jnp.arange(batch), y], y)
+
+
+def certificate(logits: Array, radius: Array, kind: str) -> Certificate:
+    """0 for negative radii, for those of `0 / 0` (no gap to close), and where logits overflow."""
+    sound = jnp.isfinite(logits).all(1) & (radius > 0)
+    return Certificate(jnp.where(sound, radius, 0.0), KINDS[kind])
