@@ -332,12 +332,12 @@ def test_estimates_of_a_smooth_network_are_near_what_an_attack_finds(mlp):
 
 
 def test_the_local_radius_grows_until_the_ball_meets_a_kink():
-    """z_0 - z_1 = 0.2 - u - 9 relu(u - 0.15), u = x - 1/2: 0.02 without, and at most 0.15 here."""
+    """z_0 - z_1 = 0.2 - u - 9 relu(u - 0.1), u = x - 1/2: 0.02 without, and at most 0.1 here."""
     x, y = jnp.full((2, 1), 0.5), jnp.asarray([0, 1])
-    bend = lambda x: x - 0.5 + 9 * jax.nn.relu(x - 0.65)
+    bend = lambda x: x - 0.5 + 9 * jax.nn.relu(x - 0.6)
     f = lambda x: jnp.concatenate([jnp.full_like(x, 0.2), bend(x)], 1)
-    # From 0.02 and 0.2, which is too far, half the way.
-    np.testing.assert_allclose(margin_local(f, x, y, steps=1).radius, [0.11, 0.0], rtol=1e-4)
+    # From 0.02, 0.2 is too far and half the way, 0.11, as well; half the way again is not.
+    np.testing.assert_allclose(margin_local(f, x, y, steps=2).radius, [0.065, 0.0], rtol=1e-4)
 
 
 def test_intervals_are_exact_for_two_opposite_logits_and_stay_in_the_box():

@@ -42,9 +42,8 @@ def loss_lipschitz(logits_fn: LogitsFn, x: Array, y: Array, *, constant: Constan
     """`(log 2 - l(x))^+ / L`, L that of the cross entropy l in x (1810.00953).
 
     A misclassified image has `p_y <= 1/2` and so `l >= log 2`. However sure the network is, the
-    radius stays below `log 2 / L`. `margin_lipschitz` is never less than twice as good with the
-    constants of the same linear map: `log 2 - l <= m/2` for a margin m. L is at most
-    `max_j L_yj` of the margins' constants.
+    radius stays below `log 2 / L`. With `L = max_j L_yj` of the margins, which is an upper bound,
+    it is at most half of that of `margin_lipschitz`: `log 2 - l <= m/2` for a margin m.
 
     Raises: ValueError for a constant that is not a `Constant`, negative or not a number.
 
