@@ -5,7 +5,8 @@
 
 RUNs are folders of experiments/train.py that hold the library's CNN; the weights are moved into a
 torch module. What is measured is the robust accuracy of all images at the run's table radius, or
-their smallest distances, 0 for a misclassified image and inf for a failure. Points are classified
+their smallest distances, 0 for a misclassified image and inf for a failure; means over the turns,
+each with a seed of its own. Points are classified
 again by the network of the framework that they come from. Seconds are medians over turns that the
 programs take within one process, the classification included; ours compile first, which is timed
 apart. Attacks at a radius, but the shortest, run as a cascade behind two steps of PGD, which can
@@ -48,7 +49,7 @@ _SHARE = flags.DEFINE_float("share", 1.0, "of every attack's steps, for a quick 
 _BATCH = flags.DEFINE_integer("batch", 250, "images of a batch, ours and theirs", lower_bound=1)
 
 POINTS, RATIO = 0.5, 1.02  # what counts as equal: of robust accuracy, of median distances
-ENOUGH_S = 60  # of an attack on a network: then no further turn
+ENOUGH_S = 30  # of an attack on a network: then no further turn
 
 
 class Network(NamedTuple):
@@ -135,19 +136,19 @@ def to_torch(network: Network) -> tuple[Any, Any]:
     return torch.from_numpy(x), torch.from_numpy(network.y.astype(np.int64))
 
 
-def ours(case: Case, network: Network) -> Callable[[], np.ndarray]:
-    """A program that returns the distances of all images; of a cascade they are 0 or inf."""
-    key, (logits_fn, x, y) = jax.random.key(0), (network.logits_fn, network.x, network.y)
-    size, norm = min(_BATCH.value, len(y)), case.norm
-    eps = network.radii[norm.name] if case.at_radius else None
+def ours(case: Case, network: Network) -> Callable[[int], np.ndarray]:
+    """A program from a seed to the distances of all images; of a cascade they are 0 or inf."""
+    logits_fn, x, y, norm = network.logits_fn, network.x, network.y, case.norm
+    size = min(_BATCH.value, len(y))
     if callable(case.ours):
+        eps = network.radii[norm.name] if case.at_radius else None
         program = partial(distances(case.ours, norm), logits_fn, eps)
-        keys = example_keys(key, len(y))
-        return lambda: data.map_batches(program, size, keys, x, y)
+        keys = lambda seed: example_keys(jax.random.key(seed), len(y))
+        return lambda seed: data.map_batches(program, size, keys(seed), x, y)
     stages = case.ours
 
-    def run() -> np.ndarray:
-        radius = network.radii[norm.name]
+    def run(seed: int) -> np.ndarray:
+        key, radius = jax.random.key(seed), network.radii[norm.name]
         found = cascade(key, logits_fn, x, y, radius, stages, norm=norm, batch_size=size)
         return np.where(found.broken_by < 0, np.inf, 0.0)
 
@@ -165,13 +166,13 @@ def distances(attack: Callable, norm: Norm) -> Callable:
     return jax.jit(run)
 
 
-def theirs(case: Case, network: Network, peer: peers.Peer) -> Callable[[], np.ndarray]:
+def theirs(case: Case, network: Network, peer: peers.Peer) -> Callable[[int], np.ndarray]:
     """The same by a peer."""
     attack = peer(network.module, network.radii[case.norm.name] if case.at_radius else None)
     batches = list(zip(*(a.split(_BATCH.value) for a in to_torch(network)), strict=True))
 
-    def run() -> np.ndarray:
-        torch.manual_seed(0)
+    def run(seed: int) -> np.ndarray:
+        torch.manual_seed(seed)
         found = (peers.distance(network.module, x, y, attack(x, y), case.norm) for x, y in batches)
         return np.concatenate(list(found))
 
@@ -179,7 +180,7 @@ def theirs(case: Case, network: Network, peer: peers.Peer) -> Callable[[], np.nd
 
 
 def measure(case: Case, network: Network) -> Row:
-    """Ours is run once to compile, then all take turns."""
+    """Ours is run on one batch to compile, then all take turns; a turn's number is its seed."""
     programs = {"lipreg": ours(case, network)}
     programs |= {name: theirs(case, network, peer) for name, peer in case.theirs.items()}
 
@@ -189,19 +190,20 @@ def measure(case: Case, network: Network) -> Row:
         return 100 * float((distances > network.radii[case.norm.name] * (1 + 1e-5)).mean())
 
     begun = time.perf_counter()
-    ours(case, network._replace(x=network.x[: _BATCH.value], y=network.y[: _BATCH.value]))()
+    ours(case, network._replace(x=network.x[: _BATCH.value], y=network.y[: _BATCH.value]))(0)
     first = time.perf_counter() - begun
     seconds: dict[str, list[float]] = {name: [] for name in programs}
-    values: dict[str, float] = {}
+    values: dict[str, list[float]] = {name: [] for name in programs}
     while len(seconds["lipreg"]) < _REPEATS.value and time.perf_counter() - begun < ENOUGH_S:
         for name, program in programs.items():
             start = time.perf_counter()
-            found = program()
+            found = program(len(seconds[name]))
             seconds[name].append(time.perf_counter() - start)
-            values[name] = value(found)
+            values[name].append(value(found))
     turns, medians = len(seconds["lipreg"]), {n: float(np.median(s)) for n, s in seconds.items()}
-    mine, mine_s = values.pop("lipreg"), medians.pop("lipreg")
-    return Row(case, network.name, mine, values, mine_s, medians, turns, max(first - mine_s, 0.0))
+    means = {n: float(np.mean(v)) for n, v in values.items()}
+    mine, mine_s = means.pop("lipreg"), medians.pop("lipreg")
+    return Row(case, network.name, mine, means, mine_s, medians, turns, max(first - mine_s, 0.0))
 
 
 def cells(row: Row) -> dict[str, str]:
