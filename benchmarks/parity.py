@@ -7,9 +7,10 @@ RUNs are folders of experiments/train.py that hold the library's CNN; the weight
 torch module. What is measured is the robust accuracy of all images at the run's table radius, or
 their smallest distances, 0 for a misclassified image and inf for a failure; means over the turns,
 each with a seed of its own. Points are classified again by the network of the framework that they
-come from. Seconds are medians over turns that the programs take within one process, the classification included; ours compile first, on one batch,
-which is timed apart. Attacks at a radius, but the shortest, run as a cascade behind two steps of PGD, which can
-only find more, and packs the images that are left. The peers run eagerly, batch after batch.
+come from. Seconds are medians over turns that the programs take within one process, the
+classification included; ours compile first, on one batch, which is timed apart. Attacks at a
+radius, but the shortest, run as a cascade behind two steps of PGD, which can only find more, and
+packs the images that are left. The peers run eagerly, batch after batch.
 """
 
 import csv

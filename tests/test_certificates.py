@@ -12,6 +12,7 @@ from scipy.stats import norm as gauss
 
 from lipreg import attacks, curves, data, models
 from lipreg.certificates import (
+    comparison,
     first_order,
     interval_bound,
     largest_curvature,
@@ -537,3 +538,24 @@ def test_wrong_inputs_of_lanczos_are_named():
         largest_curvature(KEY, lambda x: x.sum((1, 2)), X, steps=0)
     with pytest.raises(ValueError, match=r"make it with jax.random.key"):
         largest_curvature(jnp.zeros(2, jnp.uint32), lambda x: x.sum((1, 2)), X)
+
+
+# All rules side by side.
+
+
+def test_an_estimate_that_says_too_much_is_counted_and_a_proof_never_does():
+    """Two units that turn on only away from the images: gradients there see half of the slope."""
+    f = lambda x: jnp.concatenate([0.5 - x, 0.5 * x + 4 * jax.nn.relu(x - 0.25)], 1)
+    x = jnp.array([[0.0], [0.125], [0.2]])
+    found = comparison.compare(KEY, f, x, jnp.zeros(3, jnp.int32))
+    exact = 1.5 / 5.5 - x[:, 0]  # 0.5 - x = 0.5 x + 4 (x - 0.25)
+    np.testing.assert_allclose(found.distance, exact, rtol=2e-3)
+    assert found.violations["first order"] == 3
+    for name, (radius, kind) in found.certificates.items():
+        if kind == "certified":
+            assert found.violations[name] == 0
+            assert (radius > 0).all()
+    table = comparison.to_markdown(found, 0.1)
+    assert table.count("certified") == 4
+    assert "| first order | estimate |" in table
+    assert "| 3 |" in table

@@ -38,8 +38,8 @@ for argv, out in json.load(sys.stdin):
 """
 
 # (the case, arguments after the script, what the one line must contain)
-TRAIN, EVALUATE, TABLE, DEMO = (
-    f"experiments/{name}.py" for name in ("train", "evaluate", "table", "demo")
+TRAIN, EVALUATE, CERTIFY, TABLE, DEMO = (
+    f"experiments/{name}.py" for name in ("train", "evaluate", "certify", "table", "demo")
 )
 BAD = {
     "unknown flag": (TRAIN, [f"{DIGITS}:j2", "--wrkdir={out}"], ["wrkdir"]),
@@ -93,6 +93,8 @@ BAD = {
     ),
     "no steps": (EVALUATE, ["--run={out}", "--steps=0"], ["--steps=0", "at least 1"]),
     "stray argument to evaluate": (EVALUATE, ["--run={out}", "x"], ["'x'"]),
+    "nothing to certify": (CERTIFY, ["--run={out}"], ["not a run", "config.json"]),
+    "negative sigma": (CERTIFY, ["--run={out}", "--sigma=-1"], ["sigma", "-1"]),
     "no runs": (TABLE, [], ["RUN RUN"]),
     "a table of what is no run": (TABLE, ["docs", "--out={out}"], ["docs", "not a run"]),
     "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),

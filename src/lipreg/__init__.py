@@ -1,13 +1,33 @@
 """Train, attack and certify Lipschitz-regularised neural networks in JAX, as pure functions.
 
-`norms`, `losses`, `objectives`, `attacks` and `curves` are the core: they import jax, optax and
-numpy only, and take any pure function of images. `evaluate` (of `evaluation`) measures a model by
-all of them. `models`, `data`, `train`, `runs` and `plots`
-are what the experiments are made of; import them by name.
+`norms`, `losses`, `objectives`, `attacks`, `curves`, `lipschitz` and `certificates` are the core:
+they import jax, optax, numpy and scipy only, and take any pure function of images. `evaluate` (of
+`evaluation`) measures a model by all attacks. `interpolation`, `convergence` and `theory` make the
+theorems runnable; `models`, `data`, `train`, `runs` and `plots` are what the experiments are made
+of. Import those by name.
 """
 
-from lipreg import attacks, curves, evaluation, losses, norms, objectives
+from lipreg import (
+    attacks,
+    certificates,
+    curves,
+    evaluation,
+    lipschitz,
+    losses,
+    norms,
+    objectives,
+)
 from lipreg.evaluation import evaluate
 
-__all__ = ["attacks", "curves", "evaluate", "evaluation", "losses", "norms", "objectives"]
+__all__ = [
+    "attacks",
+    "certificates",
+    "curves",
+    "evaluate",
+    "evaluation",
+    "lipschitz",
+    "losses",
+    "norms",
+    "objectives",
+]
 __version__ = "0.1.0"

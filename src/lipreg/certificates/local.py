@@ -18,7 +18,7 @@ from lipreg.certificates.constants import (
     gaps,
     pairs_of,
 )
-from lipreg.lipschitz.bounds import interval, lipschitz
+from lipreg.lipschitz.bounds import bounder, interval
 from lipreg.losses import margin
 from lipreg.norms import expand
 
@@ -34,7 +34,7 @@ def margin_local(
     the ball grows, so the maximum is where `r(eps) = eps`: between `r(inf)`, which is
     that of `margin_lipschitz`, and `r(r(inf))`. Each of `steps` halves what is left between.
 
-    Called outside of `jit`, as `lipschitz` is: `steps + 3` times, for all images together.
+    Called outside of `jit`, as `lipschitz` is; compiled for all images together.
 
     Raises: ValueError where a primitive has no rule, or x is outside of `bounds`.
 
@@ -47,8 +47,10 @@ def margin_local(
     logits = checked_logits(logits_fn, x, y)
     diameter = (bounds[1] - bounds[0]) * math.sqrt(x[0].size)
 
+    of_radius = bounder(logits_fn, x, bounds=bounds)
+
     def reach(eps: ArrayLike) -> Array:
-        bound = lipschitz(logits_fn, x, eps, bounds=bounds)
+        bound = of_radius(eps)
         radii = gaps(logits, y) / pairs_of(bound.margins, logits, y)
         radius = certificate(logits, radii.min(1), bound.kind).radius
         return jnp.minimum(radius, diameter)

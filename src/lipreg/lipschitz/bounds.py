@@ -33,7 +33,7 @@ from lipreg.lipschitz import mixing
 from lipreg.lipschitz.slopes import ELEMENTWISE, Box, most, product
 from lipreg.lipschitz.values import Root, Value, bound, settle
 
-__all__ = ["LipschitzBound", "interval", "lipschitz"]
+__all__ = ["LipschitzBound", "bounder", "interval", "lipschitz"]
 
 
 class LipschitzBound(NamedTuple):
@@ -97,9 +97,9 @@ def lipschitz(
     1805.10408, on a torus large enough for no window to wrap around). Exact for a linear map.
 
     Called outside of `jit`, the parameters being numbers: each call compiles a program of its own,
-    in float64, and takes the norms of all layers anew, so hand in many examples at once. A bound is
-    inf where nothing is proved, as for a step. Norms of wide layers cost the cube of their smaller
-    side, per example where eps is finite.
+    in float64, and takes the norms of all layers anew, so hand in many examples at once, and take
+    `bounder` for several eps. A bound is inf where nothing is proved, as for a step. Norms of wide
+    layers cost the cube of their smaller side, per example where eps is finite.
 
     Raises: ValueError where a primitive has no rule, or x is outside of `bounds`.
 
@@ -107,6 +107,18 @@ def lipschitz(
     >>> lipschitz(f, jnp.zeros((1, 2))).margins.round(3)  # ||(3, -4)||
     Array([[[0., 5.],
             [5., 0.]]], dtype=float32)
+    """
+    return bounder(f, x, bounds=bounds)(eps)
+
+
+def bounder(
+    f: Callable[[Array], Array], x: Array, *, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Callable[[ArrayLike], LipschitzBound]:
+    """`eps -> lipschitz(f, x, eps, bounds=bounds)`, compiled once for all finite eps.
+
+    >>> of_radius = bounder(lambda x: jax.nn.relu(x - 0.5), jnp.zeros((1, 1)))
+    >>> [of_radius(eps).output.item() for eps in (0.25, 0.75)]
+    [0.0, 1.0000009536743164]
     """
     low, high = bounds
     if not -math.inf < low < high < math.inf:
@@ -117,13 +129,11 @@ def lipschitz(
     shape = traced.out_avals[0].shape
     if len(traced.out_avals) != 1 or len(shape) != 2 or shape[0] != 1:
         raise ValueError(f"f must return [B, K]; for one example it returned {list(shape)}.")
-    if any(isinstance(value, Tracer) for value in (x, eps, *traced.consts)):
+    if any(isinstance(value, Tracer) for value in (x, *traced.consts)):
         raise ValueError("lipschitz needs numbers, not tracers: call it outside of jit and grad.")
-    points, radii = np.asarray(x, np.float64), np.asarray(eps, np.float64)
+    points = np.asarray(x, np.float64)
     if not ((points >= low) & (points <= high)).all():
         raise ValueError(f"x from {points.min():g} to {points.max():g}: outside bounds {bounds}.")
-    if radii.shape not in ((), points.shape[:1]) or not (radii >= 0).all():
-        raise ValueError(f"eps = {eps}: want a radius >= 0, or one per example [{len(points)}].")
 
     @jax.jit
     @partial(jax.vmap, in_axes=(None, 0, 0))
@@ -134,14 +144,24 @@ def lipschitz(
             return jnp.zeros(()), jnp.zeros((shape[1], shape[1]))
         return _constants(value)
 
-    whole = bool(np.isinf(radii).all())
-    radii = np.broadcast_to(radii, points.shape[:1])
-    with jax.enable_x64(True):
-        found = run(traced.consts, *(a[:1] if whole else a for a in (points, radii)))
-        # Above the rounding of float64, and of the result to x's type.
-        found = [jnp.where(jnp.isnan(a), jnp.inf, a * (1 + 1e-6)).astype(x.dtype) for a in found]
-    output, margins = (jnp.broadcast_to(a, (len(x), *a.shape[1:])) for a in found)
-    return LipschitzBound(output, margins)
+    def of_radius(eps: ArrayLike) -> LipschitzBound:
+        if isinstance(eps, Tracer):
+            raise ValueError("eps is a tracer; lipschitz needs numbers: call it outside of jit.")
+        radii = np.asarray(eps, np.float64)
+        if radii.shape not in ((), points.shape[:1]) or not (radii >= 0).all():
+            raise ValueError(f"eps = {eps}: want a radius >= 0, or one per example [{len(x)}].")
+        whole = bool(np.isinf(radii).all())
+        radii = np.broadcast_to(radii, points.shape[:1])
+        with jax.enable_x64(True):
+            found = run(traced.consts, *(a[:1] if whole else a for a in (points, radii)))
+            # Above the rounding of float64, and of the result to x's type.
+            found = [
+                jnp.where(jnp.isnan(a), jnp.inf, a * (1 + 1e-6)).astype(x.dtype) for a in found
+            ]
+        output, margins = (jnp.broadcast_to(a, (len(x), *a.shape[1:])) for a in found)
+        return LipschitzBound(output, margins)
+
+    return of_radius
 
 
 def _constants(value: Value) -> tuple[Array, Array]:
