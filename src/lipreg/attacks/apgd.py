@@ -16,9 +16,9 @@ from lipreg.attacks.start import (
     at_least_one,
     check_inputs,
     check_norm,
+    random_in_ball,
     select,
     strongest_copy,
-    uniform_in_ball,
 )
 from lipreg.losses import cross_entropy, dlr, margin, targeted_dlr
 from lipreg.norms import L1, L2, LINF, Norm, expand
@@ -75,7 +75,7 @@ def apgd(
 
         ascend = jax.grad(total, has_aux=True)
         into = partial(_into, x, eps=eps, norm=norm, bounds=bounds)
-        start = into(x + expand(eps, x) * uniform_in_ball(keys, x, norm))
+        start = into(x + expand(eps, x) * random_in_ball(keys, x, norm))
         grad, (value, score) = ascend(start)
         clean = margin(logits_fn(x).astype(x.dtype), y)
         rule = _SparseStep(x, eps) if norm is L1 else _Step(norm, eps)

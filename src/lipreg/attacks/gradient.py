@@ -12,9 +12,9 @@ from lipreg.attacks.start import (
     Targets,
     at_least_one,
     check_inputs,
+    random_in_ball,
     select,
     strongest_copy,
-    uniform_in_ball,
 )
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L2, LINF, Norm, expand
@@ -117,7 +117,7 @@ def pgd(
 
         start = x
         if random_start:
-            start = jnp.clip(x + expand(eps, x) * uniform_in_ball(keys, x, norm), *bounds)
+            start = jnp.clip(x + expand(eps, x) * random_in_ball(keys, x, norm), *bounds)
         nothing = jnp.full(y.shape, -jnp.inf, jax.eval_shape(logits_fn, x).dtype)
         carry = start, jnp.zeros_like(x), (x, nothing)
         x_adv, _, best = jax.lax.fori_loop(0, steps, body, carry, unroll=unroll)

@@ -13,10 +13,10 @@ from lipreg.attacks.start import (
     check_inputs,
     check_norm,
     misclassified,
+    random_in_ball,
     select,
     strongest_copy,
     to_boundary,
-    uniform_in_ball,
 )
 from lipreg.norms import L1, L2, LINF, Norm, expand
 
@@ -135,7 +135,7 @@ def fab(
             return select(wrong, x + 0.9 * (point - x), point), best, least
 
         first = jnp.arange(len(x)) < per_restart
-        noise = expand(jnp.where(first, 0.0, eps / 2), x) * uniform_in_ball(keys, x, norm)
+        noise = expand(jnp.where(first, 0.0, eps / 2), x) * random_in_ball(keys, x, norm)
         start = jnp.clip(x + noise, *bounds)
         start = start, x, jnp.full(y.shape, jnp.inf, eps.dtype)
         _, best, _ = jax.lax.fori_loop(0, steps, body, start)

@@ -27,10 +27,10 @@ __all__ = [
     "fold_in",
     "likeliest_wrong",
     "misclassified",
+    "random_in_ball",
     "select",
     "strongest_copy",
     "to_boundary",
-    "uniform_in_ball",
 ]
 
 LogitsFn = Callable[[Array], Array]
@@ -179,19 +179,22 @@ def to_boundary(logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, *, steps:
     return select(misclassified(logits_fn, x, y) | ~fooled, x, nearest)
 
 
-def uniform_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
-    """Uniform in the unit ball, one key per example."""
+def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
+    """A random point of the unit ball, one key per example; in l_inf uniform, in other norms its
+    size is: nearly all of a ball's volume is at its surface when there are hundreds of pixels, and
+    noise of full size is one that an attack has to undo.
+    """
     shape, dtype, n = x.shape[1:], x.dtype, x[0].size
 
     def start(key: Array) -> Array:
         if norm.p == float("inf"):
             return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
-        if norm.p == 2:  # what random.ball does for any p, without its slow gamma samples
-            direction, radius = jax.random.split(key)
-            point = norm.direction(jax.random.normal(direction, (1, n), dtype))
-            point = point * jax.random.uniform(radius, (1, 1), dtype) ** (1 / n)
+        to_point, to_size = jax.random.split(key)
+        if norm.p == 2:  # random.ball, for any p, draws slow gamma samples
+            point = jax.random.normal(to_point, (1, n), dtype)
         else:
-            point = jax.random.ball(key, n, norm.p, dtype=dtype)
-        return point.reshape(shape)
+            point = jax.random.ball(to_point, n, norm.p, dtype=dtype)[None]
+        size = jax.random.uniform(to_size, (1,), dtype) / norm.size(point)
+        return (point * size[:, None]).reshape(shape)
 
     return jax.vmap(start)(keys)
