@@ -220,20 +220,24 @@ def test_a_protocol_leaves_its_report_in_the_run(finished, tmp_path):
 
 def test_certified_radii_stay_below_what_attacks_find_and_are_written_down(finished, tmp_path):
     run = shutil.copytree(finished / "a0", tmp_path / "a0")
-    text = report.certify(experiment.load(run), run, examples=12, sigma=0.25)
+    loaded = experiment.load(run)
+    answers = np.array(loaded.logits_fn(data.to_unit(loaded.dataset.x)).argmax(1))
+    answers[0] += 1  # all right but one, which says more than the few that such a run gets right
+    loaded = loaded._replace(dataset=loaded.dataset._replace(y=answers % loaded.dataset.classes))
+    text = report.certify(loaded, run, examples=8, sigma=0.25)
     assert (run / "certificates.md").read_text() == text
     assert text.count("| certified |") == 4
     assert "Smoothed with sigma = 0.25" in text
     with np.load(run / "certificates.npz") as file:
         found = dict(file)
     attacked = found.pop("attacked")
-    assert attacked.shape == (12,)
+    np.testing.assert_array_equal(attacked > 0, np.arange(8) > 0)
     for rule in ("log 2 rule, global", "margin, global", "margin, local", "intervals"):
         assert (found[rule] <= attacked * (1 + 1e-4)).all()
-        assert (found[rule] > 0).any()
+    np.testing.assert_array_equal(found["margin, global"] > 0, attacked > 0)
     assert (found["margin, local"] >= found["margin, global"] * (1 - 1e-5)).all()
     with pytest.raises(ValueError, match="examples = 99; the split has 24"):
-        report.certify(experiment.load(run), run, examples=99)
+        report.certify(loaded, run, examples=99)
 
 
 def test_errors_under_autoattack_become_columns_when_every_run_has_them(finished, tmp_path):

@@ -145,7 +145,7 @@ def test_an_honest_network_has_no_flag(networks, report, name, eps):
 SEEN_BY = {
     "a saturated softmax": "gradients",
     "a saturated tanh": "gradients",
-    "a steep tanh": "scores",
+    "a steep tanh": "losses",
     "a quantiser": "whole box",
     "a quantiser that lets gradients through": "linearity",
     "a thermometer": "scores",

@@ -546,7 +546,7 @@ def test_a_radius_per_example_is_a_radius_per_example(method):
 
 # The Lipschitz constant of the network, and the part of it that is in excess.
 
-W = jnp.array([[3.0, 0.0], [4.0, 1.0]])  # x @ W: gradients (3, 4) and (0, 1)
+MAP = jnp.array([[3.0, 0.0], [4.0, 1.0]])  # x @ MAP: gradients (3, 4) and (0, 1)
 two = lambda w: lambda x: x.reshape(x.shape[0], -1)[:, :2] @ w
 each_search = pytest.mark.parametrize("method", ["gradient", "pairs"])
 
@@ -561,12 +561,12 @@ def test_only_what_exceeds_the_constant_of_the_data_is_penalised(method):
         return run(method=method, steps=40)
 
     evaluate = jax.jit(jax.value_and_grad(value, has_aux=True))
-    (excess, parts), slope = evaluate(W, 1.5)
+    (excess, parts), slope = evaluate(MAP, 1.5)
     tolerance = 1e-5 if method == "gradient" else 2e-2
     np.testing.assert_allclose(excess, 2 * 3.5, rtol=tolerance)
     np.testing.assert_allclose(parts["lip"], 5.0, rtol=tolerance)
     np.testing.assert_allclose(slope, 2 * jnp.array([[0.6, 0.0], [0.8, 0.0]]), atol=20 * tolerance)
-    (excess, parts), slope = evaluate(W, 5.5)
+    (excess, parts), slope = evaluate(MAP, 5.5)
     assert excess == 0
     np.testing.assert_array_equal(slope, 0.0)
 

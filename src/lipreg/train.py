@@ -58,7 +58,7 @@ def schedule(name: str, learning_rate: float, steps: int) -> optax.Schedule:
     1905.11468); `cosine`: `lr/2 (1 + cos(pi s/steps))`; `constant`.
 
     >>> schedule("papers", 0.1, 200)(159), schedule("cosine", 0.1, 200)(200)
-    (Array(0.004, dtype=float32, weak_type=True), Array(0., dtype=float32, weak_type=True))
+    (Array(0.004, dtype=float32), Array(0., dtype=float32))
     """
     schedules = {
         "constant": lambda: optax.constant_schedule(learning_rate),

@@ -113,9 +113,11 @@ def apgd(
             back = back & is_check
             return step + 1, {
                 "x": select(back, best[0], point),
-                "before": select(back, best[0], s["x"]),
+                "before": s["x"],
                 "grad": select(back, best[1], grad),
-                "value": jnp.where(back, best[2], value),
+                # Of the point that was looked at, also where the ascent goes back to the best one:
+                # what follows need not be better than that to count as improved.
+                "value": value,
                 "best": best,
                 "kept": kept,
                 "improved": jnp.where(is_check, 0, improved),
