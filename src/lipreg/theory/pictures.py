@@ -56,7 +56,7 @@ def to_markdown(study: Study) -> str:
     tables: dict[tuple[str, tuple[int, ...]], dict[str, dict[str, float | str]]] = {}
     for name, curve in study.curves.items():
         table = tables.setdefault((curve.panel, tuple(curve.n)), {})
-        table[name] = _row(curve, rates[name], study.axis)
+        table[_short(name, curve)] = _row(curve, rates[name], study.axis)
     parts = [f"**{panel}**\n\n{curves.to_markdown(rows)}" for (panel, _), rows in tables.items()]
     return "\n\n".join([*parts, "\n".join(f"- {sentence}" for sentence in study.sentences)])
 
