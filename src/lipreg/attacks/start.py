@@ -22,6 +22,7 @@ __all__ = [
     "Targets",
     "at_least_one",
     "check_inputs",
+    "check_inside",
     "check_norm",
     "example_keys",
     "fold_in",
@@ -65,11 +66,21 @@ def check_norm(attack: str, norm: Norm, *served: Norm) -> None:
         raise ValueError(f"{attack}: no form for the norm {norm.name}; choose one of {choices}.")
 
 
-def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> None:
-    """One clear sentence for what users get wrong; values are looked at outside of `jit` only."""
+def check_inside(x: Array, bounds: Bounds) -> None:
+    """ValueError for x outside of the box, and for a box that is none."""
     low, high = bounds
     if not low < high:
         raise ValueError(f"bounds = {bounds}: the first must be less than the second.")
+    if isinstance(x, Tracer):
+        return
+    values = np.asarray(x)
+    if not ((values >= low) & (values <= high)).all():
+        least, most = values.min(), values.max()
+        raise ValueError(f"x has values from {least:g} to {most:g}, outside bounds {bounds}.")
+
+
+def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> None:
+    """One clear sentence for what users get wrong; values are looked at outside of `jit` only."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x has dtype {x.dtype}; attacks need floating-point pixels in {bounds}.")
     if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
@@ -87,12 +98,7 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
         if not ((classes >= 0) & (classes <= last)).all():
             least, most = classes.min(), classes.max()
             raise ValueError(f"y has values from {least} to {most}; logits_fn has 0 to {last}.")
-    if isinstance(x, Tracer):
-        return
-    values = np.asarray(x)
-    if not ((values >= low) & (values <= high)).all():
-        least, most = values.min(), values.max()
-        raise ValueError(f"x has values from {least:g} to {most:g}, outside bounds {bounds}.")
+    check_inside(x, bounds)
 
 
 def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:

@@ -15,7 +15,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.attacks.start import Bounds, at_least_one, example_keys, select
+from lipreg.attacks.start import Bounds, at_least_one, check_inside, example_keys, select
 from lipreg.norms import L1, L2, LINF, Norm, expand
 
 __all__ = [
@@ -168,7 +168,7 @@ def ascended_pairs(
     at_least_one("ascended_pairs", steps=steps)
     if not isinstance(eps, Tracer) and not (np.asarray(eps) > 0).all():
         raise ValueError(f"eps = {eps}; the distance of a pair must be more than 0.")
-    _check_inside(x, bounds)
+    check_inside(x, bounds)
     low, high = bounds
 
     def quotient(u: Array, v: Array) -> Array:
@@ -216,15 +216,3 @@ def _check(f: Callable[[Array], Array], x: Array) -> None:
     if not hasattr(out, "shape") or out.ndim not in (1, 2) or out.shape[0] != x.shape[0]:
         got = list(out.shape) if hasattr(out, "shape") else type(out).__name__
         raise ValueError(f"f must return [{x.shape[0]}] or [{x.shape[0]}, K]; it returned {got}.")
-
-
-def _check_inside(x: Array, bounds: Bounds) -> None:
-    low, high = bounds
-    if not low < high:
-        raise ValueError(f"bounds = {bounds}: the first must be less than the second.")
-    if isinstance(x, Tracer):
-        return
-    values = np.asarray(x)
-    if not ((values >= low) & (values <= high)).all():
-        least, most = values.min(), values.max()
-        raise ValueError(f"x has values from {least:g} to {most:g}, outside bounds {bounds}.")
