@@ -156,14 +156,8 @@ def test_a_member_is_the_same_however_it_is_run(name, method):
     assert_close(jax.jit(run)(params, sweep[1], x, y), expected[1])
 
 
-# Objectives whose penalty does not vanish with its strengths go here.
-NOT_J0_AT_ZERO = frozenset()
-
-
 @every_member
 def test_without_strength_a_member_is_j0_in_value_and_gradient(name, method):
-    if name in NOT_J0_AT_ZERO:
-        pytest.skip("its penalty does not vanish")
     zero = some_strengths(name, 0.0)
     (value, _), slope = jax.jit(value_and_grad(member(name, method)))(MLP, zero, X, Y)
     (expected, _), expected_slope = jax.jit(value_and_grad(member("j0")))(MLP, {}, X, Y)
