@@ -2,23 +2,21 @@
 
     python benchmarks/attacks.py
 
-The programs of a line run in turn within one process; what counts is the ratio of their medians,
-since the machine's own speed wanders. Compilation is timed apart, for the three in turn. The lines
-`flax's own convolution` show what the rule of lipreg.convolution is for: there XLA:CPU runs
-gradients in a loop on a slow path.
+The programs of a line run in turn within one process (`timing.interleaved`). Compilation is timed
+apart, for the three in turn. The lines `flax's own convolution` show what the rule of
+lipreg.convolution is for: there XLA:CPU runs gradients in a loop on a slow path.
 """
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from timing import compiled, interleaved, ratio
 
 from lipreg import attacks, curves, models, runs
 from lipreg.norms import L2
@@ -47,25 +45,6 @@ def programs(logits_fn: Callable) -> dict[str, Callable]:
     }
 
 
-def compiled(run: Callable, x: Any, y: Any) -> tuple[Callable, float]:
-    """A program, and the seconds that its compilation takes."""
-    start = time.perf_counter()
-    program = jax.jit(run).lower(jax.random.key(0), x, y).compile()
-    return partial(program, jax.random.key(0), x, y), time.perf_counter() - start
-
-
-def interleaved(programs: dict[str, Callable], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds per call `[repeats]`, the programs taking turns after one call to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(repeats + 1):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program())
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: np.array(seconds) for name, seconds in times.items()}
-
-
 def case(name: str, batch: int, library: bool) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Compile seconds and run seconds of the programs on a network as initialised."""
     rng = np.random.default_rng(0)
@@ -76,15 +55,11 @@ def case(name: str, batch: int, library: bool) -> tuple[dict[str, float], dict[s
         variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
         logits_fn: Callable = partial(model.apply, variables, train=False)
         y = jnp.argmax(jax.jit(logits_fn)(x), 1)  # a curve would not attack what is wrong
-        built = {form: compiled(run, x, y) for form, run in programs(logits_fn).items()}
-    times = interleaved({form: program for form, (program, _) in built.items()}, _REPEATS.value)
+        inputs = (jax.random.key(0), x, y)
+        built = {form: compiled(run, *inputs) for form, run in programs(logits_fn).items()}
+    turns = {form: partial(program, *inputs) for form, (program, _) in built.items()}
+    times = interleaved(turns, _REPEATS.value)
     return {form: seconds for form, (_, seconds) in built.items()}, times
-
-
-def ratio(above: np.ndarray, below: np.ndarray) -> str:
-    """The ratio of the medians, with the quartiles of the ratio over the turns."""
-    low, high = np.quantile(above / below, (0.25, 0.75))
-    return f"{np.median(above) / np.median(below):.2f} ({low:.2f} to {high:.2f})"
 
 
 def main(argv: list[str]) -> None:

@@ -55,11 +55,11 @@ class CNN(nn.Module):
             weights = params[f"Conv_{n}"]
             _, _, narrow, wide = weights["kernel"].shape
             conv = nn.Conv2d(narrow, wide, 3, padding=1, bias="bias" in weights)
-            layers = [_filled(conv, weights["kernel"].transpose(3, 2, 0, 1), weights.get("bias"))]
+            layers = [filled(conv, weights["kernel"].transpose(3, 2, 0, 1), weights.get("bias"))]
             if f"BatchNorm_{n}" in params:
                 scale, offset = (params[f"BatchNorm_{n}"][name] for name in ("scale", "bias"))
-                norm = _filled(nn.BatchNorm2d(wide), scale, offset)
-                layers.append(_running(norm, stats[f"BatchNorm_{n}"]))
+                norm = filled(nn.BatchNorm2d(wide), scale, offset)
+                layers.append(running(norm, stats[f"BatchNorm_{n}"]))
             stages.append(nn.Sequential(*layers))
             if min(rows, columns) >= 4:
                 rows, columns = rows // 2, columns // 2
@@ -68,14 +68,14 @@ class CNN(nn.Module):
         features, hidden = kernel.shape
         kernel = kernel.reshape(rows, columns, -1, hidden).transpose(3, 2, 0, 1)
         kernel = kernel.reshape(hidden, features)
-        self.dense = _filled(nn.Linear(features, hidden), kernel, bias)
+        self.dense = filled(nn.Linear(features, hidden), kernel, bias)
         head = params["Head_0"]
         kernel, bias = head["Dense_0"]["kernel"].T, head["Dense_0"].get("bias")
         last = nn.Linear(hidden, len(kernel), bias=bias is not None)
-        layers = [_filled(last, kernel, bias)]
+        layers = [filled(last, kernel, bias)]
         if self.kind != "linear":
             norm = nn.BatchNorm1d(len(kernel), affine=False)
-            layers.append(_running(norm, stats["Head_0"]["BatchNorm_0"]))
+            layers.append(running(norm, stats["Head_0"]["BatchNorm_0"]))
         self.head = nn.Sequential(*layers)
         self.t = torch.from_numpy(np.abs(head["t"])) if self.kind == "tanh" else None
         self.requires_grad_(False).eval()
@@ -89,14 +89,16 @@ class CNN(nn.Module):
         return logits if self.t is None else self.t * torch.tanh(logits / self.t)
 
 
-def _filled(layer: Any, weight: Any, bias: Any) -> Any:
+def filled(layer: Any, weight: Any, bias: Any) -> Any:
+    """A layer with these weights."""
     layer.weight.data = torch.from_numpy(np.ascontiguousarray(weight))
     if bias is not None:
         layer.bias.data = torch.from_numpy(bias)
     return layer
 
 
-def _running(layer: Any, stats: Any) -> Any:
+def running(layer: Any, stats: Any) -> Any:
+    """A normalisation with these running statistics."""
     layer.running_mean.data = torch.from_numpy(stats["mean"])
     layer.running_var.data = torch.from_numpy(stats["var"])
     return layer

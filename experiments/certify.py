@@ -22,7 +22,7 @@ _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
 
 
 def main(_: list[str]) -> None:
-    loaded = experiment.load(_RUN.value, _SPLIT.value)
+    loaded = experiment.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
     with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
         text = report.certify(
             loaded,

@@ -1,11 +1,25 @@
-"""What the launchers share: a user's mistake is one line on stderr and exit code 2."""
+"""What the launchers share: processes, devices, and one line with exit code 2 for a mistake."""
 
+import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from contextlib import nullcontext
+from typing import Any, NoReturn
 
+import jax
 from absl import flags, logging
 
+from lipreg import parallel
+
+_CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "lipreg")
+_COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", _CACHE),
+    "where compiled programs are kept for the next start; empty: nowhere",
+)
+_PROCESSES = flags.DEFINE_string(
+    "processes", "", "of one run: auto (SLURM, TPU pod, ...) or HOST:PORT,COUNT,NUMBER"
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 
@@ -29,18 +43,33 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(message.strip().splitlines()[-1] if "Traceback" in message else message)
 
 
-def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
-    """Parse the flags and call `main(positional arguments)`.
+def _unraisable(found: Any) -> None:
+    # TensorStore's reads and writes that end when Orbax has already said what broke.
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
+
+
+def run(
+    main: Callable[[list[str]], None], *, positional: bool = False, devices: bool = False
+) -> None:
+    """Parse the flags and call `main(positional arguments)`, with `devices` on all there are.
 
     A program without `positional` refuses such arguments, which absl accepts silently:
     `-config.seed 3` would be ignored.
     """
-    logging.set_verbosity(logging.WARNING)  # Orbax tells its own progress at INFO
+    logging.set_verbosity(logging.FATAL)  # Orbax tells its progress, and what each thread died of
+    sys.unraisablehook = _unraisable
     arguments = _parse(sys.argv)
     if arguments and not positional:
         _fail(f"Unexpected argument {arguments[0]!r}: flags are written --name=value.")
+    if _PROCESSES.value and not devices:
+        _fail(f"--processes={_PROCESSES.value}: this program runs in one process.")
+    if _COMPILE_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", _COMPILE_CACHE.value)
     try:
-        main(arguments)
+        parallel.start(_PROCESSES.value)
+        with parallel.over() if devices else nullcontext():
+            main(arguments)
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from the last checkpoint.")
     except (ValueError, FloatingPointError, OSError) as error:

@@ -6,16 +6,17 @@ and pictures of both curves and of attacked images. All distances are upper boun
 a stronger attack can only lower them. That is what the protocols are for (lipreg.evaluate): `deck`
 measures as 1810.00953 did, `autoattack` at the table's and at RobustBench's radii, `full` does both
 and more; each writes robustness_PROTOCOL.md, .json and .npz with the masking report, which says
-what the numbers are worth. A killed one goes on where it was.
+what the numbers are worth. A killed one goes on where it was. All devices share the images.
 """
 
 from functools import partial
 
+import jax
 from absl import flags
 from tqdm import tqdm
 
 import cli
-from lipreg import curves, evaluation, experiment, report
+from lipreg import curves, evaluation, experiment, parallel, report
 from lipreg.config import label
 
 _RUN = flags.DEFINE_string("run", None, "a run that has a checkpoint", required=True)
@@ -39,21 +40,28 @@ def main(_: list[str]) -> None:
     for name, value in overrides.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value}; it must be at least 1.")
-    loaded = experiment.load(_RUN.value, _SPLIT.value)
+    loaded = experiment.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
     loaded.config.evaluation.update({k: v for k, v in overrides.items() if v is not None})
     if _PROTOCOL.value != "pgd":
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"--protocol={_PROTOCOL.value} runs in one process: leave --processes."
+            )
         _robustness(loaded)
         return
-    progress = partial(tqdm, desc=label(loaded.config), unit="batch", disable=_SILENT.value)
+    main_process = parallel.is_main()
+    silent = _SILENT.value or not main_process
+    progress = partial(tqdm, desc=label(loaded.config), unit="batch", disable=silent)
     row = report.evaluate(
         loaded, _RUN.value, split=_SPLIT.value, seed=_SEED.value, progress=progress
     )
-    print(curves.to_markdown({label(loaded.config): row}))
-    print(f"Written to {_RUN.value}: curve.jsonl, distances.npz, curve_*.png, attacked_l2.png")
+    if main_process:
+        print(curves.to_markdown({label(loaded.config): row}))
+        print(f"Written to {_RUN.value}: curve.jsonl, distances.npz, curve_*.png, attacked_l2.png")
 
 
 def _robustness(loaded: experiment.Loaded) -> None:
-    surrogate = experiment.load(_SURROGATE.value, _SPLIT.value) if _SURROGATE.value else None
+    surrogate = experiment.load(_SURROGATE.value, _SPLIT.value, 1) if _SURROGATE.value else None
     with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
         text = report.robustness(
             loaded,
@@ -70,4 +78,4 @@ def _robustness(loaded: experiment.Loaded) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, devices=True)

@@ -2,14 +2,14 @@
 
 ROW is an objective of the config file (j0, j1, j2, j2_lip, ...), `_tanh` appended for the tanh
 head. Every field of lipreg/config.py can be overridden. The same command on the same folder goes
-on where the run stopped.
+on where the run stopped. All devices share each batch, and those of all `--processes`.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
 import cli
-from lipreg import experiment, models, runs
+from lipreg import data, experiment, models, parallel, runs
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -19,17 +19,21 @@ _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
 flags.mark_flag_as_required("config")
 
 
+def _tells() -> bool:
+    return not _SILENT.value and parallel.is_main()
+
+
 def main(_: list[str]) -> None:
     runs.check_workdir(_WORKDIR.value, _CONFIG.value.to_dict())  # before the work of preparing
     prepared = experiment.prepare(_CONFIG.value)
-    if not _SILENT.value:
+    if _tells():
         weights = models.count_parameters(prepared.state.params)
         print(f"{prepared.config.model.name}: {weights:,} weights")
-        print(f"{prepared.config.data.name}: {len(prepared.training.y):,} images to train on")
+        print(f"{prepared.config.data.name}: {data.size(prepared.training):,} images to train on")
     experiment.train_run(prepared, _WORKDIR.value, silent=_SILENT.value)
-    if not _SILENT.value:
+    if _tells():
         print(f"Next: python experiments/evaluate.py --run={_WORKDIR.value}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, devices=True)

@@ -1,11 +1,11 @@
-"""Strict arithmetic, warnings as errors (pyproject.toml) and four CPU devices for every test."""
+"""Strict arithmetic, warnings as errors (pyproject.toml) and eight CPU devices for every test."""
 
 import os
 
 # Most of the time goes into compiling small programs once: without LLVM's passes that takes a third
 # less.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -15,6 +15,7 @@ SMALL = {
     "MLP": {"widths": (8,)},
     "ResNeXt34_2x32": {"stages": (1, 1), "channels": (4, 4)},
     "ResNet18": {"stages": (1, 1), "channels": (4, 8)},
+    "ResNet50": {"stages": (1, 1), "channels": (8, 16)},
 }
 
 
@@ -48,7 +49,7 @@ def changed(before, after):
 
 # The heads are the same code in every model: the residual ones, slow to compile, stand in for one.
 PAIRS = [*itertools.product(["CNN", "MLP"], models.HEADS)]
-PAIRS += [("ResNeXt34_2x32", "linear"), ("ResNet18", "tanh")]
+PAIRS += [("ResNeXt34_2x32", "linear"), ("ResNet18", "tanh"), ("ResNet50", "linear")]
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
@@ -85,6 +86,7 @@ def test_full_size_models_have_the_right_shapes(name, head):
     [
         ("ResNeXt34_2x32", 3.8e6, 4.0e6),  # "about 3.9M"
         ("ResNet18", 11.1e6, 11.2e6),  # 11.17M, as published implementations
+        ("ResNet50", 23.5e6, 23.6e6),  # 25.56M with a head for 1000 classes, 2.05M
         ("CNN", 0.2e6, 0.5e6),
     ],
 )
@@ -108,6 +110,15 @@ def test_branches_are_the_groups_of_a_blocks_second_convolution():
     params, _ = start(model, images())
     assert params["Conv_1"]["kernel"].shape == (3, 3, 4, 16)
     assert params["Conv_2"]["kernel"].shape == (3, 3, 4, 16)
+
+
+def test_the_stem_of_resnet50_is_a_convolution_of_stride_2():
+    x, kernel = images(2, 10), jax.random.normal(jax.random.key(2), (6, 6, 3, 5))
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    conv = partial(jax.lax.conv_general_dilated, dimension_numbers=dimensions)
+    folded = kernel.reshape(3, 2, 3, 2, 3, 5).transpose(0, 2, 1, 3, 4, 5).reshape(3, 3, 12, 5)
+    found = conv(models._space_to_depth(x), folded, (1, 1), "SAME")
+    np.testing.assert_allclose(found, conv(x, kernel, (2, 2), [(2, 2), (2, 2)]), atol=1e-4)
 
 
 def with_t(params, t):
@@ -208,7 +219,7 @@ def test_c2relu_is_twice_continuously_differentiable(seam, value, slope):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "VGG"}, "No model 'VGG'; choose one of CNN, MLP, ResNeXt34_2x32, ResNet18."),
+        ({"name": "VGG"}, "No model 'VGG'; choose one of CNN, MLP, ResNeXt34_2x32, ResNet18,"),
         ({"head": "cosine"}, "No head 'cosine'; choose one of linear, batch_norm, tanh."),
         ({"activation": "sine"}, "No activation 'sine'; choose one of relu, softplus, silu, gelu,"),
         ({"width": 3}, "No field of CNN 'width'; choose one of"),
@@ -220,7 +231,7 @@ def test_unknown_names_are_met_with_the_choices(changes, message):
 
 
 def test_models_made_directly_check_their_names():
-    for model in (models.CNN, models.MLP, models.ResNeXt34_2x32, models.ResNet18):
+    for model in map(partial(getattr, models), models.NAMES):
         with pytest.raises(ValueError, match="No head 'x'"):
             model(classes=2, head="x")
     with pytest.raises(ValueError, match="No head 'x'"):

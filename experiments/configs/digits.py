@@ -31,3 +31,8 @@ def get_config(row: str = "j2_lip_tanh") -> Config:
     config.evaluation.l2.update({"largest": 3.0, "table": 0.5})
     config.evaluation.linf.update({"largest": 0.5, "table": 1 / 16})
     return config
+
+
+def get_sweep() -> dict[str, tuple]:
+    """What experiments/sweep.py tries where no axes are given: for the rows with a lam."""
+    return {"strengths.lam": (0.0, 0.003, 0.01, 0.03, 0.1), "seed": (0, 1)}

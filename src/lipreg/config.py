@@ -19,6 +19,7 @@ __all__ = [
     "bound_objective",
     "check",
     "label",
+    "leaves",
     "member",
     "norm",
 ]
@@ -56,6 +57,9 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
     config.data = {
         "name": "digits",
         "dir": "",  # a folder of prepared TFDS data sets; "" for $TFDS_DATA_DIR
+        "side": 0,  # pixels; of a set that is streamed, see lipreg.stream; 0: one held in memory
+        "threads": 4,  # that decode what is streamed
+        "workers": 0,  # processes with so many threads each; 0: threads of the training process
         "validation": 0.1,  # fraction of the training split
         "seed": 0,  # of that split; the same for every seed of the training
         "wrong_labels": 0.0,  # fraction of the training labels that are replaced by another class
@@ -74,6 +78,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "clip": 0.0,  # of the gradient's global norm; 0 is off
         "ema": 0.0,  # decay of the averaged weights; 0 is off
         "ramp": 0.0,  # fraction of training over which strengths.lam grows from 0
+        "accumulate": 1,  # steps whose gradients make one move of the weights
     }
     config.report = {
         "every_steps": 50,  # a line of metrics.jsonl
@@ -148,18 +153,20 @@ def label(config: Config) -> str:
     return f"{name} & {config.model.head}" if config.model.head != "linear" else name
 
 
-def _leaves(config: Config, prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+def leaves(config: Config, prefix: str = "") -> dict[str, Any]:
+    """A config's fields by their full names, `train.epochs`."""
+    found: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, ConfigDict)
-        leaves |= _leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return leaves
+        found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return found
 
 
 # Numbers that may be 0: off, or none. All others must be greater.
 _MAY_BE_ZERO = (
     *("seed", "strengths.eps", "strengths.lam", "strengths.L0", "options.top_k"),
     *("data.seed", "data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
+    *("data.side", "data.threads", "data.workers"),
     *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
 )
 _FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
@@ -170,7 +177,7 @@ def check(config: Config) -> None:
 
     None slips into any field of a ConfigDict, so it is refused here.
     """
-    for name, value in _leaves(config).items():
+    for name, value in leaves(config).items():
         if value is None:
             raise ValueError(f"config.{name} = None; give it a value.")
         if isinstance(value, bool) or not isinstance(value, int | float):

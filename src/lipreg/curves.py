@@ -36,6 +36,7 @@ __all__ = [
     "error_curve",
     "median_distance",
     "minimal_distance",
+    "spread",
     "summary",
     "to_csv",
     "to_markdown",
@@ -215,6 +216,18 @@ def summary(
 
 def _cell(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def spread(values: ArrayLike | Sequence[float]) -> float | str:
+    """One value, or several as mean ± standard deviation (of a sample).
+
+    >>> spread([0.25]), spread([1.0, 2.0, 3.0])
+    (0.25, '2 ± 1')
+    """
+    array = np.asarray(values, float)
+    if array.size == 1:
+        return float(array[0])
+    return f"{array.mean():.3g} ± {array.std(ddof=1):.2g}"
 
 
 def to_markdown(rows: Mapping[str, Mapping[str, float | str]]) -> str:

@@ -19,6 +19,8 @@ import numpy as np
 from absl import logging
 from jax import Array
 
+from lipreg import parallel
+
 __all__ = [
     "NAMES",
     "Dataset",
@@ -26,6 +28,7 @@ __all__ = [
     "epoch_batches",
     "load",
     "map_batches",
+    "size",
     "to_unit",
     "wrong_labels",
 ]
@@ -164,6 +167,11 @@ def wrong_labels(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset
     return dataset._replace(y=y)
 
 
+def size(dataset: Any) -> int:
+    """The number of examples of a `Dataset`, whose len is that of a tuple, or of a `Stream`."""
+    return len(dataset.y) if isinstance(dataset, Dataset) else len(dataset)
+
+
 def to_unit(x: Array | np.ndarray) -> Array:
     """`x / 255`: uint8 in 0 … 255 to float32 in [0, 1]. Floating x is returned as it is.
 
@@ -249,7 +257,8 @@ def map_batches(
 
     Every batch has `batch_size` rows, so a jitted f compiles once: the last is filled up with the
     last row, whose outputs are cut off. f treats rows one by one, and every array that it returns
-    has `batch_size` rows. `progress` wraps the iterator, as `tqdm` does.
+    has `batch_size` rows; inside `parallel.over` the devices share them, and `batch_size` is raised
+    to a multiple. `progress` wraps the iterator, as `tqdm` does.
 
     >>> map_batches(jnp.sqrt, 2, np.array([1, 4, 9], np.float32))
     array([1., 2., 3.], dtype=float32)
@@ -259,12 +268,12 @@ def map_batches(
         raise ValueError(f"The arrays have {lengths} rows; give them one length, 1 or more.")
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size}; it must be 1 or more.")
-    n = lengths[0]
+    n, batch_size = lengths[0], parallel.multiple(batch_size)
     starts = range(0, n, batch_size)
     outputs = []
     for start in progress(starts) if progress else starts:
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-        output = jax.device_get(f(*(a[rows] for a in arrays)))
+        output = parallel.gather(f(*parallel.split([a[rows] for a in arrays])))
         for leaf in jax.tree.leaves(output):
             if np.shape(leaf)[:1] != (batch_size,):
                 raise ValueError(f"f returned {np.shape(leaf)}; it must return {batch_size} rows.")

@@ -1,34 +1,51 @@
 """From a config to a trained run, and from a run to its numbers.
 
 `prepare` turns a config into checked parts and writes nothing; `train_run` does the work in a
-folder; `load` reads a run back; `measure` attacks it.
+folder, `train_together` that of several folders in one compiled program; `load` reads a run back;
+`measure` attacks it.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
+from ml_collections import FrozenConfigDict
 
-from lipreg import attacks, curves, data, losses, models, runs, train
+from lipreg import attacks, curves, data, losses, models, parallel, runs, stream, train
 from lipreg.config import NORMS, Config, bound_objective, check, label
 
-__all__ = ["Experiment", "Loaded", "load", "measure", "prepare", "train_run"]
+__all__ = ["Experiment", "Loaded", "load", "measure", "prepare", "train_run", "train_together"]
+
+
+class Program(NamedTuple):
+    """What configs share that differ in their seeds and strengths alone: all that is compiled.
+
+    Attributes:
+      apply: the model as a function.
+      init: the first state of a run, `(key of the weights, key of the steps) -> State`.
+      step: see `train.make_step`.
+      wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
+    """
+
+    apply: train.Apply
+    init: Callable[[Array, Array], train.State]
+    step: Callable
+    wrong: Callable[..., dict[str, Array]]
 
 
 class Experiment(NamedTuple):
     """A config, checked and made into parts; see `prepare`."""
 
     config: Config
-    training: data.Dataset
+    training: data.Dataset | stream.Stream
     validation: data.Dataset
-    apply: train.Apply
-    step: Callable
+    program: Program
     state: train.State
     steps: int
 
@@ -44,50 +61,47 @@ def _keys(key: Array, rows: Array) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def _split(config: Config, split: str) -> data.Dataset:
+def _split(config: Config, split: str, examples: int) -> Any:
+    """A split as the config has it; of a streamed set, but for training, so many images of it."""
     d = config.data
-    return data.load(d.name, split, dir=d.dir, seed=d.seed, validation=d.validation)
+    if not d.side:
+        return data.load(d.name, split, dir=d.dir, seed=d.seed, validation=d.validation)
+    options = {
+        name: d[name] for name in ("dir", "side", "seed", "validation", "threads", "workers")
+    }
+    found = stream.load(d.name, split, **options)
+    return found if split == "train" else found.sample(min(examples, len(found)))
 
 
-def _start(
-    config: Config, dataset: data.Dataset, steps: int
-) -> tuple[train.Apply, optax.GradientTransformation, train.State]:
-    """The model as a function, its optimiser and its first state."""
-    m, t = config.model, config.train
+def _program(config: Config, dataset: data.Dataset, steps: int) -> Program:
+    shared = config.copy_and_resolve_references()
+    shared.seed = 0
+    for name in shared.strengths:
+        shared.strengths[name] = 0.0
+    return _compiled(FrozenConfigDict(shared), dataset.classes, dataset.x.shape[1:], steps)
+
+
+@lru_cache(maxsize=8)
+def _compiled(config: Config, classes: int, shape: tuple[int, ...], steps: int) -> Program:
+    m, t, d, pgd = config.model, config.train, config.data, config.report.pgd
     model = models.build(
-        m.name, classes=dataset.classes, head=m.head, activation=m.activation, **m.settings
+        m.name, classes=classes, head=m.head, activation=m.activation, **m.settings
     )
-    x = jnp.zeros((1, *dataset.x.shape[1:]), jnp.float32)
-    variables = jax.jit(partial(model.init, train=False))(_key(config, "init"), x)
-    model_state = {name: value for name, value in variables.items() if name != "params"}
+    apply = models.functional(model)
     tx = train.optimizer(
-        train.schedule(t.schedule, t.learning_rate, steps),
+        train.schedule(t.schedule, t.learning_rate, -(-steps // t.accumulate)),
         momentum=t.momentum,
         nesterov=t.nesterov,
         weight_decay=t.weight_decay,
         clip=t.clip,
+        accumulate=t.accumulate,
     )
-    state = train.init(_key(config, "step"), variables["params"], model_state, tx, ema=t.ema > 0)
-    return models.functional(model), tx, state
 
+    def init(weights: Array, key: Array) -> train.State:
+        variables = model.init(weights, jnp.zeros((1, *shape), jnp.float32), train=False)
+        model_state = {name: value for name, value in variables.items() if name != "params"}
+        return train.init(key, variables["params"], model_state, tx, ema=t.ema > 0)
 
-def prepare(config: Config) -> Experiment:
-    """Data, model, step and first state of a config; ValueError with one sentence for a bad one.
-
-    The whole step is traced (not compiled), so that what does not fit together is found before
-    anything is written.
-    """
-    check(config)
-    training, validation = _split(config, "train"), _split(config, "validation")
-    d, t = config.data, config.train
-    training = data.wrong_labels(training, d.wrong_labels, seed=config.seed)
-    if t.batch_size > len(training.y):
-        raise ValueError(
-            f"config.train.batch_size = {t.batch_size}; {d.name} has {len(training.y)} training "
-            "examples."
-        )
-    steps = t.epochs * (len(training.y) // t.batch_size)
-    apply, tx, state = _start(config, training, steps)
     step = train.make_step(
         apply,
         bound_objective(config),
@@ -97,86 +111,190 @@ def prepare(config: Config) -> Experiment:
         ema_decay=t.ema,
         ramp=round(t.ramp * steps),
     )
-    batch = (training.x[: t.batch_size], training.y[: t.batch_size])
-    jax.eval_shape(step, state, config.strengths.to_dict(), batch)
-    return Experiment(config, training, validation, apply, step, state, steps)
+
+    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
+        norm = NORMS[pgd.norm]
+        x_adv = attacks.pgd(keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps)
+        found = curves.distance(logits_fn, x, y, x_adv, norm=norm)
+        return {"validation_error": found == 0, "validation_error_pgd": found < jnp.inf}
+
+    return Program(apply, jax.jit(init), step, jax.jit(wrong))
 
 
-def _wrong(
-    config: Config, logits_fn: Callable, x: Array, y: Array, rows: Array
-) -> dict[str, Array]:
-    """Misclassified at x, and at x or under the config's short PGD, [B]."""
-    pgd, keys = config.report.pgd, _keys(_key(config, "report"), rows)
-    norm = NORMS[pgd.norm]
-    x_adv = attacks.pgd(keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps)
-    found = curves.distance(logits_fn, x, y, x_adv, norm=norm)
-    return {"validation_error": found == 0, "validation_error_pgd": found < jnp.inf}
+def prepare(config: Config) -> Experiment:
+    """Data, model, step and first state of a config; ValueError with one sentence for a bad one.
+
+    The whole step is traced (not compiled), so that what does not fit together is found before
+    anything is written. Configs that differ in seed and strengths alone share one step, and so one
+    compilation.
+    """
+    check(config)
+    d, t, most = config.data, config.train, config.report.examples
+    training, validation = _split(config, "train", 0), _split(config, "validation", most)
+    if d.wrong_labels:
+        if d.side:
+            raise ValueError(
+                f"config.data.wrong_labels = {d.wrong_labels}; of a streamed set it is 0."
+            )
+        training = data.wrong_labels(training, d.wrong_labels, seed=config.seed)
+    size = data.size(training)
+    if t.batch_size > size:
+        raise ValueError(
+            f"config.train.batch_size = {t.batch_size}; {d.name} has {size} training examples."
+        )
+    if parallel.multiple(t.batch_size) != t.batch_size:
+        raise ValueError(
+            f"config.train.batch_size = {t.batch_size}; it must be a multiple of the "
+            f"{jax.device_count()} devices."
+        )
+    steps = t.epochs * (size // t.batch_size)
+    program = _program(config, validation, steps)
+    state = program.init(_key(config, "init"), _key(config, "step"))
+    x = jax.ShapeDtypeStruct((t.batch_size, *validation.x.shape[1:]), np.uint8)
+    batch = (x, jax.ShapeDtypeStruct(x.shape[:1], np.int32))
+    jax.eval_shape(program.step, state, config.strengths.to_dict(), batch)
+    return Experiment(config, training, validation, program, state, steps)
 
 
-def _validation(experiment: Experiment) -> Callable[[train.State], dict[str, float]]:
-    """A function of the state: clean and PGD error on the validation split, compiled once."""
-    config = experiment.config
-    dataset = experiment.validation
+def _validate(experiment: Experiment, state: train.State) -> dict[str, float]:
+    """Clean and PGD error on the validation split."""
+    config, dataset = experiment.config, experiment.validation
     n = min(config.report.examples, len(dataset.y))
-    x, y, rows = data.to_unit(dataset.x[:n]), dataset.y[:n], np.arange(n)
-    wrong = jax.jit(partial(_wrong, config))
-
-    def validate(state: train.State) -> dict[str, float]:
-        logits_fn = train.logits_fn(experiment.apply, state)
-        size = min(config.evaluation.batch_size, n)
-        found = data.map_batches(partial(wrong, logits_fn), size, x, y, rows)
-        return {name: float(values.mean()) for name, values in found.items()}
-
-    return validate
+    wrong = partial(experiment.program.wrong, train.logits_fn(experiment.program.apply, state))
+    keys = _keys(_key(config, "report"), jnp.arange(n))
+    size = min(config.evaluation.batch_size, n)
+    found = data.map_batches(wrong, size, keys, data.to_unit(dataset.x[:n]), dataset.y[:n])
+    return {name: float(values.mean()) for name, values in found.items()}
 
 
 def train_run(experiment: Experiment, workdir: str | Path, *, silent: bool = False) -> train.State:
     """Train in `workdir`, reporting and keeping checkpoints; a run that stopped goes on.
 
-    Returns the last state. Raises ValueError for a workdir that is not this config's, before
-    anything is written, and FloatingPointError where a part of the objective is not finite.
+    Inside `parallel.over` the devices share each batch. Returns the last state.
+
+    Raises: ValueError for a workdir that is not this config's, or in use, before anything is
+    written, and FloatingPointError where a part of the objective is not finite.
     """
+    return _train([experiment], [workdir], silent)[0]
+
+
+def train_together(
+    experiments: Sequence[Experiment], workdirs: Sequence[str | Path], *, silent: bool = False
+) -> list[train.State]:
+    """`train_run` of several experiments at once, their step vmapped over states and strengths.
+
+    They differ in seed and strengths alone. Inside `parallel.over` the devices share the runs. For
+    accelerators that one run does not fill; on CPU, where convolutions of vmapped weights are slow,
+    one run after the other is faster, and compiles once as well.
+
+    Raises: as `train_run`; train.Diverged tells which runs are not finite.
+    """
+    first = experiments[0]
+    for other in experiments:
+        d = other.config.data
+        if other.program is not first.program or d.wrong_labels or d.side:
+            raise ValueError(
+                f"{label(first.config)} and {label(other.config)} differ in more than seed and "
+                "strengths; they cannot be trained together."
+            )
+    return _train(experiments, workdirs, silent)
+
+
+def _train(
+    experiments: Sequence[Experiment], workdirs: Sequence[str | Path], silent: bool
+) -> list[train.State]:
+    lead, together = experiments[0], len(experiments) > 1
+    config = lead.config
+    stack = partial(jax.tree.map, _stacked if together else _only)
+    with ExitStack() as open_:
+        managers = []
+        for experiment, workdir in zip(experiments, workdirs, strict=True):
+            runs.check_workdir(workdir, experiment.config.to_dict())
+            open_.enter_context(runs.lock(workdir))
+            runs.claim(workdir, experiment.config.to_dict())
+            keep = config.report.keep
+            managers.append(open_.enter_context(runs.checkpoints(workdir, keep=keep)))
+        states = _restored(experiments, managers)
+        first = int(states[0].step)
+        name = f"{len(experiments)} runs" if together else label(config)
+        quiet = silent or not parallel.is_main()
+        bar = open_.enter_context(_bar(lead, first, name, quiet))
+
+        def started(seconds: float) -> None:
+            if not quiet:
+                bar.write(f"First step after {seconds:.1f} s, compilation included.")
+
+        reports = train.fit(
+            jax.vmap(lead.program.step) if together else lead.program.step,
+            stack(*states),
+            stack(*(e.config.strengths.to_dict() for e in experiments)),
+            lead.training,
+            batch_size=config.train.batch_size,
+            steps=lead.steps,
+            every=config.report.every_steps,
+            key=stack(*(_key(e.config, "batches") for e in experiments)),
+            started=started,
+        )
+        logs = [open_.enter_context(runs.Log(workdir, first)) for workdir in workdirs]
+        for state, parts in reports:
+            states = [state]
+            if together:
+                states = [jax.tree.map(lambda a, k=k: a[k], state) for k in range(len(managers))]
+            for k, experiment in enumerate(experiments):
+                row = {name: float(np.atleast_1d(values)[k]) for name, values in parts.items()}
+                _keep(experiment, states[k], row, logs[k], managers[k])
+            bar.update(int(states[0].step) * config.train.batch_size - bar.n)
+            bar.set_postfix(objective=float(np.mean(parts["objective"])))
+    return states
+
+
+def _keep(
+    experiment: Experiment, state: train.State, row: dict[str, float], log: runs.Log, manager: Any
+) -> None:
+    """Write a report's row and, where they are due, validation errors and a checkpoint."""
+    report, step = experiment.config.report, int(state.step)
+    epoch, rest = divmod(step, experiment.steps // experiment.config.train.epochs)
+    at_end, last = rest == 0, step == experiment.steps
+    if at_end and (last or epoch % report.validate_every_epochs == 0):
+        row |= _validate(experiment, state)
+    log.write(step, row)
+    if at_end and (last or epoch % report.checkpoint_every_epochs == 0):
+        runs.save(manager, step, state)
+
+
+def _bar(experiment: Experiment, first: int, name: str, quiet: bool) -> Any:
     from tqdm import tqdm  # at the top, every import of this module would pay for it
 
-    config, workdir = experiment.config, Path(workdir)
-    runs.claim(workdir, config.to_dict())
-    report, batch_size = config.report, config.train.batch_size
-    per_epoch = experiment.steps // config.train.epochs
-    validate = _validation(experiment)
-    with runs.checkpoints(workdir, keep=report.keep) as manager:
-        state = runs.restore(manager, experiment.state) or experiment.state
-        first = int(state.step)
-        reports = train.fit(
-            experiment.step,
-            state,
-            config.strengths.to_dict(),
-            experiment.training,
-            batch_size=batch_size,
-            steps=experiment.steps,
-            every=report.every_steps,
-            key=_key(config, "batches"),
-        )
-        bar = tqdm(
-            total=experiment.steps * batch_size,
-            initial=first * batch_size,
-            desc=label(config),
-            unit=" images",
-            unit_scale=True,
-            disable=silent or None,  # None: off where the output is no terminal
-        )
-        with bar, runs.Log(workdir, first) as log:
-            for state, parts in reports:
-                step = int(state.step)
-                bar.update(step * batch_size - bar.n)
-                bar.set_postfix(objective=parts["objective"])
-                epoch, rest = divmod(step, per_epoch)
-                at_end, last = rest == 0, step == experiment.steps
-                if at_end and (last or epoch % report.validate_every_epochs == 0):
-                    parts |= validate(state)
-                log.write(step, parts)
-                if at_end and (last or epoch % report.checkpoint_every_epochs == 0):
-                    runs.save(manager, step, state)
-    return state
+    size = experiment.config.train.batch_size
+    return tqdm(
+        total=experiment.steps * size,
+        initial=first * size,
+        desc=name,
+        unit=" images",
+        unit_scale=True,
+        disable=quiet or None,  # None: off where the output is no terminal
+    )
+
+
+def _stacked(*leaves: Any) -> Array:
+    return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
+
+
+def _only(leaf: Any) -> Any:
+    return leaf
+
+
+def _restored(experiments: Sequence[Experiment], managers: Sequence[Any]) -> list[train.State]:
+    """Every run's state at the newest step that all of them have; else all first states."""
+    pairs = list(zip(experiments, managers, strict=True))
+    states = [runs.restore(manager, experiment.state) for experiment, manager in pairs]
+    step = min(-1 if state is None else int(state.step) for state in states)
+    for k, (experiment, manager) in enumerate(pairs):
+        if states[k] is not None and int(states[k].step) > step:
+            states[k] = runs.restore(manager, experiment.state, step)
+    if any(state is None or int(state.step) != step for state in states):
+        return [experiment.state for experiment in experiments]
+    return states
 
 
 class Loaded(NamedTuple):
@@ -187,18 +305,21 @@ class Loaded(NamedTuple):
     dataset: data.Dataset
 
 
-def load(workdir: str | Path, split: str = "test") -> Loaded:
-    """A run's config, its `logits_fn` at the newest sound checkpoint, and a split of its data."""
-    config = runs.read_config(workdir)
+def load(workdir: str | Path, split: str = "test", examples: int | None = None) -> Loaded:
+    """A run's config, its `logits_fn` at the newest sound checkpoint, and a split of its data.
+
+    Of a set that is streamed, that is its first `examples` images, by default the evaluation's.
+    """
+    config: Config = runs.read_config(workdir)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
-    dataset = _split(config, split)
-    apply, _, template = _start(config, dataset, 1)
+    dataset = _split(config, split, examples or config.evaluation.examples)
+    program = _program(config, dataset, 1)
     with runs.checkpoints(workdir) as manager:
-        state = runs.restore(manager, template)
+        state = runs.restore(manager, program.init(_key(config, "init"), _key(config, "step")))
     if state is None:
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
-    return Loaded(config, train.logits_fn(apply, state), dataset)
+    return Loaded(config, train.logits_fn(program.apply, state), dataset)
 
 
 def measure(

@@ -24,11 +24,13 @@ __all__ = [
     "HEADS",
     "MLP",
     "NAMES",
+    "BottleneckResNet",
     "Head",
     "PreActResNet",
     "ResNeXt",
     "ResNeXt34_2x32",
     "ResNet18",
+    "ResNet50",
     "build",
     "c2relu",
     "count_parameters",
@@ -91,11 +93,22 @@ def _conv(features: int, side: int, dtype: Any, *, groups: int = 1, bias: bool =
     )
 
 
-def _pool(x: Array) -> Array:
-    """The mean of 2 x 2 windows; an odd last row or column is left out."""
+def _windows(x: Array) -> Array:
+    """2 x 2 windows, `[B, H/2, 2, W/2, 2, C]`."""
     batch, rows, columns, channels = x.shape
     x = x[:, : rows // 2 * 2, : columns // 2 * 2]
-    return x.reshape(batch, rows // 2, 2, columns // 2, 2, channels).mean((2, 4))
+    return x.reshape(batch, rows // 2, 2, columns // 2, 2, channels)
+
+
+def _pool(x: Array) -> Array:
+    """The mean of 2 x 2 windows; an odd last row or column is left out."""
+    return _windows(x).mean((2, 4))
+
+
+def _space_to_depth(x: Array) -> Array:
+    """2 x 2 windows as pixels, each with the channels of four."""
+    x = _windows(x).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(*x.shape[:3], -1)
 
 
 class Head(nn.Module):
@@ -189,7 +202,19 @@ class CNN(_Model):
         return self.logits(act(x), train)
 
 
-class ResNeXt(_Model):
+class _Residual(_Model):
+    """A network of blocks; with `remat` what is inside them is computed again in backward passes.
+
+    That takes less memory and more time (1604.06174).
+    """
+
+    remat: bool = False
+
+    def maybe_again(self, block: Callable[[Array], Array], x: Array) -> Array:
+        return nn.remat(lambda _, x: block(x))(self, x) if self.remat else block(x)
+
+
+class ResNeXt(_Residual):
     """Stages of blocks `act(x + mean over branches of (conv BN act conv BN)(x))` (1905.11468).
 
     The branches of a block are the groups of one wide convolution. A stage that changes the number
@@ -221,11 +246,11 @@ class ResNeXt(_Model):
             if stage:
                 x = _pool(unit(x, channels, 1))
             for _ in range(blocks):
-                x = block(x, channels)
+                x = self.maybe_again(partial(block, channels=channels), x)
         return self.logits(x.mean((1, 2)), train)
 
 
-class PreActResNet(_Model):
+class PreActResNet(_Residual):
     """Stages of blocks `x + conv(act(BN(conv(act(BN(x))))))` (1603.05027).
 
     A block that halves the resolution averages its activated input, where the original strides,
@@ -253,14 +278,49 @@ class PreActResNet(_Model):
         x = _conv(self.channels[0], 3, self.dtype)(x.astype(self.dtype))
         for stage, (blocks, channels) in enumerate(zip(self.stages, self.channels, strict=True)):
             for number in range(blocks):
-                x = block(x, channels, down=stage > 0 and number == 0)
+                down = stage > 0 and number == 0
+                x = self.maybe_again(partial(block, channels=channels, down=down), x)
         return self.logits(act(_batch_norm(x, train)).mean((1, 2)), train)
+
+
+class BottleneckResNet(_Residual):
+    """Stages of blocks `act(x + BN conv1 act BN conv3 act BN conv1(x))` (1512.03385).
+
+    The inner convolutions have a quarter of the block's channels. The stem takes 2 x 2 windows as
+    pixels of four times the channels, so that its 3 x 3 convolution is one of 6 x 6 with stride 2,
+    for the original's 7 x 7, and pools by the mean, not the maximum. A block that halves the
+    resolution does so before its 3 x 3 convolution, where version 1.5 strides, and in its shortcut.
+    """
+
+    stages: tuple[int, ...] = (3, 4, 6, 3)
+    channels: tuple[int, ...] = (256, 512, 1024, 2048)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        act = ACTIVATIONS[self.activation]
+
+        def unit(x: Array, channels: int, side: int) -> Array:
+            return _batch_norm(_conv(channels, side, self.dtype)(x), train)
+
+        def block(x: Array, channels: int, down: bool) -> Array:
+            y = act(unit(x, channels // 4, 1))
+            y, x = (_pool(y), _pool(x)) if down else (y, x)
+            y = unit(act(unit(y, channels // 4, 3)), channels, 1)
+            return act(y + (x if x.shape[-1] == channels else unit(x, channels, 1)))
+
+        x = _pool(act(unit(_space_to_depth(x.astype(self.dtype)), self.channels[0] // 4, 3)))
+        for stage, (blocks, channels) in enumerate(zip(self.stages, self.channels, strict=True)):
+            for number in range(blocks):
+                down = stage > 0 and number == 0
+                x = self.maybe_again(partial(block, channels=channels, down=down), x)
+        return self.logits(x.mean((1, 2)), train)
 
 
 ResNeXt34_2x32 = partial(ResNeXt, stages=(5, 5, 5), channels=(32, 64, 128), branches=2)
 ResNet18 = partial(PreActResNet, stages=(2, 2, 2, 2), channels=(64, 128, 256, 512))
+ResNet50 = partial(BottleneckResNet, stages=(3, 4, 6, 3), channels=(256, 512, 1024, 2048))
 
-NAMES = ("CNN", "MLP", "ResNeXt34_2x32", "ResNet18")
+NAMES = ("CNN", "MLP", "ResNeXt34_2x32", "ResNet18", "ResNet50")
 
 
 def build(

@@ -5,7 +5,7 @@ No function touches pyplot's global state: each returns a `Figure`, which a note
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "error_curves",
     "images",
     "nearest_boundary",
+    "pareto",
     "save",
     "training",
     "visible_attack",
@@ -256,6 +257,39 @@ def distance_scatter(
     axes.set_title(
         f"{names[1]} farther than {names[0]}: {(b > a).mean():.0%} of {len(a)} images", size=9
     )
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def pareto(errors: Mapping[str, ArrayLike], *, front: Collection[str]) -> Figure:
+    """Clean error against error under attack, in %, a dot for each name; a line joins `front`.
+
+    `errors` are pairs `[seeds, 2]` per name: the dot is their mean, the bars their standard
+    deviation. Names without seeds are left out.
+
+    >>> figure = pareto({"a": [[1.0, 9.0]], "b": [[2.0, 5.0]], "c": [[3.0, 8.0]]}, front={"a", "b"})
+    >>> figure.axes[0].get_xlabel()
+    'clean error (%)'
+    """
+    pairs = {name: np.asarray(found, float).reshape(-1, 2) for name, found in errors.items()}
+    means = {name: found.mean(0) for name, found in pairs.items() if len(found)}
+    if not means:
+        raise ValueError("pareto has no errors to draw.")
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    best = np.array(sorted(tuple(means[name]) for name in front)).reshape(-1, 2)
+    axes.plot(*best.T, color=_CHANGED, linewidth=1, label="Pareto front", zorder=1)
+    for name, mean in means.items():
+        deviation = pairs[name].std(0, ddof=1) if len(pairs[name]) > 1 else (None, None)
+        color = _CHANGED if name in front else style(1)["color"]
+        x_bar, y_bar = deviation
+        axes.errorbar(
+            *mean, xerr=x_bar, yerr=y_bar, fmt="o", markersize=4, color=color, linewidth=1
+        )
+        axes.annotate(name, mean, xytext=(4, 4), textcoords="offset points", size=7)
+    axes.set_xlabel("clean error (%)")
+    axes.set_ylabel("error under attack (%)")
+    axes.legend(frameon=False)
     axes.grid(alpha=0.25)
     return figure
 

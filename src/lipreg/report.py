@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipreg import attacks, curves, data, evaluation, norms, plots, runs
+from lipreg import attacks, curves, data, evaluation, norms, parallel, plots, runs
 from lipreg.certificates import comparison, smoothing
 from lipreg.config import Config, label
 from lipreg.experiment import Loaded, measure
@@ -47,11 +47,17 @@ def evaluate(
     seed: int = 0,
     progress: Callable | None = None,
 ) -> dict[str, float]:
-    """Measure a run, write the files above into `workdir`, and return the table's row."""
+    """Measure a run, write the files above into `workdir`, and return the table's row.
+
+    Of several processes the first one writes.
+    """
     settings, workdir = loaded.config.evaluation, Path(workdir)
     found = measure(loaded.logits_fn, loaded.dataset, settings, seed=seed, progress=progress)
     radii = {name: settings[name].table for name in found}
     row = _row(found, radii)
+    attacked = _attacked(loaded, radii["l2"], seed)
+    if not parallel.is_main():
+        return row
     record = {
         "row": row,
         "data": loaded.config.data.name,
@@ -75,7 +81,7 @@ def evaluate(
             {label(loaded.config): distances}, norm_name=name, marks=(radii[name],)
         )
         plots.save(figure, workdir / f"curve_{name}")
-    plots.save(_attacked(loaded, radii["l2"], seed), workdir / "attacked_l2")
+    plots.save(attacked, workdir / "attacked_l2")
     return row
 
 
@@ -182,8 +188,7 @@ def _attacked(loaded: Loaded, eps: float, seed: int, n: int = 8) -> Any:
     x, y = data.to_unit(loaded.dataset.x[:n]), loaded.dataset.y[:n]
     attack = jax.jit(partial(attacks.pgd, norm=norms.L2, steps=loaded.config.evaluation.steps))
     x_adv = attack(jax.random.key(seed), loaded.logits_fn, x, y, eps)
-    before = np.argmax(loaded.logits_fn(x), -1)
-    after = np.argmax(loaded.logits_fn(x_adv), -1)
+    before, after = np.argmax(loaded.logits_fn(x), -1), np.argmax(loaded.logits_fn(x_adv), -1)
     titles = [f"{a}" for a in before] + [f"{a}, ε = {eps:g}" for a in after]
     return plots.images(np.concatenate([x, x_adv]), titles=titles, columns=n)
 
@@ -195,9 +200,7 @@ def _read(workdir: str | Path) -> tuple[Config, dict[str, Any], dict[str, np.nda
         raise ValueError(
             f"{workdir} is not evaluated: run python experiments/evaluate.py --run={workdir}."
         )
-    record = json.loads((workdir / "evaluation.json").read_text())
-    with np.load(workdir / "distances.npz") as file:
-        return config, record, dict(file)
+    return config, runs.read(workdir / "evaluation.json"), runs.read(workdir / "distances.npz")
 
 
 def _robust(workdir: Path) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
@@ -212,7 +215,7 @@ def _robust(workdir: Path) -> tuple[dict[str, float], dict[str, list[tuple[float
             break
     else:
         return {}, {}
-    record = json.loads(path.read_text())
+    record = runs.read(path)
     columns: dict[str, float] = {}
     points: dict[str, list[tuple[float, float]]] = {}
     flags = 0
@@ -265,7 +268,7 @@ def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Pa
         groups.setdefault(names[identity], []).append((record["row"] | columns, found, points))
     rows, distances, marked = {}, {}, {}
     for name, members in groups.items():
-        rows[name] = {c: _spread([row[c] for row, _, _ in members]) for c in members[0][0]}
+        rows[name] = {c: curves.spread([row[c] for row, _, _ in members]) for c in members[0][0]}
         distances[name] = {
             norm: np.concatenate([found[norm] for _, found, _ in members])
             for norm in ("l2", "linf")
@@ -298,10 +301,3 @@ def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Pa
         )
         files += plots.save(figure, out / f"curves_{norm}")
     return text, files
-
-
-def _spread(values: list[float]) -> float | str:
-    if len(values) == 1:
-        return values[0]
-    mean, deviation = np.mean(values), np.std(values, ddof=1)
-    return f"{mean:.3g} ± {deviation:.2g}"

@@ -5,18 +5,24 @@
     RUN/metrics.jsonl    one line per report: step and numbers
     RUN/tensorboard/     the same for TensorBoard
     RUN/checkpoints/     Orbax, the newest few
+    RUN/lock             held while the run trains
 
 `experiments/evaluate.py` adds `distances.npz`, `curve.jsonl` and pictures.
 """
 
+import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,16 +33,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from lipreg import parallel
+
 __all__ = [
     "Log",
     "about",
     "check_workdir",
     "checkpoints",
     "claim",
+    "lock",
     "metrics",
+    "read",
     "read_config",
     "restore",
     "save",
+    "write",
 ]
 
 
@@ -52,10 +63,22 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise ValueError(f"{workdir} is not a run: it has no config.json.")
+    return ConfigDict(_tuples(read(path)))
+
+
+def read(path: Path) -> Any:
+    """What a JSON file holds, or the arrays of an npz by name; nothing in them is executed.
+
+    Raises: ValueError naming a file that cannot be read.
+    """
     try:
-        return ConfigDict(_tuples(json.loads(path.read_text())))
-    except ValueError as e:
-        raise ValueError(f"{path} cannot be read: {e}.") from None
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        with np.load(io.BytesIO(path.read_bytes())) as file:
+            return dict(file)
+    except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read: {reason}.") from None
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -75,7 +98,7 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file; name a folder.")
-    if workdir.is_dir() and any(workdir.iterdir()):
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - {"lock", "config.json.part"}:
         if not (workdir / "config.json").exists():
             raise ValueError(f"--workdir={workdir} is not empty and not a run; name a new folder.")
         old, new = _flat(read_config(workdir).to_dict()), _flat(_tuples(config))
@@ -94,10 +117,37 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
 def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Make `workdir` the run of `config`, or refuse like `check_workdir` and write nothing."""
     check_workdir(workdir, config)
+    if parallel.is_main():
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        write(workdir / "about.json", json.dumps(about(), indent=2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """The whole text or, after a kill, what was there before."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+@contextmanager
+def lock(workdir: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes from training in `workdir`; a process that dies lets go of it.
+
+    Raises: ValueError where another one does already.
+    """
+    if not parallel.is_main():
+        yield
+        return
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (workdir / "about.json").write_text(json.dumps(about(), indent=2) + "\n")
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"--workdir={workdir} is in use by another process.") from None
+        yield
 
 
 def about() -> dict[str, Any]:
@@ -133,30 +183,37 @@ def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 
 
 class Log:
-    """Appends rows to metrics.jsonl and TensorBoard; those after `step` come again: forgotten."""
+    """Appends rows to metrics.jsonl and TensorBoard; those after `step` come again: forgotten.
+
+    Of several processes the first one writes.
+    """
 
     def __init__(self, workdir: str | os.PathLike, step: int = 0):
         # Here and not above: tensorboardX imports torch where torch is installed.
         from tensorboardX import SummaryWriter
 
+        self._writes = parallel.is_main()
+        if not self._writes:
+            return
         workdir = Path(workdir)
         kept = [row for row in metrics(workdir) if row["step"] <= step]
-        self._file = (workdir / "metrics.jsonl").open("w", buffering=1)
-        for row in kept:
-            self._file.write(json.dumps(row) + "\n")
+        write(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        for name, value in row.items():
-            self._board.add_scalar(name, value, step)
+        if self._writes:
+            self._file.write(json.dumps({"step": step, **row}) + "\n")
+            for name, value in row.items():
+                self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def checkpoints(workdir: str | os.PathLike, *, keep: int = 2) -> ocp.CheckpointManager:
@@ -223,8 +280,10 @@ def _read(manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
     return jax.tree_util.tree_map_with_path(rebuild, template)
 
 
-def restore(manager: ocp.CheckpointManager, template: Any) -> Any:
+def restore(manager: ocp.CheckpointManager, template: Any, at_most: int | None = None) -> Any:
     """The newest sound checkpoint in the form of `template`, or None where there is none at all.
+
+    Or the newest of step `at_most` or before.
 
     A damaged one (unreadable, or with a content that is not what was saved) is passed over for the
     one before it, with a warning that names it.
@@ -233,6 +292,8 @@ def restore(manager: ocp.CheckpointManager, template: Any) -> Any:
     where no checkpoint is sound.
     """
     steps = sorted(manager.all_steps(), reverse=True)
+    if at_most is not None:
+        steps = [step for step in steps if step <= at_most]
     for step in steps:
         try:
             return _read(manager, step, template)

@@ -1,15 +1,17 @@
 """Training as one pure step, `(state, strengths, batch) -> (state, parts)`, and the loop around it.
 
 `jit` the step for a run, `vmap` it over states and strengths for a sweep, give it sharded batches
-for several devices: the batch's maximum and its statistics are then global. A model enters as a
-pure function `apply(params, model_state, x, train) -> (logits, model_state)`; `models.functional`
-makes one of a linen module.
+for several devices (`lipreg.parallel`): the batch's maximum and its statistics are then global. A
+model enters as a pure function `apply(params, model_state, x, train) -> (logits, model_state)`;
+`models.functional` makes one of a linen module.
 """
 
 import dataclasses
 import inspect
+import itertools
+import time
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import jax
@@ -18,9 +20,19 @@ import numpy as np
 import optax
 from jax import Array
 
-from lipreg import data, losses
+from lipreg import data, losses, parallel
 
-__all__ = ["Apply", "State", "fit", "init", "logits_fn", "make_step", "optimizer", "schedule"]
+__all__ = [
+    "Apply",
+    "Diverged",
+    "State",
+    "fit",
+    "init",
+    "logits_fn",
+    "make_step",
+    "optimizer",
+    "schedule",
+]
 
 Apply = Callable[[Any, Any, Array, bool], tuple[Array, Any]]
 
@@ -80,18 +92,22 @@ def optimizer(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     clip: float = 0.0,
+    accumulate: int = 1,
 ) -> optax.GradientTransformation:
     """SGD: `v <- momentum v + g + weight_decay w`, `w <- w - rate v`.
 
     `weight_decay` is the derivative's coefficient, of `weight_decay/2 ||w||^2`; the papers add
     `5e-4 ||w||^2` over all weights, which is 1e-3 here. `clip` bounds the gradient's global norm
-    before the decay; 0 leaves it alone.
+    before the decay; 0 leaves it alone. The weights move every `accumulate` steps, by the mean of
+    those steps' gradients: what looks at the whole batch, a maximum of gradient norms or batch
+    normalisation, then looks at each of the parts. `rate` counts the moves.
     """
-    return optax.chain(
+    tx = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.add_decayed_weights(weight_decay),
         optax.sgd(rate, momentum, nesterov),
     )
+    return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
 
 
 def init(
@@ -184,57 +200,121 @@ def _frozen_logits(apply: Apply) -> Callable:
     return lambda params, model_state, x: apply(params, model_state, x, False)[0]
 
 
+class Diverged(FloatingPointError):
+    """A part is not finite; `runs` are the places of those where it is so, of several at once."""
+
+    def __init__(self, message: str, runs: tuple[int, ...]):
+        super().__init__(message)
+        self.runs = runs
+
+
 def fit(
     step: Callable,
     state: State,
     strengths: dict[str, Any],
-    dataset: data.Dataset,
+    dataset: data.Dataset | Any,
     *,
     batch_size: int,
     steps: int,
     every: int = 100,
     key: Array,
-) -> Iterator[tuple[State, dict[str, float]]]:
+    per_dispatch: int = 0,
+    started: Callable[[float], object] = lambda seconds: None,
+) -> Iterator[tuple[State, dict[str, np.ndarray]]]:
     """Train from `state.step` to `steps`; yields the state and the mean parts since the last yield.
 
     That is at multiples of `every` steps and at the end of each epoch.
     The data set is moved to the device once; an epoch is a permutation drawn from `key` and its
     number, so a restored state goes on with the batches that it would have seen. The whole step is
     one compiled program which *donates* its state: a yielded state is gone when the next is asked
-    for. The loop over steps is Python's: a report or a checkpoint can come after any of them.
+    for. A `stream.Stream` is read as it goes. `per_dispatch` steps of a set in memory make one
+    program where they fit between two reports; 0 stands for 1 on CPU, where nothing is gained by
+    more, and 16 elsewhere. `started` is told the seconds that the first took, compilation included.
 
-    Raises: FloatingPointError, naming the step and the part, when a part is not finite.
+    K runs train together when states, strengths and keys are stacked, `[K, ...]`, and the step is
+    vmapped over all three of its arguments. Inside `parallel.over` the devices share the batch, or
+    the K runs.
+
+    Raises: Diverged, naming the step and the part, when a part is not finite.
     """
-    state = jax.tree.map(jnp.copy, state)  # the caller's own is not the one donated
-    x, y = jax.device_put((dataset.x, dataset.y))
-    strengths = {name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()}
-
-    @partial(jax.jit, donate_argnums=0)
-    def indexed_step(state: State, strengths: dict, x: Array, y: Array, rows: Array):
-        return step(state, strengths, (x[rows], y[rows]))
-
-    per_epoch = len(dataset.y) // batch_size
-    done = int(state.step)
-    history: list[dict[str, Array]] = []
+    together = state.step.ndim > 0
+    place = parallel.split if together else parallel.whole
+    state = jax.tree.map(jnp.copy, place(state))  # the caller's own is not the one donated
+    strengths = place({name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()})
+    done = int(np.ravel(parallel.gather(state.step))[0])
+    size = data.size(dataset)
+    if isinstance(dataset, data.Dataset):
+        source = parallel.whole((jnp.asarray(dataset.x), jnp.asarray(dataset.y)))
+        share = parallel.split
+        batches = _batches(key, size, batch_size, done)
+        per_dispatch = per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
+    else:
+        source, share, per_dispatch = (), parallel.join, 1
+        seed = int(jax.random.key_data(key)[-1])
+        batches = dataset.batches(batch_size, seed=seed, first_step=done)
+    per_epoch = size // batch_size
+    one, several = _programs(step)
+    begun = time.perf_counter()
     while done < steps:
-        epoch, skipped = divmod(done, per_epoch)
-        batches = data.epoch_batches(jax.random.fold_in(key, epoch), len(dataset.y), batch_size)
-        for rows in batches[skipped : skipped + steps - done]:
-            state, parts = indexed_step(state, strengths, x, y, rows)
+        first, history = done, []
+        stop = min(steps, *(done + n - done % n for n in (every, per_epoch)))
+        while done < stop:
+            if stop - done < per_dispatch or per_dispatch == 1:
+                state, parts = one(state, strengths, source, share(next(batches)))
+                done += 1
+            else:
+                rows = np.stack(list(itertools.islice(batches, per_dispatch)))
+                state, parts = several(state, strengths, source, parallel.split(rows, axis=1))
+                done += per_dispatch
+            if begun:
+                jax.block_until_ready(parts)
+                started(time.perf_counter() - begun)
+                begun = 0.0
             history.append(parts)
-            done += 1
-            if done % every == 0 or done % per_epoch == 0 or done == steps:
-                yield state, _means(history, done + 1 - len(history))
-                history = []
+        yield state, _means(history, first + 1)
 
 
-def _means(history: list[dict[str, Array]], first: int) -> dict[str, float]:
-    rows = jax.device_get(history)
-    for number, row in enumerate(rows, first):
-        for name, value in row.items():
-            if not np.isfinite(value):
-                raise FloatingPointError(
-                    f"Step {number}: {name} is {float(value)}. Try a smaller learning rate or "
-                    "strengths, or train.clip."
+@lru_cache(maxsize=16)
+def _programs(step: Callable) -> tuple[Callable, Callable]:
+    """A step, and several in a scan, compiled once for each `step`."""
+
+    def one(state: State, strengths: dict, source: tuple[Array, ...], batch: Any):
+        together = state.step.ndim > 0
+        batch = tuple(a[batch] for a in source) or batch  # rows of the source, or images and labels
+        state, parts = step(state, strengths, batch)
+        return (state if together else parallel.stay_whole(state)), parts
+
+    def several(state: State, strengths: dict, source: tuple[Array, ...], batches: Any):
+        return jax.lax.scan(lambda state, b: one(state, strengths, source, b), state, batches)
+
+    def single(*arguments: Any):
+        state, parts = one(*arguments)
+        return state, jax.tree.map(lambda a: a[None], parts)
+
+    return jax.jit(single, donate_argnums=0), jax.jit(several, donate_argnums=0)
+
+
+def _batches(key: Array, n: int, batch_size: int, first: int) -> Iterator[np.ndarray]:
+    """The rows of each step's batch from step `first` on, `[B]`, or `[K, B]` for K keys."""
+    per_epoch = n // batch_size
+    for epoch in itertools.count(first // per_epoch):
+        keys = [jax.random.fold_in(one, epoch) for one in (key if key.ndim else [key])]
+        batches = np.stack([data.epoch_batches(one, n, batch_size) for one in keys], 1)
+        skipped = max(first - epoch * per_epoch, 0)
+        yield from batches[skipped:] if key.ndim else batches[skipped:, 0]
+
+
+def _means(history: list[dict[str, Array]], first: int) -> dict[str, np.ndarray]:
+    """The mean of each part over the steps from `first` on, a scalar or `[K]`."""
+    found = parallel.gather(history)
+    parts = {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
+    for offset in range(len(parts["objective"])):
+        for name, values in parts.items():
+            if not np.isfinite(values[offset]).all():
+                bad = np.flatnonzero(~np.isfinite(values[offset]))
+                raise Diverged(
+                    f"Step {first + offset}: {name} is {np.ravel(values[offset])[bad[0]]}. Try a "
+                    "smaller learning rate or strengths, or train.clip.",
+                    tuple(map(int, bad)),
                 )
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return {name: values.mean(0) for name, values in parts.items()}

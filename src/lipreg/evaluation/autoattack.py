@@ -22,6 +22,7 @@ from lipreg.attacks.start import (
 from lipreg.evaluation.store import Store
 from lipreg.losses import cross_entropy, dlr
 from lipreg.norms import L1, LINF, Norm
+from lipreg.parallel import gather, multiple, split
 
 __all__ = ["VERSIONS", "Outcome", "Stage", "autoattack", "cascade", "stages"]
 
@@ -111,11 +112,9 @@ def cascade(
             unit = f"{name}-{label}-{round_}-{start}"
             found = store.get(unit) if store else None
             if found is None or not np.array_equal(found["rows"], rows[:count]):
-                places = jnp.asarray(rows)
-                points, broken = program(
-                    logits_fn, fold_in(keys[places], round_), x[rows], y[rows], eps, round_
-                )
-                found = {"points": np.asarray(points)[:count], "broken": np.asarray(broken)[:count]}
+                images = split((fold_in(keys[jnp.asarray(rows)], round_), x[rows], y[rows]))
+                points, broken = gather(program(logits_fn, *images, eps, round_))
+                found = {"points": points[:count], "broken": broken[:count]}
                 if store:
                     store.put(unit, rows=rows[:count], **found)
             hit = rows[:count][found["broken"]]
@@ -187,7 +186,7 @@ def _packed(rows: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray
 
     Each is (place of its first row, rows, how many of them count).
     """
-    quarter, start = -(-batch_size // 4), 0
+    quarter, batch_size, start = multiple(-(-batch_size // 4)), multiple(batch_size), 0
     while start < len(rows):
         left = len(rows) - start
         size = batch_size if left > batch_size - quarter else quarter

@@ -22,6 +22,7 @@ from lipreg.evaluation.autoattack import Outcome, autoattack
 from lipreg.evaluation.masking import Check, masking_report
 from lipreg.evaluation.store import Store, fingerprint
 from lipreg.norms import L2, LINF, Norm
+from lipreg.parallel import gather, multiple, split
 
 __all__ = ["PROTOCOLS", "RADII", "Evaluation", "evaluate", "to_json", "to_markdown"]
 
@@ -209,8 +210,9 @@ def _batched(
     for start in range(0, n, size):
         kept = store.get(f"{name}-{start}") if store else None
         if kept is None:
-            rows = np.minimum(np.arange(start, start + size), n - 1)
-            kept = {"found": np.asarray(run(keys[jnp.asarray(rows)], logits_fn, x[rows], y[rows]))}
+            rows = np.minimum(np.arange(start, start + multiple(size)), n - 1)
+            key, *images = split((keys[jnp.asarray(rows)], x[rows], y[rows]))
+            kept = {"found": gather(run(key, logits_fn, *images))[:size]}
             if store:
                 store.put(f"{name}-{start}", **kept)
         found.append(kept["found"])

@@ -41,7 +41,10 @@ class Store:
         wanted = json.loads(json.dumps(identity))
         path = self._folder / "identity.json"
         if path.exists():
-            there = json.loads(path.read_text())
+            try:
+                there = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} cannot be read: {error}.") from None
             differ = sorted(k for k in there.keys() | wanted if there.get(k) != wanted.get(k))
             if differ:
                 raise ValueError(

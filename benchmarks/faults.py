@@ -1,0 +1,387 @@
+"""Kills, damage, full disks: what a run, an evaluation and a sweep are worth after each.
+
+    unshare --map-root-user --mount python benchmarks/faults.py --out=results/faults
+
+The launchers run as processes of their own, on digits with J2-Lip & tanh; when and where they are
+hit is drawn from --seed. Whatever was hit must end with the numbers of an unbroken one, bit for bit
+(on CPU), or say in one line why it does not: anything else is counted as silently wrong. The small
+disks are mounted, which `unshare` allows to every user of Linux and which ends with the program.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from lipreg import experiment, runs, train
+from lipreg.evaluation.store import fingerprint
+
+_OUT = flags.DEFINE_string("out", "results/faults", "where to write faults.md")
+_SEED = flags.DEFINE_integer("seed", 0, "of moments and places")
+_KILLS = flags.DEFINE_integer("kills", 20, "runs to kill", lower_bound=1)
+_DAMAGES = flags.DEFINE_integer("damages", 50, "checkpoints to damage", lower_bound=1)
+_ONLY = flags.DEFINE_list("only", [], "some of the faults, as the source names them; default: all")
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+CONFIG = (
+    f"--config={EXPERIMENTS}/configs/digits.py:j2_lip_tanh",
+    "--config.train.epochs=5",
+    "--config.evaluation.batch_size=60",
+)
+
+
+class Row(NamedTuple):
+    """A fault, how often it was made, what came of it, and how often that was silently wrong."""
+
+    fault: str
+    cases: int
+    outcome: str
+    wrong: int = 0
+
+
+class Unbroken(NamedTuple):
+    """The run that nothing happens to."""
+
+    workdir: Path
+    seconds: float
+    template: train.State
+    numbers: tuple[bytes, str]
+
+
+def command(launcher: str, *arguments: str) -> list[str]:
+    return [sys.executable, f"{EXPERIMENTS}/{launcher}.py", *arguments, "--silent"]
+
+
+def training(workdir: Path) -> list[str]:
+    return command("train", *CONFIG, f"--workdir={workdir}")
+
+
+def run(argv: Sequence[str], seconds: float | None = None) -> str:
+    """Run a program, killed by signal 9 after so long; what it says if it fails by itself."""
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return ""
+    return said.strip() or "no word" if process.returncode else ""
+
+
+def timed(argv: Sequence[str]) -> float:
+    start = time.perf_counter()
+    if said := run(argv):
+        raise RuntimeError(said)
+    return time.perf_counter() - start
+
+
+def restored(workdir: Path, template: train.State, at_most: int | None = None) -> str:
+    """A hash of the newest sound checkpoint, read and verified."""
+    with runs.checkpoints(workdir) as manager:
+        state = runs.restore(manager, template, at_most)
+    return fingerprint(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+
+
+def numbers(workdir: Path, template: train.State) -> tuple[bytes, str]:
+    """What a run comes to: its log, and its last state."""
+    return (workdir / "metrics.jsonl").read_bytes(), restored(workdir, template)
+
+
+def steps(workdir: Path) -> list[int]:
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def counted(outcomes: Iterable[str]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in Counter(outcomes).most_common())
+
+
+def went_on(workdir: Path, whole: Unbroken, argv: Sequence[str] | None = None) -> str:
+    """Run the same command again, to the end, and compare."""
+    if said := run(argv or training(workdir)):
+        return f"failed ({said.splitlines()[-1]})"
+    return "same" if numbers(workdir, whole.template) == whole.numbers else "WRONG"
+
+
+def short(said: str) -> str:
+    """How a program ended that could not work."""
+    if not said:
+        return "SILENT"
+    return "one line" if "\n" not in said else f"{len(said.splitlines())} lines"
+
+
+def phase(workdir: Path) -> str:
+    """Where a run was when it was killed."""
+    if any("tmp" in path.name for path in (workdir / "checkpoints").glob("*")):
+        return "while a checkpoint was written"
+    return f"with {len(steps(workdir))} checkpoints"
+
+
+def kills(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+    """Kill -9 at moments uniform over the time that an unbroken run takes."""
+    moments, phases, ends = rng.uniform(0, whole.seconds, _KILLS.value), [], []
+    for number, moment in enumerate(moments):
+        workdir = folder / f"killed{number}"
+        run(training(workdir), moment)
+        phases.append(phase(workdir))
+        ends.append(went_on(workdir, whole))
+    outcome = f"{counted(ends)}; killed {counted(phases)}"
+    yield Row("kill -9 while training", len(moments), outcome, ends.count("WRONG"))
+    for moment in moments:
+        run(training(folder / "often"), moment)
+    end = went_on(folder / "often", whole)
+    yield Row("one run, killed as often", len(moments), end, int(end == "WRONG"))
+
+
+def damaged(kind: str, content: bytes, rng: np.random.Generator) -> bytes | None:
+    place = int(rng.integers(len(content)))
+    if kind == "a flipped bit":
+        flipped = content[place] ^ (1 << int(rng.integers(8)))
+        return content[:place] + bytes([flipped]) + content[place + 1 :]
+    if kind == "missing bytes":
+        return content[:place] + content[place + int(rng.integers(1, 64)) :]
+    return content[:place] if kind == "a file cut short" else None
+
+
+def damages(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+    """Damage at a random place of a random file of the newest of two checkpoints."""
+    before, newest = steps(whole.workdir)
+    older = restored(whole.workdir, whole.template, before)
+    kinds = ("a flipped bit", "missing bytes", "a file cut short", "a missing file")
+    ends: dict[str, list[str]] = {kind: [] for kind in kinds}
+    for number in range(_DAMAGES.value):
+        kind, copy = kinds[number % len(kinds)], folder / f"damaged{number}"
+        shutil.copytree(whole.workdir / "checkpoints", copy / "checkpoints")
+        files = sorted(f for f in (copy / "checkpoints" / str(newest)).rglob("*") if f.is_file())
+        file = files[rng.integers(len(files))]
+        content = damaged(kind, file.read_bytes(), rng)
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                found = restored(copy, whole.template)
+            except ValueError as error:
+                ends[kind].append(f"refused in {short(str(error))}")
+                continue
+        warned = any(f"Checkpoint {newest} " in str(w.message) for w in caught)
+        names = {(whole.numbers[1], False): "sound", (older, True): "older, with a warning"}
+        ends[kind].append(names.get((found, warned), "WRONG"))
+    for kind in kinds:
+        wrong = ends[kind].count("WRONG")
+        yield Row(f"{kind} in a checkpoint", len(ends[kind]), counted(ends[kind]), wrong)
+
+
+@contextmanager
+def disk(folder: Path, size: int) -> Iterator[Path]:
+    """A disk of so many bytes."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True, capture_output=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def remount(folder: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
+
+
+def full_disks(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+    """Disks that hold a random part of what the run writes; then there is room again."""
+    used = sum(f.stat().st_size for f in whole.workdir.rglob("*") if f.is_file())
+    said, ends = [], []
+    for number, size in enumerate(rng.uniform(0, used, 6)):
+        with disk(folder / f"disk{number}", 4096 + int(size)) as place:
+            said.append(short(run(training(place / "run"))))
+            remount(place, "size=1g")
+            ends.append(went_on(place / "run", whole))
+    outcome = f"it says so in {counted(said)}; with room, {counted(ends)}"
+    yield Row("a full disk", len(said), outcome, ends.count("WRONG") + said.count("SILENT"))
+
+
+def read_only(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+    """A run that lacks its last epoch on a disk that turns read-only, and is writable again."""
+    with disk(folder / "readonly", 1 << 30) as place:
+        workdir = shutil.copytree(whole.workdir, place / "run")
+        shutil.rmtree(workdir / "checkpoints" / str(steps(workdir)[-1]))
+        remount(place, "ro")
+        evaluate = command("evaluate", f"--run={workdir}", "--examples=60")
+        said = [short(run(argv)) for argv in (training(place / "new"), training(workdir), evaluate)]
+        remount(place, "rw")
+        end = went_on(workdir, whole)
+    outcome = f"it says so in {counted(said)}; writable again, {end}"
+    yield Row("a read-only disk", len(said), outcome, said.count("SILENT") + (end == "WRONG"))
+
+
+def two_at_once(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+    """A second process on the folder of a run."""
+    workdir = folder / "shared"
+    first = subprocess.Popen(training(workdir), stdout=subprocess.DEVNULL)
+    while not (workdir / "metrics.jsonl").exists() and first.poll() is None:
+        time.sleep(0.05)
+    said = run(training(workdir))
+    first.wait()
+    end = "same" if numbers(workdir, whole.template) == whole.numbers else "WRONG"
+    refused = short(said) if "in use" in said else "SILENT"
+    outcome = f"the second is refused in {refused}; the first: {end}"
+    yield Row("two on one folder", 1, outcome, (end == "WRONG") + (refused == "SILENT"))
+
+
+def twice(
+    argv: Sequence[str], moments: Sequence[float], results: Callable[[], Iterable[Path]]
+) -> int:
+    """Kill a program at each moment of a new start, then let it end: results that it made twice."""
+    made: dict[Path, int] = {}
+    again = 0
+    for moment in (*moments, None):
+        if said := run(argv, moment):
+            raise RuntimeError(said)
+        now = {path: path.stat().st_mtime_ns for path in results()}
+        again += sum(now.get(path) != made[path] for path in made)
+        made = now
+    return again
+
+
+def measuring(workdir: Path) -> list[str]:
+    return command("evaluate", f"--run={workdir}", "--protocol=deck", "--examples=180")
+
+
+def measured(workdir: Path) -> tuple[str, str]:
+    """What an evaluation comes to: its report, and its distances."""
+    with np.load(workdir / "robustness_deck.npz") as file:
+        return (workdir / "robustness_deck.md").read_text(), fingerprint(dict(file))
+
+
+def evaluations(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+    """An evaluation in batches, killed three times."""
+    first, second = (shutil.copytree(whole.workdir, folder / f"measured{n}") for n in range(2))
+    moments, store = rng.uniform(0, timed(measuring(first)), 3), second / "robustness_deck"
+    again = twice(measuring(second), moments, lambda: store.glob("*[0-9].npz"))
+    same = measured(first) == measured(second)
+    outcome = f"{'same' if same else 'WRONG'}; batches measured twice: {again}"
+    yield Row("kill -9 while evaluating", len(moments), outcome, int(not same))
+
+
+def sweeping(workdir: Path, engine: str = "auto") -> list[str]:
+    sweep = ("--sweep=strengths.lam=0,0.01,0.1", f"--engine={engine}")
+    return command("sweep", *CONFIG, *sweep, f"--workdir={workdir}")
+
+
+def swept(workdir: Path, whole: Unbroken) -> dict[str, Any]:
+    """What a sweep comes to: its table and the numbers of its points."""
+    points = {p.name: numbers(p, whole.template) for p in (workdir / "points").iterdir()}
+    return points | {"table": (workdir / "sweep.csv").read_text()}
+
+
+def sweeps(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+    """A sweep of three points, killed three times."""
+    first, second = folder / "sweep0", folder / "sweep1"
+    moments, last = rng.uniform(0, timed(sweeping(first)), 3), steps(whole.workdir)[-1]
+    points = second / "points"
+    again = twice(sweeping(second), moments, lambda: points.glob(f"*/checkpoints/{last}"))
+    same = swept(first, whole) == swept(second, whole)
+    outcome = f"{'same' if same else 'WRONG'}; points trained twice: {again}"
+    yield Row("kill -9 while sweeping", len(moments), outcome, int(not same))
+
+
+def ray_worker(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+    """A worker of Ray killed at its work."""
+    name = "kill -9 of a Ray worker"
+    if importlib.util.find_spec("ray") is None:
+        yield Row(name, 0, "not run: Ray is not installed")
+        return
+    first, second = folder / "ray0", folder / "ray1"
+    timed(sweeping(first))
+    environment = os.environ | {"LIPREG_FAULTS": str(second)}  # it marks the workers as ours
+    argv = sweeping(second, "ray")
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=environment)
+    workers: list[int] = []
+    while not workers and process.poll() is None:
+        time.sleep(0.1)
+        if list((second / "points").glob("*/metrics.jsonl")):
+            workers = [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if ours(p)]
+    for worker in workers[:1]:
+        os.kill(worker, signal.SIGKILL)
+    code = process.wait()
+    if code and (said := run(argv)):
+        raise RuntimeError(said)
+    same = swept(first, whole) == swept(second, whole)
+    outcome = f"{'same' if same else 'WRONG'}, {'by the next start' if code else 'by itself'}"
+    yield Row(name, len(workers[:1]), outcome, int(not same))
+
+
+def ours(process: int) -> bool:
+    """Whether it is a worker that Ray started for the sweep."""
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_bytes()
+        return words.startswith(b"ray::") and (
+            b"LIPREG_FAULTS=" in Path(f"/proc/{process}/environ").read_bytes()
+        )
+    except OSError:  # it has ended
+        return False
+
+
+FAULTS = {
+    f.__name__: f
+    for f in (
+        *(kills, damages, full_disks, read_only, two_at_once),
+        *(evaluations, sweeps, ray_worker),
+    )
+}
+
+
+def report(rows: Sequence[Row], seconds: float) -> str:
+    lines = [f"Digits, J2-Lip & tanh, 5 epochs, {seconds:.1f} s when unbroken; seed {_SEED.value}."]
+    lines += ["", "| fault | cases | what came of it | silently wrong |", "|---|---|---|---|"]
+    lines += [f"| {r.fault} | {r.cases} | {r.outcome} | {r.wrong} |" for r in rows]
+    return "\n".join([*lines, "", json.dumps(runs.about())]) + "\n"
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    for name in _ONLY.value:
+        if name not in FAULTS:
+            raise app.UsageError(f"--only={name}; choose some of {', '.join(FAULTS)}")
+    logging.set_verbosity(logging.FATAL)  # of Orbax, on damaged files
+    out, rows = Path(_OUT.value), []
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/cache"  # of the launchers
+        workdir = folder / "whole"
+        seconds = timed(training(workdir))
+        template = experiment.prepare(runs.read_config(workdir)).state
+        whole = Unbroken(workdir, seconds, template, numbers(workdir, template))
+        for name in _ONLY.value or FAULTS:
+            rng = np.random.default_rng([_SEED.value, *name.encode()])
+            try:
+                rows += FAULTS[name](whole, rng, folder)
+            except (RuntimeError, subprocess.CalledProcessError) as error:
+                rows.append(Row(name, 0, f"not run: {str(error).splitlines()[-1]}"))
+            (out / "faults.md").write_text(report(rows, seconds))
+    print(f"{report(rows, seconds)}\nWritten: {out}/faults.md")
+
+
+if __name__ == "__main__":
+    app.run(main)

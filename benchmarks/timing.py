@@ -1,0 +1,67 @@
+"""Programs that take turns, the ratios of their times, and how a report is kept.
+
+What counts is a ratio of medians within one process, since the machine's own speed wanders.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lipreg import runs
+
+
+def compiled(run: Callable, *arguments: Any) -> tuple[Any, float]:
+    """A program for such arguments, and the seconds that tracing and compiling it takes."""
+    start = time.perf_counter()
+    program = jax.jit(run).lower(*arguments).compile()
+    return program, time.perf_counter() - start
+
+
+def interleaved(
+    programs: Mapping[str, Callable[[], Any]], repeats: int, *, turn_s: float = 0.25
+) -> dict[str, np.ndarray]:
+    """Seconds per call `[repeats]`, the programs taking turns after one turn to warm up.
+
+    In its turn a program is called until `turn_s` are over, at least once: what the one before has
+    left in caches and thread pools then weighs little.
+    """
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(repeats + 1):
+        for name, program in programs.items():
+            start, calls = time.perf_counter(), 0
+            while not calls or time.perf_counter() - start < turn_s:
+                jax.block_until_ready(program())
+                calls += 1
+            if turn:
+                times[name].append((time.perf_counter() - start) / calls)
+    return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+def of_medians(above: np.ndarray, below: np.ndarray) -> float:
+    """The ratio of the medians."""
+    return float(np.median(above) / np.median(below))
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> str:
+    """The ratio of the medians, with the quartiles of the ratio over the turns."""
+    low, high = np.quantile(above / below, (0.25, 0.75))
+    return f"{of_medians(above, below):.2f} ({low:.2f} to {high:.2f})"
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows that have the same columns, as Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def publish(text: str, path: Path, **versions: str) -> None:
+    """Keep a report, with what stands beside every number: command, commit, versions, hardware."""
+    about = runs.about()
+    about["versions"] |= versions
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n{json.dumps(about)}\n")

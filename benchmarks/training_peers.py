@@ -1,0 +1,173 @@
+"""Training steps against the same in PyTorch: weights, batch and objective are moved across.
+
+    pip install -e '.[peers]'
+    python benchmarks/training_peers.py --cases=CNN/32
+
+The torch side is `torch_training.py`: eager in the default layout, eager in channels_last, and the
+whole step by `torch.compile`, in that of the two layouts in which eager is faster. All forms and
+ours take turns within one process. Before, loss and gradients of every form must be ours.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import steps
+import torch  # pyright: ignore[reportMissingImports]
+import torch_training
+from absl import app
+from timing import compiled, interleaved, of_medians, publish, ratio, table
+
+MOST = 1e-4  # relative difference of loss and of all gradients together
+
+# Traces `torch.autograd.grad` as part of the program: otherwise second derivatives do not compile.
+torch._dynamo.config.trace_autograd_ops = True
+torch.compiler.config.force_disable_caches = True  # every compilation is timed
+
+
+class Row(NamedTuple):
+    """A step in all forms."""
+
+    where: str
+    name: str
+    seconds: dict[str, np.ndarray]
+    compile_s: dict[str, float]
+    failure: str
+    differ: float
+
+    @property
+    def best(self) -> str:
+        """The fastest form of torch."""
+        forms = [form for form in self.seconds if form != "lipreg"]
+        return min(forms, key=lambda form: np.median(self.seconds[form]))
+
+    @property
+    def times(self) -> float:
+        return of_medians(self.seconds["lipreg"], self.seconds[self.best])
+
+    def cells(self) -> dict[str, str]:
+        """A line of the table."""
+        medians = {form: f"{np.median(s):.4f}" for form, s in self.seconds.items()}
+        return {
+            "network/batch": self.where,
+            "objective": self.name,
+            "lipreg s": medians["lipreg"],
+            "eager s": medians["eager"],
+            "channels_last s": medians["channels_last"],
+            "compile s": medians.get("compile", self.failure),
+            "lipreg / best": ratio(self.seconds["lipreg"], self.seconds[self.best]),
+            "best": self.best,
+            "compilation, lipreg s": f"{self.compile_s['lipreg']:.1f}",
+            "compilation, torch s": f"{self.compile_s.get('compile', np.nan):.0f}",
+            "differ by": f"{self.differ:.0e}",
+        }
+
+
+def ours(network: str, batch: int, name: str) -> tuple[Callable, float, float, list[np.ndarray]]:
+    """The step, its compile seconds, its value, and its gradients in torch's layout."""
+    apply, state, inputs = steps.start(network, batch)
+    step, strengths = steps.step(apply, name)
+    program, seconds = compiled(step, state, strengths, inputs)
+    after, parts = program(state, strengths, inputs)
+    velocity = optax.tree.get(after.opt_state, "trace")
+    grads = jax.tree.map(lambda v, w: v - steps.DECAY * w, velocity, state.params)
+    # Gradients are laid out like the weights that they belong to.
+    like = torch_training.moved(network, grads, state.model_state)
+    grads = [weight.detach().numpy() for weight in like.parameters()]
+    return partial(program, state, strengths, inputs), seconds, float(parts["objective"]), grads
+
+
+def theirs(
+    network: str, batch: int, objective: torch_training.Objective, layout: Any
+) -> tuple[Callable[[], Any], float, tuple[Any, Any]]:
+    """The step in torch, the seconds of its first gradients, and these with their value."""
+    _, state, (x, y) = steps.start(network, batch)
+    module = torch_training.moved(network, state.params, state.model_state)
+    module = module.to(memory_format=layout)
+    images = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
+    inputs = module, torch_training.frozen_view(module), images.requires_grad_()
+    classes = torch.from_numpy(np.array(y, np.int64))
+    start = time.perf_counter()
+    first = objective(*inputs, classes)
+    seconds = time.perf_counter() - start
+    return torch_training.step(objective, *inputs, classes), seconds, first
+
+
+def difference(first: tuple[Any, Any], value: float, grads: list[np.ndarray]) -> float:
+    """Of value and of all gradients together, relative; the larger."""
+    a = np.concatenate([grad.detach().numpy().ravel() for grad in first[1]])
+    b = np.concatenate([grad.ravel() for grad in grads])
+    apart = np.linalg.norm(a - b) / np.linalg.norm(b)
+    return max(abs(float(first[0]) - value) / abs(value), float(apart))
+
+
+def case(network: str, batch: int, name: str) -> Row:
+    """A step in all forms, which must agree, in one run."""
+    program, seconds, value, grads = ours(network, batch, name)
+    programs, compile_s, differ, failure = {"lipreg": program}, {"lipreg": seconds}, {}, ""
+
+    def add(form: str, objective: torch_training.Objective, layout: Any) -> None:
+        run, compile_s[form], first = theirs(network, batch, objective, layout)
+        programs[form], differ[form] = run, difference(first, value, grads)
+
+    layouts = {"eager": torch.contiguous_format, "channels_last": torch.channels_last}
+    objective = torch_training.OBJECTIVES[name]
+    for form, layout in layouts.items():
+        add(form, objective, layout)
+    quick = interleaved({form: programs[form] for form in layouts}, 2)
+    faster = layouts[min(quick, key=lambda form: np.median(quick[form]))]
+    torch._dynamo.reset()
+    try:
+        add("compile", torch.compile(objective, fullgraph=True, dynamic=False), faster)
+    except Exception as error:
+        failure = f"fails: {type(error).__name__}"
+    if not max(differ.values()) <= MOST:
+        raise ValueError(f"{network}/{batch}, {name}: not the same in torch, {differ}.")
+    times = interleaved(programs, steps.REPEATS.value)
+    return Row(f"{network}/{batch}", name, times, compile_s, failure, max(differ.values()))
+
+
+def report(rows: list[Row]) -> str:
+    """The table, and where torch is ahead."""
+    behind = [
+        f"- {row.where}, {row.name}: {row.times:.2f} times the seconds of torch, {row.best}."
+        for row in rows
+        if row.times > 1
+    ]
+    return f"""\
+# Training steps against PyTorch's
+
+The same weights, batch, objective and SGD in both; {torch.get_num_threads()} threads of torch.
+Medians of {steps.REPEATS.value} turns in one process, and quartiles of the ratio over the turns.
+
+{table([row.cells() for row in rows])}
+
+## Behind
+
+{chr(10).join(behind or ["Nowhere."])}
+"""
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    torch.set_num_threads(os.cpu_count() or 1)
+    rows: list[Row] = []
+    for network, batch in steps.cases():
+        for name in torch_training.OBJECTIVES:
+            if steps.wanted(name):
+                rows.append(case(network, batch, name))
+                print(f"| {' | '.join(rows[-1].cells().values())} |", flush=True)
+                path = Path(steps.OUT.value) / "pytorch.md"
+                publish(report(rows), path, torch=torch.__version__)
+    print(f"\n{report(rows)}")
+
+
+if __name__ == "__main__":
+    app.run(main)

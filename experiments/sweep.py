@@ -1,0 +1,56 @@
+"""Train a config at many points: `experiments/sweep.py --config=FILE.py:ROW --workdir=DIR ...`.
+
+    python experiments/sweep.py --config=experiments/configs/digits.py:j2_lip --workdir=runs/sweep \
+        --sweep 'strengths.lam=0,0.01,0.1,1' --sweep 'seed=0:5'
+
+Every combination of the `--sweep` axes is trained; without them, those of the config file's
+`get_sweep()`. Then DIR gets one table, a picture of clean error against error under attack, and the
+best point by validation. What is done is not done again. Points that differ in seed and strengths
+alone compile once: on CPU they run one after the other, on accelerators together (`--engine` says
+otherwise). `--engine=ray` gives each a process of its own. `--sweep_index=N` trains the N-th point
+alone, for SLURM arrays; the command without it writes the report.
+"""
+
+import runpy
+
+from absl import flags
+from ml_collections import config_flags
+
+import cli
+from lipreg import sweep
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "the sweep's folder", required=True)
+_SWEEP = flags.DEFINE_multi_string("sweep", [], "NAME=VALUE,VALUE,... or NAME=START:STOP")
+_ENGINE = flags.DEFINE_enum("engine", "auto", sweep.ENGINES, "how the points are trained")
+_INDEX = flags.DEFINE_integer("sweep_index", None, "train this point alone, from 0", lower_bound=0)
+_SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
+flags.mark_flag_as_required("config")
+
+
+def _axes() -> dict:
+    if _SWEEP.value:
+        return sweep.parse(_SWEEP.value)
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    return runpy.run_path(path).get("get_sweep", dict)()
+
+
+def main(_: list[str]) -> None:
+    axes, workdir, silent = _axes(), _WORKDIR.value, _SILENT.value
+    points = sweep.points(_CONFIG.value, axes)
+    if _INDEX.value is not None:
+        if _INDEX.value >= len(points):
+            raise ValueError(f"--sweep_index={_INDEX.value}; choose one of 0 to {len(points) - 1}.")
+        points = dict([list(points.items())[_INDEX.value]])
+        print(f"Point {_INDEX.value}: {next(iter(points))}")
+        sweep.run(points, workdir, engine="loop", silent=silent)
+        return
+    print(f"{len(points)} points in {workdir}/points")
+    sweep.run(points, workdir, engine=_ENGINE.value, silent=silent)
+    text, files = sweep.report(points, axes, workdir)
+    print(text)
+    print("Written:", *files, sep="\n  ")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,134 @@
+"""What a compiled step costs, read from the program itself, and what many devices would make of it.
+
+    step = jax.jit(step).lower(*arguments).compile()
+    of(step)         floating-point operations, bytes of memory, collectives and what they move
+    scaling(...)     the efficiency to expect on 1, 8, 64, 512 devices
+
+A *forward unit* is one evaluation of the network; a backward pass in inputs or in weights costs one
+more each. Plain training is 3 of them, and an objective's price is counted in them: `PRICES`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["PRICES", "Cost", "Scaling", "of", "price", "scaling"]
+
+# Forward units of a training step by (objective, method): directions and attacked step 2 + 3; the
+# exact penalty differentiates the direction's pass, 2 + 4; a difference is direction, loss ahead
+# and loss at x in one joint backward, 2 + 3 + 3, of which XLA shares the loss at x.
+PRICES: dict[tuple[str, str], float] = {
+    ("j0", ""): 3,
+    ("j1", "attack"): 5,
+    ("j2", "attack"): 5,
+    ("j1", "penalty"): 6,
+    ("j2", "penalty"): 6,
+    ("tikhonov", "penalty"): 6,
+    ("grad_lp", "penalty"): 6,
+    ("tikhonov", "difference"): 7,
+}
+
+
+def price(objective: str, method: str, batch_size: int) -> float:
+    """Forward units of one step.
+
+    J2-Lip adds `6/B` to J2: second derivatives of the one example that attains the maximum.
+
+    >>> price("j2_lip", "attack", 32)
+    5.1875
+    """
+    if objective == "j2_lip":
+        return price("j2", method, batch_size) + 6 / batch_size
+    if (objective, method) not in PRICES:
+        raise ValueError(f"No price of {objective!r} by {method!r}.")
+    return PRICES[objective, method]
+
+
+class Cost(NamedTuple):
+    """What a compiled program does and needs, on each device.
+
+    Attributes:
+      flops: XLA's count of floating-point operations; a loop's body counts once.
+      arguments: bytes of the inputs.
+      temporary: bytes of what lives between inputs and outputs.
+      collectives: how many of each kind, and the bytes that they reduce or gather together.
+    """
+
+    flops: float
+    arguments: int
+    temporary: int
+    collectives: dict[str, tuple[int, int]]
+
+
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_OPERATION = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(?:-start)?\(")
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
+
+
+def of(compiled: Any) -> Cost:
+    """The cost of what `jax.jit(f).lower(...).compile()` returns.
+
+    >>> import jax, jax.numpy as jnp
+    >>> of(jax.jit(jnp.dot).lower(jnp.ones((4, 8)), jnp.ones((8, 2))).compile()).flops
+    128.0
+    """
+    memory = compiled.memory_analysis()
+    count: Counter[str] = Counter()
+    moved: Counter[str] = Counter()
+    for shapes, kind in _OPERATION.findall(compiled.as_text()):
+        count[kind] += 1
+        moved[kind] += sum(_bytes(*shape) for shape in _SHAPE.findall(shapes))
+    return Cost(
+        float(compiled.cost_analysis()["flops"]),
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        {kind: (count[kind], moved[kind]) for kind in sorted(count)},
+    )
+
+
+def _bytes(dtype: str, dimensions: str) -> int:
+    bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype))
+    return int(np.prod([int(d) for d in dimensions.split(",") if d])) * bits // 8
+
+
+class Scaling(NamedTuple):
+    """One line of the scaling model, see `scaling`."""
+
+    devices: int
+    compute_s: float
+    moved: float
+    communicate_s: float
+    efficiency: float
+
+
+def scaling(
+    flops: float,
+    reduced: float,
+    messages: int,
+    *,
+    flops_per_s: float,
+    bytes_per_s: float,
+    latency_s: float,
+    devices: Sequence[int] = (1, 8, 64, 512),
+) -> list[Scaling]:
+    """`t(n) = flops / rate + 2 (n-1)/n bytes / bandwidth + 2 (n-1) messages latency`.
+
+    Data-parallel training with the batch per device kept: each of n devices computes `flops`, and a
+    ring all-reduce sends `2 (n-1)/n` of the `reduced` bytes over every link in `2 (n-1)` hops a
+    message (Patarasuk & Yuan 2009). Nothing overlaps, so the efficiency `t(1) / t(n)` is one from
+    below for links that are as fast as said; trees make the latency term smaller.
+
+    >>> [round(line.efficiency, 3) for line in scaling(
+    ...     1e9, 4e6, 1, flops_per_s=1e12, bytes_per_s=1e10, latency_s=0.0)]
+    [1.0, 0.588, 0.559, 0.556]
+    """
+    lines = []
+    for n in devices:
+        moved = 2 * (n - 1) / n * reduced
+        compute, communicate = flops / flops_per_s, moved / bytes_per_s
+        communicate += 2 * (n - 1) * messages * latency_s
+        lines.append(Scaling(n, compute, moved, communicate, compute / (compute + communicate)))
+    return lines

@@ -1,0 +1,151 @@
+"""One program on many devices and hosts.
+
+Inside `with over(): ...` every compiled program runs on all devices. `whole` puts arrays on each of
+them and `split` gives each its share of a batch's rows; a maximum or a mean over the batch is then
+over the whole batch, batch normalisation included, with no further code: XLA puts in the
+collectives. `gather` brings rows back. Outside of it these leave things as they are.
+
+The mesh is jax's own ambient one (`jax.set_mesh`), with automatic axes.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+__all__ = [
+    "emulate",
+    "gather",
+    "is_main",
+    "join",
+    "multiple",
+    "over",
+    "split",
+    "start",
+    "stay_whole",
+    "whole",
+]
+
+AXIS = "batch"
+
+
+def start(processes: str) -> None:
+    """Join the other processes of a run; before anything else is asked of jax.
+
+    `processes` is "" for a single one, "auto" where a scheduler says who is who (SLURM, Open MPI,
+    TPU pods, Kubernetes), or `HOST:PORT,COUNT,NUMBER`, the address being that of process 0.
+
+    Raises: ValueError for any other text, and where nothing says who is who.
+    """
+    if not processes:
+        return
+    if processes == "auto":
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(
+                f"--processes=auto finds no scheduler ({error}); write HOST:PORT,COUNT,NUMBER."
+            ) from None
+        return
+    address, *numbers = processes.split(",")
+    if len(numbers) != 2 or not all(n.isdecimal() for n in numbers) or ":" not in address:
+        raise ValueError(f"--processes={processes}; write auto or HOST:PORT,COUNT,NUMBER.")
+    count, number = map(int, numbers)
+    if not number < count:
+        raise ValueError(f"--processes={processes}; NUMBER is from 0 to COUNT - 1.")
+    jax.distributed.initialize(address, count, number)
+
+
+def emulate(devices: int) -> None:
+    """Let the CPU appear as so many devices; before anything else is asked of jax."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+@contextmanager
+def over(devices: Sequence[Any] | None = None) -> Iterator[None]:
+    """Run what is inside on these devices, by default on all of all processes."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) == 1:
+        yield
+        return
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        yield
+
+
+def multiple(rows: int) -> int:
+    """The least number of rows, `rows` or more, that `split` can cut.
+
+    >>> multiple(10)
+    10
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return rows if mesh.empty else -(-rows // mesh.size) * mesh.size
+
+
+def whole(tree: Any) -> Any:
+    """Arrays in full on each device."""
+    return _put(tree, PartitionSpec())
+
+
+def stay_whole(tree: Any) -> Any:
+    """The same inside a compiled program, for what it returns."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def split(tree: Any, axis: int = 0) -> Any:
+    """Rows of arrays, those of `axis`, in equal shares over the devices.
+
+    Raises: ValueError where their number is no multiple of the devices'.
+    """
+    return _put(tree, PartitionSpec(*(None,) * axis, AXIS))
+
+
+def join(tree: Any) -> Any:
+    """Each process's own rows, as one array whose rows are split over the devices of all."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(AXIS))
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), tree)
+
+
+def _put(tree: Any, spec: PartitionSpec) -> Any:
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    sharding = NamedSharding(jax.sharding.get_mesh(), spec)
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.jit(_same, out_shardings=sharding)(leaf)  # device_put stays in a process
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(put, tree)
+
+
+def _same(leaf: Any) -> Any:
+    return leaf
+
+
+def gather(tree: Any) -> Any:
+    """Arrays as numpy, whole, in every process."""
+
+    def fetch(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_get(leaf)
+
+    return jax.tree.map(fetch, tree)

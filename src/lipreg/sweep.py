@@ -1,0 +1,263 @@
+"""Many runs of one config that differ in a few values, and one report of them.
+
+    DIR/points/NAME/        each point's run, as train.py leaves it, and point.json: its last
+                            validation errors, or why it has none; such a point is done
+    DIR/sweep.json          axes, points, command, commit and hardware
+    DIR/sweep.md, .csv      the table, seeds of one point in one row; the best row by validation
+    DIR/pareto.png, .svg    clean error against error under attack
+
+Points that differ in seed and strengths alone share one compiled step: `loop` runs them one after
+the other, `vmap` all at once, the devices sharing the runs. `ray` starts a process for each.
+"""
+
+import ast
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lipreg import curves, experiment, parallel, plots, runs, train
+from lipreg.config import Config, check, leaves
+
+__all__ = ["ENGINES", "parse", "points", "report", "run"]
+
+ENGINES = ("auto", "loop", "vmap", "ray")
+CLEAN, ROBUST = "validation_error", "validation_error_pgd"
+
+
+def parse(axes: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """`NAME=VALUE,VALUE,...` or `NAME=START:STOP`, integers without the last, as a dict.
+
+    >>> parse(["strengths.lam=0,0.01", "seed=0:3", "model.head=linear,tanh"])
+    {'strengths.lam': (0, 0.01), 'seed': (0, 1, 2), 'model.head': ('linear', 'tanh')}
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    for axis in axes:
+        name, equals, text = axis.partition("=")
+        if not (name and equals and text):
+            raise ValueError(f"--sweep={axis}; write NAME=VALUE,VALUE or NAME=START:STOP.")
+        if name in found:
+            raise ValueError(f"--sweep names {name} twice.")
+        ends = text.split(":")
+        if len(ends) == 2 and all(end.isdecimal() for end in ends):
+            found[name] = tuple(range(int(ends[0]), int(ends[1])))
+        else:
+            found[name] = tuple(_value(word) for word in text.split(","))
+        if not found[name]:
+            raise ValueError(f"--sweep={axis} has no values.")
+    return found
+
+
+def _value(word: str) -> Any:
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
+
+
+def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Config]:
+    """Every combination of the axes' values as a checked config, by name: `lam=0.01,seed=3`.
+
+    Raises: ValueError for no axes, for a field that the config has not and for a value that it
+    does not take.
+    """
+    if not axes:
+        raise ValueError("No axes: give --sweep NAME=VALUE,VALUE or a get_sweep() in the config.")
+    short = [name.rpartition(".")[2] for name in axes]
+    fields = ", ".join(leaves(config))
+    labels = short if len(set(short)) == len(short) else list(axes)
+    found: dict[str, Config] = {}
+    for values in itertools.product(*axes.values()):
+        point = config.copy_and_resolve_references()
+        for name, value in zip(axes, values, strict=True):
+            if name not in leaves(config):
+                raise ValueError(f"--sweep {name}: no such field; choose one of {fields}.")
+            try:
+                point.update_from_flattened_dict({name: value})
+            except TypeError as error:
+                raise ValueError(f"--sweep {name}={value}: {error}.") from None
+        check(point)
+        parts = (f"{label}={value}" for label, value in zip(labels, values, strict=True))
+        found[",".join(parts)] = point
+    return found
+
+
+def run(
+    found: Mapping[str, Config],
+    workdir: str | Path,
+    *,
+    engine: str = "auto",
+    silent: bool = False,
+) -> None:
+    """Train those points that are not done; a point that diverges is written down, and passed over.
+
+    `auto` is `vmap` on accelerators, for points that allow it, and `loop` on CPU.
+
+    Raises: ValueError for another engine, for `vmap` of points that differ in more than seed and
+    strengths, and for a folder whose points have another config.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"No engine {engine!r}; choose one of {', '.join(ENGINES)}.")
+    folder = Path(workdir) / "points"
+    for name, config in found.items():
+        runs.check_workdir(folder / name, config.to_dict())
+    left = {name: c for name, c in found.items() if not (folder / name / "point.json").exists()}
+    if engine == "ray":
+        _by_ray(left, folder, silent)
+        return
+    if engine == "auto":
+        engine = "loop" if jax.default_backend() == "cpu" or not _alike(left) else "vmap"
+    if engine == "vmap":
+        _together({n: experiment.prepare(c) for n, c in left.items()}, folder, silent)
+        return
+    for name, config in left.items():
+        train_point(config, folder / name, silent=silent)
+
+
+def _alike(found: Mapping[str, Config]) -> bool:
+    def rest(config: Config) -> dict[str, Any]:
+        return config.to_dict() | {"seed": None, "strengths": None}
+
+    configs = list(found.values())
+    return all(
+        rest(c) == rest(configs[0]) and not c.data.wrong_labels and not c.data.side for c in configs
+    )
+
+
+def train_point(config: Config, workdir: Path, *, silent: bool = True) -> None:
+    """One point by itself, and its record."""
+    try:
+        with parallel.over():
+            experiment.train_run(experiment.prepare(config), workdir, silent=silent)
+    except FloatingPointError as error:
+        _record(workdir, str(error))
+    else:
+        _record(workdir)
+
+
+def _together(prepared: dict[str, experiment.Experiment], folder: Path, silent: bool) -> None:
+    """All at once; those that diverge are taken out, the others go on from their checkpoints."""
+    while len(prepared) > 1:
+        names = list(prepared)
+        # As many devices as share the runs equally.
+        shares = np.gcd(len(names), jax.device_count())
+        try:
+            with parallel.over(jax.devices()[:shares]):
+                places = [folder / name for name in names]
+                experiment.train_together(list(prepared.values()), places, silent=silent)
+        except train.Diverged as error:
+            for k in error.runs:
+                _record(folder / names[k], str(error))
+                del prepared[names[k]]
+        else:
+            for name in names:
+                _record(folder / name)
+            return
+    for name, one in prepared.items():
+        train_point(one.config, folder / name, silent=silent)
+
+
+def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
+    """A process for each point, on a GPU of its own where there are any; a killed one again."""
+    try:
+        import ray
+        from ray.exceptions import RayError
+    except ImportError:
+        raise ValueError("--engine=ray needs ray: pip install 'lipreg[ray]'.") from None
+    from tqdm import tqdm
+
+    ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
+    try:
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        trial = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(train_point)
+        pending = {trial.remote(c, (folder / n).absolute()): n for n, c in left.items()}
+        lost: dict[str, str] = {}
+        with tqdm(total=len(pending), unit="point", disable=silent or None) as bar:
+            while pending:
+                (reference,), _ = ray.wait(list(pending))
+                name = pending.pop(reference)
+                try:
+                    ray.get(reference)
+                except RayError as error:
+                    lost[name] = str(error).strip().splitlines()[-1]
+                bar.update()
+    finally:
+        ray.shutdown()
+    if lost:
+        name, why = next(iter(lost.items()))
+        raise ValueError(f"{len(lost)} of {len(left)} points were lost; {name}: {why}")
+
+
+def _record(workdir: Path, failed: str = "") -> None:
+    last = runs.metrics(workdir)[-1] if not failed else {}
+    record = {"failed": failed} if failed else {CLEAN: last[CLEAN], ROBUST: last[ROBUST]}
+    workdir.mkdir(parents=True, exist_ok=True)
+    runs.write(workdir / "point.json", json.dumps(record) + "\n")
+
+
+def report(
+    found: Mapping[str, Config], axes: Mapping[str, Sequence[Any]], workdir: str | Path
+) -> tuple[str, list[Path]]:
+    """The table as Markdown with what is best by validation, and the files written into `workdir`.
+
+    A row is the mean over the seeds of a point, ± their standard deviation. The best is the row of
+    the least error under the config's validation attack; on the Pareto front are those that no row
+    beats in both errors. The test split has not been looked at.
+
+    Raises: ValueError, with their number, while points are missing.
+    """
+    workdir = Path(workdir)
+    paths = {name: workdir / "points" / name / "point.json" for name in found}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(found)} points are not done: {missing[0]}, ...")
+    records = {name: runs.read(path) for name, path in paths.items()}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, record in records.items():
+        parts = (part for part in name.split(",") if not part.startswith("seed="))
+        groups.setdefault(",".join(parts) or "all seeds", []).append(record)
+    errors = {
+        name: np.array([[100 * r[CLEAN], 100 * r[ROBUST]] for r in group if "failed" not in r])
+        for name, group in groups.items()
+    }
+    means = {name: found.mean(0) for name, found in errors.items() if len(found)}
+    front = _front(means)
+    rows = {
+        name: {
+            "% clean error": curves.spread(found[:, 0]) if len(found) else "diverged",
+            "% error under attack": curves.spread(found[:, 1]) if len(found) else "diverged",
+            "seeds": f"{len(found)} of {len(groups[name])}",
+            "Pareto": "*" if name in front else "",
+        }
+        for name, found in errors.items()
+    }
+    lines = [curves.to_markdown(rows), ""]
+    if means:
+        best = min(means, key=lambda name: means[name][1])
+        lines.append(f"Best by error under attack, validation split: {best}.")
+    failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
+    lines += [f"{name}: {why}" for name, why in failed.items()]
+    text = "\n".join(lines) + "\n"
+    runs.write(workdir / "sweep.md", text)
+    runs.write(workdir / "sweep.csv", curves.to_csv(rows))
+    record = {"axes": dict(axes), "points": records, "about": runs.about()}
+    runs.write(workdir / "sweep.json", json.dumps(record, indent=2) + "\n")
+    files = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
+    if means:
+        figure = plots.pareto(errors, front=front)
+        files += plots.save(figure, workdir / "pareto")
+    return text, files
+
+
+def _front(means: Mapping[str, np.ndarray]) -> set[str]:
+    """Those that no other beats in one error without losing in the other."""
+
+    def beats(a: np.ndarray, b: np.ndarray) -> bool:
+        return bool((a <= b).all() and (a < b).any())
+
+    return {n for n, b in means.items() if not any(beats(a, b) for a in means.values())}

@@ -1,0 +1,131 @@
+"""What a step costs, read from the compiled program: operations, memory, collectives."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipreg import cost, models, objectives, parallel, train
+
+BATCH = 32
+X = np.zeros((BATCH, 8, 8, 3), np.uint8)
+Y = np.zeros(BATCH, np.int32)
+
+
+def compiled(objective=objectives.j0, strengths=None, name="CNN", **settings):
+    """A training step of a small network."""
+    settings = {"channels": (8, 64, 128), "hidden": 8} | settings if name == "CNN" else settings
+    model = models.build(name, classes=3, **settings)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    model_state = {k: v for k, v in variables.items() if k != "params"}
+    tx = train.optimizer(0.1)
+    step = train.make_step(models.functional(model), objective, tx)
+    state = parallel.whole(train.init(jax.random.key(0), variables["params"], model_state, tx))
+
+    def one(state, strengths, batch):
+        state, parts = step(state, strengths, batch)
+        return parallel.stay_whole(state), parts
+
+    strengths = {k: jnp.float32(v) for k, v in (strengths or {}).items()}
+    return jax.jit(one).lower(state, strengths, parallel.split((X, Y))).compile(), state
+
+
+def test_a_convolution_counts_two_operations_a_product():
+    x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((1, 1, 4, 16))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    conv = partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=numbers,
+    )
+    assert cost.of(jax.jit(conv).lower(x, w).compile()).flops == 2 * 2 * 64 * 4 * 16
+
+
+@pytest.mark.parametrize(
+    ("objective", "method", "strengths"),
+    [
+        (objectives.j1, "attack", {"eps": 0.1}),
+        (objectives.j2, "attack", {"eps": 0.1}),
+        (objectives.j2, "penalty", {"eps": 0.1}),
+        (objectives.tikhonov, "difference", {"lam": 0.1}),
+        (objectives.j2_lip, "attack", {"eps": 0.1, "lam": 0.1}),
+    ],
+)
+def test_an_objective_does_no_more_than_its_price(objective, method, strengths):
+    """In forward units, plain training being 3; five per cent for what is no convolution."""
+    plain = cost.of(compiled()[0]).flops
+    found = cost.of(compiled(partial(objective, method=method), strengths)[0]).flops
+    price = cost.price(objective.__name__, method, BATCH)
+    assert found / plain <= 1.05 * price / 3
+    assert found / plain > 0.8 * price / 3  # a count that misses the work would pass, too
+
+
+def test_blocks_computed_again_keep_less_for_the_way_back_and_do_more_operations():
+    """Read from what vjp keeps: XLA:CPU itself does not use the memory that this would save."""
+    kept = {}
+    for remat in (False, True):
+        model = models.build("ResNeXt34_2x32", classes=3, channels=(8,), stages=(3,), remat=remat)
+        variables = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), np.float32(X), train=False))
+
+        def backward(variables, model=model):
+            out = lambda v: model.apply(v, np.float32(X), train=True, mutable=["batch_stats"])[0]
+            return jax.vjp(out, variables)[1]
+
+        residuals = jax.tree.leaves(jax.eval_shape(backward, variables))
+        few = {"name": "ResNeXt34_2x32", "channels": (8,), "stages": (3,)}
+        flops = cost.of(compiled(**few, remat=remat)[0]).flops
+        kept[remat] = sum(leaf.size for leaf in residuals), flops
+    assert kept[True][0] < 0.6 * kept[False][0]
+    assert kept[True][1] > 1.1 * kept[False][1]
+
+
+def test_one_step_on_many_devices_reduces_gradients_and_statistics_and_gathers_no_images():
+    with parallel.over():
+        program, state = compiled(objectives.j2, {"eps": 0.1})
+        found = cost.of(program)
+    weights = 4 * models.count_parameters(state.params)
+    number, size = found.collectives["all-reduce"]
+    assert weights <= size <= 1.2 * weights + 4096
+    assert number <= 2 + len(jax.tree.leaves(state.params))
+    gathered = sum(size for kind, (_, size) in found.collectives.items() if kind != "all-reduce")
+    assert gathered < 4096
+    assert found.flops < cost.of(compiled(objectives.j2, {"eps": 0.1})[0]).flops / 6
+
+
+def test_the_step_asks_the_host_for_nothing():
+    text = compiled(objectives.j2_lip, {"eps": 0.1, "lam": 0.1})[0].as_text()
+    for word in ("infeed", "outfeed", "send(", "recv(", "host_callback", "xla_python"):
+        assert word not in text
+
+
+def test_the_bytes_of_collectives_are_those_of_their_shapes():
+    text = """
+      %a = (f32[8,2]{1,0}, bf16[3]{0}) all-reduce(%x, %y), replica_groups={}
+      %b = f32[] all-reduce-start(%z)
+      %c = s8[5]{0} all-gather(%w), dimensions={0}
+    """
+
+    class Program:
+        as_text = staticmethod(lambda: text)
+        cost_analysis = staticmethod(lambda: {"flops": 1.0})
+
+        @staticmethod
+        def memory_analysis():
+            return type("M", (), {"argument_size_in_bytes": 1, "temp_size_in_bytes": 2})
+
+    assert cost.of(Program()) == (1.0, 1, 2, {"all-gather": (1, 5), "all-reduce": (2, 74)})
+
+
+def test_the_model_of_scaling_is_exact_for_what_it_says():
+    one, eight = cost.scaling(
+        1e9, 8e6, 3, flops_per_s=1e10, bytes_per_s=1e9, latency_s=1e-4, devices=(1, 8)
+    )
+    assert (one.communicate_s, one.efficiency) == (0.0, 1.0)
+    assert eight.moved == 2 * 7 / 8 * 8e6
+    np.testing.assert_allclose(eight.communicate_s, 0.014 + 2 * 7 * 3e-4)
+    np.testing.assert_allclose(eight.efficiency, 0.1 / (0.1 + eight.communicate_s))
+    with pytest.raises(ValueError, match="No price of 'j1' by 'magic'"):
+        cost.price("j1", "magic", 8)

@@ -1,0 +1,252 @@
+"""Kills, damage, full disks, planted code: a run goes on, or says so in one line."""
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import resource
+import runpy
+import shutil
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_runs import a_state, assert_same
+
+from lipreg import experiment, report, runs
+from lipreg.config import base_config
+from lipreg.evaluation.store import Store
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+TRAIN = (
+    str(EXPERIMENTS / "train.py"),
+    f"--config={EXPERIMENTS}/configs/digits.py:j0",
+    "--config.model.settings.channels=(2,)",
+    "--config.train.epochs=5",
+    "--config.report.every_steps=1",
+    "--config.report.examples=16",
+    "--config.report.pgd.steps=1",
+    "--compile_cache=",
+    "--silent",
+)
+IDENTITY = {"seed": 0}
+PER_EPOCH = 20  # of 1,294 images in batches of 64
+
+# Children are forked from one process that has paid for the imports and not touched jax.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["lipreg.experiment", "sklearn.datasets", "tensorboardX"])
+
+
+def launch(argv: list[str], log: str, largest_file: int) -> None:
+    """In a child: what `python argv` does, its output in a file."""
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.path.insert(0, str(EXPERIMENTS))
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def start(workdir: Path, largest_file: int = resource.RLIM_INFINITY):
+    argv = [*TRAIN, f"--workdir={workdir}"]
+    process = FORKED.Process(target=launch, args=(argv, f"{workdir}.log", largest_file))
+    process.start()
+    return process
+
+
+def finish(process) -> int:
+    process.join()
+    return process.exitcode
+
+
+def test_a_run_holds_its_folder_and_after_kill_nine_goes_on_to_the_same_numbers(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    unbroken, first = start(whole), start(killed)
+    while not (killed / "checkpoints" / str(PER_EPOCH)).is_dir():
+        assert first.is_alive(), Path(f"{killed}.log").read_text()
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)
+    with pytest.raises(ValueError, match=r"killed is in use by another process"):
+        runs.lock(killed).__enter__()
+    os.kill(first.pid, signal.SIGKILL)
+    assert finish(first) == -signal.SIGKILL
+    assert PER_EPOCH <= len(runs.metrics(killed)) < 5 * PER_EPOCH
+    assert finish(start(killed)) == 0
+    assert finish(unbroken) == 0
+    assert len(runs.metrics(whole)) == 5 * PER_EPOCH
+    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+# A file that may not grow any more stands for a disk that is full: the same calls fail.
+@pytest.mark.parametrize(("largest_file", "steps"), [(8 << 10, 0), (24 << 10, PER_EPOCH)])
+def test_no_space_for_the_log_or_a_checkpoint_is_one_line(largest_file, steps, tmp_path):
+    workdir = tmp_path / "run"
+    assert finish(start(workdir, largest_file)) == 2
+    message = Path(f"{workdir}.log").read_text()
+    assert len(message.splitlines()) == 1, message
+    assert "File too large" in message
+    assert len(runs.metrics(workdir)) >= steps
+    assert finish(start(workdir)) == 0  # with room, it goes on
+    assert len(runs.metrics(workdir)) == 5 * PER_EPOCH
+
+
+def test_a_kill_in_the_middle_of_the_claim_leaves_a_folder_that_can_be_claimed(tmp_path):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        with runs.lock(tmp_path / "run"):
+            runs.claim(tmp_path / "run", IDENTITY)
+    runs.claim(tmp_path / "run", IDENTITY)
+    assert runs.read_config(tmp_path / "run").to_dict() == IDENTITY
+
+
+DAMAGE = {
+    "a bit is flipped": lambda content: (
+        content[: (n := len(content) // 2)] + bytes([content[n] ^ 1]) + content[n + 1 :]
+    ),
+    "the second half is gone": lambda content: content[: len(content) // 2],
+    "the content is gone": lambda content: b"",
+    "the file is gone": None,
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the checkpoints 1 and 2."""
+    folder = tmp_path_factory.mktemp("saved")
+    with runs.checkpoints(folder) as manager:
+        for step in (1, 2):
+            runs.save(manager, step, a_state(float(step)))
+    return folder
+
+
+def outcome(folder: Path) -> str:
+    """What `restore` makes of the two checkpoints: sound or older, both verified, or refused."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with runs.checkpoints(folder) as manager:
+                found = runs.restore(manager, a_state(0.0))
+        except ValueError as error:
+            return f"refused: {error}"
+    warned = any("Checkpoint 2 " in str(w.message) for w in caught)
+    assert_same(found, a_state(1.0 if warned else 2.0))
+    return "older" if warned else "sound"
+
+
+# Orbax leaves reads behind that end when the damage has been found.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_no_damage_to_any_file_of_a_checkpoint_is_silent(kind, saved, tmp_path):
+    found = {}
+    for file in [f for f in (saved / "checkpoints" / "2").rglob("*") if f.is_file()]:
+        folder = shutil.copytree(saved, tmp_path / str(len(found)))
+        damaged = folder / file.relative_to(saved)
+        if change := DAMAGE[kind]:
+            damaged.write_bytes(change(file.read_bytes()))
+        else:
+            damaged.unlink()
+        found[str(file.relative_to(saved))] = outcome(folder)
+    assert not any("\n" in text for text in found.values())
+    assert found["checkpoints/2/meta/metadata"] != "sound"
+    assert found["checkpoints/2/state/manifest.ocdbt"] == "older"
+    assert "sound" in found.values()
+
+
+class Bomb:
+    """When unpickled, it makes a file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def a_pickle(file: Path) -> bytes:
+    return pickle.dumps(Bomb(file))
+
+
+def an_array_of_objects(file: Path) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, l2=np.array([Bomb(file)]), linf=np.zeros(1))
+    return buffer.getvalue()
+
+
+def code(file: Path) -> bytes:
+    return f"open({str(file)!r}, 'w')".encode()
+
+
+def half_a_file(file: Path) -> bytes:
+    return an_array_of_objects(file)[:200]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run with a checkpoint and all that an evaluation leaves to be read."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    config = base_config("j0", {"j0": {}})
+    config.model.settings = {"channels": (2,), "batch_norm": False}
+    runs.claim(run, config.to_dict())
+    with jax.numpy_dtype_promotion("standard"), runs.checkpoints(run) as manager:
+        runs.save(manager, 1, experiment.prepare(config).state)
+    Store(run / "robustness_deck", IDENTITY).put("l2-0", found=np.zeros(3))
+    np.savez_compressed(run / "distances.npz", l2=np.zeros(3), linf=np.zeros(3))
+    (run / "evaluation.json").write_text(json.dumps({"row": {}}))
+    (run / "robustness_full.json").write_text(json.dumps({"norms": {}}))
+    experiment.load(run)
+    return run
+
+
+READERS = {
+    "config.json": experiment.load,
+    "checkpoints/1/**/*": experiment.load,
+    "distances.npz": lambda run: report.table([run], run / "table"),
+    "evaluation.json": lambda run: report.table([run], run / "table"),
+    "robustness_full.json": lambda run: report.table([run], run / "table"),
+    "robustness_deck/identity.json": lambda run: Store(run / "robustness_deck", IDENTITY),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:Checkpoint 1 .* is damaged")
+@pytest.mark.parametrize("planted", [a_pickle, an_array_of_objects, code, half_a_file])
+@pytest.mark.parametrize("files", READERS)
+def test_what_is_planted_in_a_run_is_not_executed_but_named(files, planted, evaluated, tmp_path):
+    run, proof = shutil.copytree(evaluated, tmp_path / "run"), tmp_path / "executed"
+    for file in [f for f in run.glob(files) if f.is_file()]:
+        file.write_bytes(planted(proof))
+    with pytest.raises(ValueError) as caught:
+        READERS[files](run)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert (files if "*" not in files else "None of the checkpoints [1]") in message
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("planted", [a_pickle, an_array_of_objects, code, half_a_file])
+def test_what_is_planted_among_an_evaluations_results_counts_as_missing(planted, tmp_path):
+    store, proof = Store(tmp_path / "store", IDENTITY), tmp_path / "executed"
+    store.put("l2-0", found=np.arange(3))
+    np.testing.assert_array_equal(store.get("l2-0")["found"], np.arange(3))
+    (tmp_path / "store" / "l2-0.npz").write_bytes(planted(proof))
+    assert store.get("l2-0") is None
+    assert not proof.exists()
+
+
+def test_the_planted_pickles_would_have_shown_themselves(tmp_path):
+    proof = tmp_path / "executed"
+    pickle.loads(a_pickle(proof))
+    assert proof.exists()
+    proof.unlink()
+    with np.load(io.BytesIO(an_array_of_objects(proof)), allow_pickle=True) as file:
+        dict(file)
+    assert proof.exists()

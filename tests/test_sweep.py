@@ -1,0 +1,256 @@
+"""Many points, one compilation, one report; each row is its single run."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipreg import data, experiment, objectives, parallel, plots, runs, sweep, train
+from lipreg.config import base_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    """Sixty-four images of noise, whatever the data set and split."""
+    rng = np.random.default_rng(0)
+    images = data.Dataset(
+        rng.integers(0, 256, (64, 8, 8, 1), np.uint8), rng.integers(0, 10, 64, np.int32), 10
+    )
+    monkeypatch.setattr(data, "load", lambda *_, **__: images)
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers and floats
+        yield
+
+
+def config(**changes):
+    config = base_config("j2_lip", {"j2_lip": {"eps": 0.1, "lam": 0.01}})
+    config.model.name = "MLP"
+    config.model.settings = {"widths": (8,)}
+    config.train.update({"epochs": 2, "batch_size": 16, "schedule": "constant"})
+    config.report.update({"examples": 16, "every_steps": 2})
+    config.report.pgd.steps = 1
+    config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+AXES = {"strengths.lam": (0.0, 1.0), "seed": (0, 1)}
+
+
+def numbers(folder):
+    """The metrics and the weights of every point."""
+    found = {}
+    for run in sorted((folder / "points").iterdir()):
+        prepared = experiment.prepare(runs.read_config(run))
+        with runs.checkpoints(run) as manager:
+            state = runs.restore(manager, prepared.state)
+        found[run.name] = jax.device_get(state.params), runs.metrics(run)
+    return found
+
+
+def test_axes_are_read_as_they_are_written():
+    axes = sweep.parse(["strengths.lam=0,0.01,1e-3", "seed=2:4", "model.head=linear,tanh", "a=1"])
+    assert axes["strengths.lam"] == (0, 0.01, 1e-3)
+    assert axes["seed"] == (2, 3)
+    assert axes["model.head"] == ("linear", "tanh")
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (["seed"], "write NAME=VALUE,VALUE or NAME=START:STOP"),
+        (["seed="], "write NAME=VALUE"),
+        (["seed=1", "seed=2"], "names seed twice"),
+        (["seed=3:3"], "has no values"),
+    ],
+)
+def test_an_axis_that_is_none_is_refused(axes, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.parse(axes)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({}, "No axes"),
+        ({"strengths.lamb": (1,)}, r"strengths.lamb: no such field; choose one of .*strengths.lam"),
+        ({"train.epochs": ("many",)}, "train.epochs=many"),
+        ({"train.epochs": (0,)}, r"config.train.epochs = 0; it must be greater"),
+        ({"objective": ("j9",)}, "No objective 'j9'"),
+    ],
+)
+def test_a_point_that_is_no_config_is_refused(axes, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.points(config(), axes)
+
+
+def test_points_are_all_combinations_by_the_names_of_their_values():
+    found = sweep.points(config(), AXES)
+    assert list(found) == ["lam=0.0,seed=0", "lam=0.0,seed=1", "lam=1.0,seed=0", "lam=1.0,seed=1"]
+    assert found["lam=1.0,seed=0"].strengths.lam == 1.0
+    twice = sweep.points(config(), {"report.pgd.eps": (0.1,), "strengths.eps": (0.2,)})
+    assert list(twice) == ["report.pgd.eps=0.1,strengths.eps=0.2"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """One folder, filled by the first test that asks."""
+    return tmp_path_factory.mktemp("sweep")
+
+
+def test_every_engine_gives_each_point_the_numbers_of_its_single_run(swept):
+    found = sweep.points(config(), AXES)
+    for name, one in found.items():
+        with mock.patch.object(experiment, "_compiled", experiment._compiled.__wrapped__):
+            experiment.train_run(experiment.prepare(one), swept / "single/points" / name)
+    chex.clear_trace_counter()
+    traced = chex.assert_max_traces(objectives.j2_lip, n=2)  # prepare's look, and the compilation
+    with mock.patch.object(experiment, "bound_objective", return_value=keep_signature(traced)):
+        experiment._compiled.cache_clear()
+        sweep.run(found, swept / "loop", engine="loop", silent=True)
+    experiment._compiled.cache_clear()
+    sweep.run(found, swept / "vmap", engine="vmap", silent=True)
+    single = numbers(swept / "single")
+    for engine in ("loop", "vmap"):
+        several = numbers(swept / engine)
+        assert several.keys() == single.keys()
+        for name, (params, rows) in single.items():
+            chex.assert_trees_all_close(several[name][0], params, rtol=1e-4, atol=1e-5)
+            for row, expected in zip(several[name][1], rows, strict=True):
+                chex.assert_trees_all_close(row, expected, rtol=1e-3, atol=1e-4)
+
+
+def keep_signature(traced):
+    return lambda loss, x, y, *, eps, lam, frozen: traced(
+        loss, x, y, eps=eps, lam=lam, frozen=frozen
+    )
+
+
+def test_a_sweep_that_was_killed_does_what_is_left_and_nothing_twice(swept, tmp_path):
+    shutil.copytree(swept / "loop", tmp_path / "sweep")
+    found = sweep.points(config(), AXES)
+    extra = {**found, "lam=2.0,seed=0": config(**{"strengths.lam": 2.0})}
+    with pytest.raises(ValueError, match=r"1 of 5 points are not done: lam=2.0,seed=0"):
+        sweep.report(extra, AXES, tmp_path / "sweep")
+    shutil.rmtree(tmp_path / "sweep/points/lam=1.0,seed=1")
+    with mock.patch.object(experiment, "train_run", wraps=experiment.train_run) as train_run:
+        sweep.run(found, tmp_path / "sweep", silent=True)
+    assert [call.args[1].name for call in train_run.call_args_list] == ["lam=1.0,seed=1"]
+    with pytest.raises(ValueError, match="holds a run with another config"):
+        sweep.run({"lam=0.0,seed=0": config(seed=7)}, tmp_path / "sweep")
+
+
+def test_the_report_has_a_row_a_setting_the_front_and_the_best_by_validation(swept, tmp_path):
+    axes = {"strengths.lam": (0.0, 1.0, 2.0), "seed": (0, 1)}
+    errors = {0.0: (0.1, 0.6), 1.0: (0.2, 0.3), 2.0: (0.3, 0.4)}
+    found = sweep.points(config(), axes)
+    for name, point in found.items():
+        clean, robust = (error + 0.02 * point.seed for error in errors[point.strengths.lam])
+        record = {"validation_error": clean, "validation_error_pgd": robust}
+        if name == "lam=2.0,seed=1":
+            record = {"failed": "Step 3: loss is nan."}
+        (tmp_path / "points" / name).mkdir(parents=True)
+        (tmp_path / "points" / name / "point.json").write_text(json.dumps(record))
+    text, files = sweep.report(found, axes, tmp_path)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:1] == "|"}
+    assert "11 ± 1.4 | 61 ± 1.4 | 2 of 2 | * |" in rows["lam=0.0"]
+    assert "21 ± 1.4 | 31 ± 1.4 | 2 of 2 | * |" in rows["lam=1.0"]
+    assert "30 | 40 | 1 of 2 |  |" in rows["lam=2.0"]
+    assert "validation split: lam=1.0." in text
+    assert "lam=2.0,seed=1: Step 3: loss is nan." in text
+    assert {file.name for file in files} == {
+        *("sweep.md", "sweep.csv", "sweep.json", "pareto.png", "pareto.svg")
+    }
+    assert json.loads((tmp_path / "sweep.json").read_text())["axes"]["seed"] == [0, 1]
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_path):
+    def breaks(loss, x, y, *, eps, lam, frozen=None):
+        value, parts = objectives.j0(loss, x, y)
+        return value, parts | {"lip": jnp.where(lam > 1, jnp.nan, 0.0) + 0 * eps}
+
+    found = sweep.points(config(), {"strengths.lam": (0.0, 2.0, 1.0)})
+    experiment._compiled.cache_clear()
+    with mock.patch.object(experiment, "bound_objective", return_value=breaks):
+        sweep.run(found, tmp_path, engine=engine, silent=True)
+    experiment._compiled.cache_clear()
+    text, _ = sweep.report(found, {"strengths.lam": (0.0, 2.0, 1.0)}, tmp_path)
+    assert "diverged" in next(line for line in text.splitlines() if "lam=2.0" in line)
+    assert "lip is nan" in text
+    for name in ("lam=0.0", "lam=1.0"):
+        assert runs.metrics(tmp_path / "points" / name)[-1]["step"] == 8
+
+
+def test_points_of_several_shapes_are_not_trained_together(tmp_path):
+    found = sweep.points(config(), {"train.momentum": (0.0, 0.9)})
+    with pytest.raises(ValueError, match="differ in more than seed and strengths"):
+        sweep.run(found, tmp_path, engine="vmap", silent=True)
+    with pytest.raises(ValueError, match="No engine 'slurm'; choose one of auto, loop, vmap, ray"):
+        sweep.run(found, tmp_path, engine="slurm")
+
+
+def test_devices_share_the_runs_that_are_trained_together(tmp_path):
+    found = [experiment.prepare(point) for point in sweep.points(config(), AXES).values()]
+    with parallel.over(jax.devices()[:4]):
+        *_, (state, _) = train.fit(
+            jax.vmap(found[0].program.step),
+            jax.tree.map(lambda *a: jnp.stack(a), *(one.state for one in found)),
+            {"eps": jnp.full(4, 0.1), "lam": jnp.arange(4.0)},
+            found[0].training,
+            batch_size=16,
+            steps=2,
+            key=jax.random.split(jax.random.key(0), 4),
+        )
+    kernel = jax.tree.leaves(state.params)[1]
+    assert {shard.data.shape[0] for shard in kernel.addressable_shards} == {1}
+
+
+def test_the_picture_joins_the_front_and_shows_the_spread():
+    errors = {"a": [[1.0, 9.0], [2.0, 8.0]], "b": [[3.0, 5.0]], "c": [[4.0, 9.0]], "gone": []}
+    axes = plots.pareto(errors, front={"a", "b"}).axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1.5, 8.5], [3.0, 5.0]])
+    assert sorted(text.get_text() for text in axes.texts) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="no errors to draw"):
+        plots.pareto({"gone": []}, front=())
+
+
+def launch(*arguments):
+    command = [sys.executable, "-W", "ignore", "experiments/sweep.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+DIGITS = (
+    *("--config=experiments/configs/digits.py:j2", "--silent", "--config.train.epochs=1"),
+    *("--config.model.settings.channels=(2,)", "--config.report.pgd.steps=1"),
+)
+
+
+def test_one_index_trains_one_point_and_the_command_without_it_reports(tmp_path):
+    sweep_ = (*DIGITS, f"--workdir={tmp_path}", "--sweep=strengths.eps=0,0.4")
+    first = launch(*sweep_, "--sweep_index=1")
+    assert first.stdout.strip() == "Point 1: eps=0.4", first.stderr
+    assert [run.name for run in (tmp_path / "points").iterdir()] == ["eps=0.4"]
+    beyond = launch(*sweep_, "--sweep_index=2")
+    assert (beyond.returncode, beyond.stdout) == (2, "")
+    assert "--sweep_index=2; choose one of 0 to 1." in beyond.stderr
+    whole = launch(*sweep_)
+    assert "Best by error under attack, validation split" in whole.stdout, whole.stderr
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
+
+
+def test_ray_trains_every_point_in_a_process_of_its_own(tmp_path):
+    pytest.importorskip("ray")
+    done = launch(*DIGITS, f"--workdir={tmp_path}", "--sweep=strengths.eps=0,0.4", "--engine=ray")
+    assert done.returncode == 0, done.stderr
+    assert "Best by error under attack, validation split" in done.stdout
+    for name in ("eps=0", "eps=0.4"):
+        assert (tmp_path / "points" / name / "point.json").exists()
