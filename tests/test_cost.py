@@ -65,13 +65,13 @@ def test_an_objective_does_no_more_than_its_price(objective, method, strengths):
 
 def test_blocks_computed_again_keep_less_for_the_way_back_and_do_more_operations():
     """Read from what vjp keeps: XLA:CPU itself does not use the memory that this would save."""
-    kept = {}
+    kept, x = {}, np.float32(X)
     for remat in (False, True):
         model = models.build("ResNeXt34_2x32", classes=3, channels=(8,), stages=(3,), remat=remat)
-        variables = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), np.float32(X), train=False))
+        variables = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), x, train=False))
 
         def backward(variables, model=model):
-            out = lambda v: model.apply(v, np.float32(X), train=True, mutable=["batch_stats"])[0]
+            out = lambda v: model.apply(v, x, train=True, mutable=["batch_stats"])[0]
             return jax.vjp(out, variables)[1]
 
         residuals = jax.tree.leaves(jax.eval_shape(backward, variables))

@@ -174,6 +174,17 @@ def test_a_distance_of_an_image_is_that_of_its_own_attack(finished):
         np.testing.assert_allclose(distances, expected[norm], rtol=1e-3)
 
 
+def test_a_run_of_a_version_with_fewer_fields_is_read(finished, tmp_path):
+    run = shutil.copytree(finished / "a0", tmp_path / "a0")
+    config = json.loads((run / "config.json").read_text())
+    for section, field in (("train", "ramp"), ("train", "accumulate"), ("data", "side")):
+        del config[section][field]
+    (run / "config.json").write_text(json.dumps(config))
+    a, b = experiment.load(run), experiment.load(finished / "a0")
+    chex.assert_trees_all_equal(a.logits_fn.args, b.logits_fn.args)
+    assert a.config.to_dict() == b.config.to_dict()
+
+
 def test_seeds_of_one_config_are_one_row_with_mean_and_deviation(finished):
     out = finished / "table"
     text, files = report.table([finished / name for name in ("a0", "a1", "b0")], out)

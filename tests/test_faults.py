@@ -100,9 +100,9 @@ def test_a_kill_in_the_middle_of_the_claim_leaves_a_folder_that_can_be_claimed(t
     def killed(*_):
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, runs.lock(tmp_path / "run"):
         patch.setattr(Path, "replace", killed)
-        with runs.lock(tmp_path / "run"):
+        with pytest.raises(KeyboardInterrupt):
             runs.claim(tmp_path / "run", IDENTITY)
     runs.claim(tmp_path / "run", IDENTITY)
     assert runs.read_config(tmp_path / "run").to_dict() == IDENTITY

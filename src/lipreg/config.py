@@ -18,6 +18,7 @@ __all__ = [
     "base_config",
     "bound_objective",
     "check",
+    "complete",
     "label",
     "leaves",
     "member",
@@ -99,6 +100,15 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "l2": {"largest": 2.0, "table": 0.1},
         "linf": {"largest": 0.2, "table": 1 / 16},
     }
+    return config
+
+
+def complete(config: Config) -> Config:
+    """A run's config with the fields that its version did not have yet: they are off by default."""
+    whole = base_config("j0", {"j0": {}})
+    for name in ("data", "train", "report", "evaluation"):
+        whole[name].update(config[name])
+        config[name] = whole[name]
     return config
 
 

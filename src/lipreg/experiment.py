@@ -18,7 +18,7 @@ from jax import Array
 from ml_collections import FrozenConfigDict
 
 from lipreg import attacks, curves, data, losses, models, parallel, runs, stream, train
-from lipreg.config import NORMS, Config, bound_objective, check, label
+from lipreg.config import NORMS, Config, bound_objective, check, complete, label
 
 __all__ = ["Experiment", "Loaded", "load", "measure", "prepare", "train_run", "train_together"]
 
@@ -310,7 +310,7 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
 
     Of a set that is streamed, that is its first `examples` images, by default the evaluation's.
     """
-    config: Config = runs.read_config(workdir)
+    config = complete(runs.read_config(workdir))
     if not (Path(workdir) / "checkpoints").is_dir():
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
     dataset = _split(config, split, examples or config.evaluation.examples)

@@ -98,7 +98,8 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file; name a folder.")
-    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - {"lock", "config.json.part"}:
+    begun = {"lock", "config.json.part"}  # by a start that was killed at once
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
         if not (workdir / "config.json").exists():
             raise ValueError(f"--workdir={workdir} is not empty and not a run; name a new folder.")
         old, new = _flat(read_config(workdir).to_dict()), _flat(_tuples(config))

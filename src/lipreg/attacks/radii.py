@@ -81,12 +81,12 @@ def fmn(
     """`d <- P(d + a g/||g||_2, e)`: the projection on a ball whose radius e adapts (2102.12827).
 
     Fast minimum norm (Pintor et al.): g is the gradient of the margin. Until an example is first
-    misclassified, e grows by the distance to the boundary that the linearised model sees,
-    `|margin| / ||g||_*` (in the paper from the length so far, which the box may hold back); from
-    then on it shrinks by the factor 1 - gamma where the point is misclassified, never above the
-    best length found, and grows by 1 + gamma where it is not. The step a falls from 1 to 0.01 in
-    units of the box, gamma to a fiftieth, along cosines. The closest misclassified point is
-    returned. Deterministic. Norms: L1, L2, LINF.
+    misclassified, e is the length of d and the distance to the boundary that the linearised model
+    sees, `|margin| / ||g||_*`; the length before the box cuts it, which in the paper, after it, may
+    never grow. From then on e shrinks by the factor 1 - gamma where the point is misclassified,
+    never above the best length found, and grows by 1 + gamma where it is not. The step a falls from
+    1 to 0.01 in units of the box, gamma to a fiftieth, along cosines. The closest misclassified
+    point is returned. Deterministic. Norms: L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> fmn(jax.random.key(0), lambda x: x, x, y).round(2)
@@ -103,7 +103,7 @@ def fmn(
         return values.sum(), values
 
     def body(step: Array, carry: tuple) -> tuple:
-        point, radius, best, least = carry
+        point, length, radius, best, least = carry
         grad, value = jax.grad(total, has_aux=True)(point)
         grad = grad.astype(x.dtype)
         wrong = value > 0
@@ -112,16 +112,15 @@ def fmn(
         slope = norm.dual(grad)
         ahead = jnp.where(slope > 0, jnp.abs(value) / jnp.where(slope > 0, slope, 1.0), unit)
         change = _cosine(step, steps, gamma, gamma / 50, x.dtype)
-        # Not the length, which the box may hold back for ever.
-        grown = jnp.where(found, (1 + change) * radius, radius + ahead)
+        grown = jnp.where(found, (1 + change) * radius, length + ahead)
         radius = jnp.where(wrong, jnp.minimum((1 - change) * radius, least), grown)
         rate = unit * _cosine(step, steps, 1.0, 0.01, x.dtype)
-        moved = point - x + rate * L2.direction(grad)
-        return jnp.clip(x + norm.project(moved, radius), *bounds), radius, best, least
+        moved = norm.project(point - x + rate * L2.direction(grad), radius)
+        return jnp.clip(x + moved, *bounds), norm.size(moved), radius, best, least
 
     zero = jnp.zeros(x.shape[0], x.dtype)
-    start = x, zero, x, jnp.full_like(zero, jnp.inf)
-    point, _, best, least = jax.lax.fori_loop(0, steps, body, start)
+    start = x, zero, zero, x, jnp.full_like(zero, jnp.inf)
+    point, _, _, best, least = jax.lax.fori_loop(0, steps, body, start)
     wrong = misclassified(logits_fn, point, y)
     return jax.lax.stop_gradient(_keep(best, least, x, point, wrong, norm)[0])
 
