@@ -1,6 +1,7 @@
 """Kills, damage, full disks, planted code: a run goes on, or says so in one line."""
 
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -61,8 +62,18 @@ def start(workdir: Path, largest_file: int = resource.RLIM_INFINITY):
 
 
 def finish(process) -> int:
+    process.join(120)
+    process.kill()  # one that hangs
     process.join()
     return process.exitcode
+
+
+def fill_a_log(workdir: str) -> None:
+    """In a child: write rows until there is no space."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40 << 10, 40 << 10))
+    with runs.Log(workdir) as log:
+        for step in itertools.count():
+            log.write(step, dict.fromkeys("abcde", 0.5))
 
 
 def test_a_run_holds_its_folder_and_after_kill_nine_goes_on_to_the_same_numbers(tmp_path):
@@ -94,6 +105,15 @@ def test_no_space_for_the_log_or_a_checkpoint_is_one_line(largest_file, steps, t
     assert len(runs.metrics(workdir)) >= steps
     assert finish(start(workdir)) == 0  # with room, it goes on
     assert len(runs.metrics(workdir)) == 5 * PER_EPOCH
+
+
+def test_a_log_without_space_fails_and_never_waits(tmp_path):
+    """TensorBoard's file grows faster than the other, and is the first that cannot."""
+    process = FORKED.Process(target=fill_a_log, args=(str(tmp_path),))
+    process.start()
+    assert finish(process) == 1
+    sizes = [f.stat().st_size for f in (tmp_path / "tensorboard").iterdir()]
+    assert sum(sizes) > (tmp_path / "metrics.jsonl").stat().st_size
 
 
 def test_a_kill_in_the_middle_of_the_claim_leaves_a_folder_that_can_be_claimed(tmp_path):
