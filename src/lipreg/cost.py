@@ -18,8 +18,8 @@ import numpy as np
 __all__ = ["PRICES", "Cost", "Scaling", "of", "price", "scaling"]
 
 # Forward units of a training step by (objective, method): directions and attacked step 2 + 3; the
-# exact penalty differentiates the direction's pass, 2 + 4; a difference is direction, loss ahead
-# and loss at x in one joint backward, 2 + 3 + 3, of which XLA shares the loss at x.
+# exact penalty differentiates the direction's pass, 2 + 4; a difference is a direction and two
+# losses, 2 + 3 + 3, and one less where the directions' view of the model is the trained one.
 PRICES: dict[tuple[str, str], float] = {
     ("j0", ""): 3,
     ("j1", "attack"): 5,
@@ -28,7 +28,10 @@ PRICES: dict[tuple[str, str], float] = {
     ("j2", "penalty"): 6,
     ("tikhonov", "penalty"): 6,
     ("grad_lp", "penalty"): 6,
-    ("tikhonov", "difference"): 7,
+    ("j1", "difference"): 8,
+    ("j2", "difference"): 8,
+    ("tikhonov", "difference"): 8,
+    ("grad_lp", "difference"): 8,
 }
 
 
