@@ -5,8 +5,8 @@
 Compiles the config's step for one device and for `--devices` (on CPU they are emulated), and reads
 off the programs: floating-point operations, memory, the collectives and the bytes that they move.
 From these follows the efficiency to expect on 1, 8, 64 and 512 devices with the batch per device
-kept, under a model (lipreg.cost.scaling) and rates that you give: the defaults are those of an H100
-at a third of its dense TF32 peak on 400 Gbit/s links.
+kept, under a model (lipreg.cost.scaling) and rates that you give: the defaults are a third of an
+H100's dense TF32 peak, links of 400 Gbit/s and 5 us a message.
 """
 
 import jax

@@ -125,7 +125,7 @@ def test_the_model_of_scaling_is_exact_for_what_it_says():
     )
     assert (one.communicate_s, one.efficiency) == (0.0, 1.0)
     assert eight.moved == 2 * 7 / 8 * 8e6
-    np.testing.assert_allclose(eight.communicate_s, 0.014 + 2 * 7 * 3e-4)
+    np.testing.assert_allclose(eight.communicate_s, 0.014 + 2 * 3 * 3e-4)
     np.testing.assert_allclose(eight.efficiency, 0.1 / (0.1 + eight.communicate_s))
     with pytest.raises(ValueError, match="No price of 'j1' by 'magic'"):
         cost.price("j1", "magic", 8)

@@ -107,6 +107,8 @@ def test_a_sample_is_the_first_images_of_a_longer_one_and_not_of_one_class(folde
     few, many = dataset.sample(6), dataset.sample(12)
     np.testing.assert_array_equal(few.x, many.x[:6])
     assert len(set(few.y)) > 1  # by name, the first six are all of class a
+    test = stream.load("folder", "test", dir=folder, side=SIDE).sample(5)
+    assert sorted(test.y) == [0, 0, 1, 1, 2] != test.y.tolist()
     for n in (0, 23):
         with pytest.raises(ValueError, match=f"n = {n}; it must be from 1 to the 22 examples"):
             dataset.sample(n)

@@ -8,6 +8,7 @@ A *forward unit* is one evaluation of the network; a backward pass in inputs or 
 more each. Plain training is 3 of them, and an objective's price is counted in them: `PRICES`.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -117,12 +118,13 @@ def scaling(
     latency_s: float,
     devices: Sequence[int] = (1, 8, 64, 512),
 ) -> list[Scaling]:
-    """`t(n) = flops / rate + 2 (n-1)/n bytes / bandwidth + 2 (n-1) messages latency`.
+    """`t(n) = flops / rate + 2 (n-1)/n bytes / bandwidth + 2 ceil(log2 n) messages latency`.
 
-    Data-parallel training with the batch per device kept: each of n devices computes `flops`, and a
-    ring all-reduce sends `2 (n-1)/n` of the `reduced` bytes over every link in `2 (n-1)` hops a
-    message (Patarasuk & Yuan 2009). Nothing overlaps, so the efficiency `t(1) / t(n)` is one from
-    below for links that are as fast as said; trees make the latency term smaller.
+    Data-parallel training with the batch per device kept: each of n devices computes `flops`; an
+    all-reduce sends `2 (n-1)/n` of the `reduced` bytes over every link (rings, Patarasuk & Yuan
+    2009), and a short one takes the depth of a tree, up and down (Thakur, Rabenseifner & Gropp
+    2005). Nothing overlaps, and no messages are joined: the efficiency `t(1) / t(n)` is one from
+    below for devices and links that are as fast as said.
 
     >>> [round(line.efficiency, 3) for line in scaling(
     ...     1e9, 4e6, 1, flops_per_s=1e12, bytes_per_s=1e10, latency_s=0.0)]
@@ -132,6 +134,6 @@ def scaling(
     for n in devices:
         moved = 2 * (n - 1) / n * reduced
         compute, communicate = flops / flops_per_s, moved / bytes_per_s
-        communicate += 2 * (n - 1) * messages * latency_s
+        communicate += 2 * math.ceil(math.log2(n)) * messages * latency_s
         lines.append(Scaling(n, compute, moved, communicate, compute / (compute + communicate)))
     return lines
