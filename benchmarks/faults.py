@@ -8,28 +8,39 @@ hit is drawn from --seed. Whatever was hit must end with the numbers of an unbro
 disks are mounted, which `unshare` allows to every user of Linux and which ends with the program.
 """
 
-import dataclasses
 import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import app, flags, logging
+from launched import (
+    CONFIG,
+    Unbroken,
+    command,
+    disk,
+    numbers,
+    remount,
+    restored,
+    run,
+    steps,
+    timed,
+    training,
+    unbroken,
+    went_on,
+)
 
-from lipreg import experiment, runs, train
+from lipreg import runs
 from lipreg.evaluation.store import fingerprint
 
 _OUT = flags.DEFINE_string("out", "results/faults", "where to write faults.md")
@@ -37,13 +48,6 @@ _SEED = flags.DEFINE_integer("seed", 0, "of moments and places")
 _KILLS = flags.DEFINE_integer("kills", 20, "runs to kill", lower_bound=1)
 _DAMAGES = flags.DEFINE_integer("damages", 50, "checkpoints to damage", lower_bound=1)
 _ONLY = flags.DEFINE_list("only", [], "some of the faults, as the source names them; default: all")
-
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-CONFIG = (
-    f"--config={EXPERIMENTS}/configs/digits.py:j2_lip_tanh",
-    "--config.train.epochs=5",
-    "--config.evaluation.batch_size=60",
-)
 
 
 class Row(NamedTuple):
@@ -55,68 +59,8 @@ class Row(NamedTuple):
     wrong: int = 0
 
 
-class Unbroken(NamedTuple):
-    """The run that nothing happens to."""
-
-    workdir: Path
-    seconds: float
-    template: train.State
-    numbers: tuple[bytes, str]
-
-
-def command(launcher: str, *arguments: str) -> list[str]:
-    return [sys.executable, f"{EXPERIMENTS}/{launcher}.py", *arguments, "--silent"]
-
-
-def training(workdir: Path) -> list[str]:
-    return command("train", *CONFIG, f"--workdir={workdir}")
-
-
-def run(argv: Sequence[str], seconds: float | None = None) -> str:
-    """Run a program, killed by signal 9 after so long; what it says if it fails by itself."""
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _, said = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return ""
-    return said.strip() or "no word" if process.returncode else ""
-
-
-def timed(argv: Sequence[str]) -> float:
-    start = time.perf_counter()
-    if said := run(argv):
-        raise RuntimeError(said)
-    return time.perf_counter() - start
-
-
-def restored(workdir: Path, template: train.State, at_most: int | None = None) -> str:
-    """A hash of the newest sound checkpoint, read and verified."""
-    with runs.checkpoints(workdir) as manager:
-        state = runs.restore(manager, template, at_most)
-    return fingerprint(dataclasses.replace(state, key=jax.random.key_data(state.key)))
-
-
-def numbers(workdir: Path, template: train.State) -> tuple[bytes, str]:
-    """What a run comes to: its log, and its last state."""
-    return (workdir / "metrics.jsonl").read_bytes(), restored(workdir, template)
-
-
-def steps(workdir: Path) -> list[int]:
-    names = [path.name for path in (workdir / "checkpoints").glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def counted(outcomes: Iterable[str]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in Counter(outcomes).most_common())
-
-
-def went_on(workdir: Path, whole: Unbroken, argv: Sequence[str] | None = None) -> str:
-    """Run the same command again, to the end, and compare."""
-    if said := run(argv or training(workdir)):
-        return f"failed ({said.splitlines()[-1]})"
-    return "same" if numbers(workdir, whole.template) == whole.numbers else "WRONG"
 
 
 def short(said: str) -> str:
@@ -160,7 +104,7 @@ def damaged(kind: str, content: bytes, rng: np.random.Generator) -> bytes | None
 
 
 def damages(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
-    """Damage at a random place of a random file of the newest of two checkpoints."""
+    """Damage to the newest of two checkpoints, in a file drawn by size or like any, by turns."""
     before, newest = steps(whole.workdir)
     older = restored(whole.workdir, whole.template, before)
     kinds = ("a flipped bit", "missing bytes", "a file cut short", "a missing file")
@@ -169,7 +113,9 @@ def damages(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator
         kind, copy = kinds[number % len(kinds)], folder / f"damaged{number}"
         shutil.copytree(whole.workdir / "checkpoints", copy / "checkpoints")
         files = sorted(f for f in (copy / "checkpoints" / str(newest)).rglob("*") if f.is_file())
-        file = files[rng.integers(len(files))]
+        sizes = np.array([f.stat().st_size for f in files])
+        weights = sizes if number // len(kinds) % 2 else np.ones(len(files))
+        file = files[rng.choice(len(files), p=weights / weights.sum())]
         content = damaged(kind, file.read_bytes(), rng)
         if content is None:
             file.unlink()
@@ -188,22 +134,6 @@ def damages(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator
     for kind in kinds:
         wrong = ends[kind].count("WRONG")
         yield Row(f"{kind} in a checkpoint", len(ends[kind]), counted(ends[kind]), wrong)
-
-
-@contextmanager
-def disk(folder: Path, size: int) -> Iterator[Path]:
-    """A disk of so many bytes."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    subprocess.run(mount, check=True, capture_output=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def remount(folder: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
 
 
 def full_disks(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
@@ -247,39 +177,46 @@ def two_at_once(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iter
     yield Row("two on one folder", 1, outcome, (end == "WRONG") + (refused == "SILENT"))
 
 
-def twice(
-    argv: Sequence[str], moments: Sequence[float], results: Callable[[], Iterable[Path]]
-) -> int:
-    """Kill a program at each moment of a new start, then let it end: results that it made twice."""
+def killed_thrice(
+    what: str,
+    argv: Callable[[Path], list[str]],
+    results: str,
+    comes_to: Callable[[Path], Any],
+    folders: Sequence[Path],
+    rng: np.random.Generator,
+) -> Row:
+    """Let a program end in one folder; in another kill three starts of it, and let the fourth end.
+
+    `results` are the files of its finished parts, none of which should be made again.
+    """
+    whole, broken = folders
+    moments = rng.uniform(0, timed(argv(whole)), 3)
     made: dict[Path, int] = {}
     again = 0
     for moment in (*moments, None):
-        if said := run(argv, moment):
+        if said := run(argv(broken), moment):
             raise RuntimeError(said)
-        now = {path: path.stat().st_mtime_ns for path in results()}
+        now = {path: path.stat().st_mtime_ns for path in broken.glob(results)}
         again += sum(now.get(path) != made[path] for path in made)
         made = now
-    return again
-
-
-def measuring(workdir: Path) -> list[str]:
-    return command("evaluate", f"--run={workdir}", "--protocol=deck", "--examples=180")
-
-
-def measured(workdir: Path) -> tuple[str, str]:
-    """What an evaluation comes to: its report, and its distances."""
-    with np.load(workdir / "robustness_deck.npz") as file:
-        return (workdir / "robustness_deck.md").read_text(), fingerprint(dict(file))
+    same = comes_to(whole) == comes_to(broken)
+    outcome = f"{'same' if same else 'WRONG'}; {len(made)} parts, made twice: {again}"
+    return Row(f"kill -9 while {what}", len(moments), outcome, int(not same))
 
 
 def evaluations(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
-    """An evaluation in batches, killed three times."""
-    first, second = (shutil.copytree(whole.workdir, folder / f"measured{n}") for n in range(2))
-    moments, store = rng.uniform(0, timed(measuring(first)), 3), second / "robustness_deck"
-    again = twice(measuring(second), moments, lambda: store.glob("*[0-9].npz"))
-    same = measured(first) == measured(second)
-    outcome = f"{'same' if same else 'WRONG'}; batches measured twice: {again}"
-    yield Row("kill -9 while evaluating", len(moments), outcome, int(not same))
+    """An evaluation, whose parts are the distances of a batch in a norm."""
+
+    def argv(workdir: Path) -> list[str]:
+        return command("evaluate", f"--run={workdir}", "--protocol=deck", "--examples=180")
+
+    def comes_to(workdir: Path) -> tuple[str, str]:
+        with np.load(workdir / "robustness_deck.npz") as file:
+            return (workdir / "robustness_deck.md").read_text(), fingerprint(dict(file))
+
+    copies = [shutil.copytree(whole.workdir, folder / f"evaluated{n}") for n in range(2)]
+    parts = "robustness_deck/*[0-9].npz"
+    yield killed_thrice("evaluating", argv, parts, comes_to, copies, rng)
 
 
 def sweeping(workdir: Path, engine: str = "auto") -> list[str]:
@@ -294,14 +231,11 @@ def swept(workdir: Path, whole: Unbroken) -> dict[str, Any]:
 
 
 def sweeps(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
-    """A sweep of three points, killed three times."""
-    first, second = folder / "sweep0", folder / "sweep1"
-    moments, last = rng.uniform(0, timed(sweeping(first)), 3), steps(whole.workdir)[-1]
-    points = second / "points"
-    again = twice(sweeping(second), moments, lambda: points.glob(f"*/checkpoints/{last}"))
-    same = swept(first, whole) == swept(second, whole)
-    outcome = f"{'same' if same else 'WRONG'}; points trained twice: {again}"
-    yield Row("kill -9 while sweeping", len(moments), outcome, int(not same))
+    """A sweep, whose parts are the last checkpoints of its points."""
+    parts = f"points/*/checkpoints/{steps(whole.workdir)[-1]}"
+    folders = [folder / f"sweep{n}" for n in range(2)]
+    comes_to = lambda workdir: swept(workdir, whole)
+    yield killed_thrice("sweeping", sweeping, parts, comes_to, folders, rng)
 
 
 def ray_worker(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
@@ -342,10 +276,16 @@ def ours(process: int) -> bool:
 
 
 FAULTS = {
-    f.__name__: f
-    for f in (
-        *(kills, damages, full_disks, read_only, two_at_once),
-        *(evaluations, sweeps, ray_worker),
+    fault.__name__: fault
+    for fault in (
+        kills,
+        damages,
+        full_disks,
+        read_only,
+        two_at_once,
+        evaluations,
+        sweeps,
+        ray_worker,
     )
 }
 
@@ -369,18 +309,15 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/cache"  # of the launchers
-        workdir = folder / "whole"
-        seconds = timed(training(workdir))
-        template = experiment.prepare(runs.read_config(workdir)).state
-        whole = Unbroken(workdir, seconds, template, numbers(workdir, template))
+        whole = unbroken(folder / "whole")
         for name in _ONLY.value or FAULTS:
             rng = np.random.default_rng([_SEED.value, *name.encode()])
             try:
                 rows += FAULTS[name](whole, rng, folder)
             except (RuntimeError, subprocess.CalledProcessError) as error:
                 rows.append(Row(name, 0, f"not run: {str(error).splitlines()[-1]}"))
-            (out / "faults.md").write_text(report(rows, seconds))
-    print(f"{report(rows, seconds)}\nWritten: {out}/faults.md")
+            (out / "faults.md").write_text(report(rows, whole.seconds))
+    print(f"{report(rows, whole.seconds)}\nWritten: {out}/faults.md")
 
 
 if __name__ == "__main__":

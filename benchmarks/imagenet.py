@@ -5,8 +5,8 @@
 Writes JPEGs of 500 x 375 pixels and about 46 kB, as ImageNet has, into a folder that is removed at
 the end. Measured are the images a second that `stream.Stream.batches` delivers, by threads and
 worker processes, medians over turns; and training steps of ResNet50 as `experiments/train.py` makes
-them, with the share of their time that is spent waiting for input. The labels mean nothing: what
-the objective shows is that the whole runs.
+them, with the share of their time that is spent waiting for input. A class is a tint, which is soon
+learnt: what the objective shows is that the whole runs.
 """
 
 import os
@@ -35,17 +35,19 @@ _BATCH = flags.DEFINE_integer("batch", 8, "images of a training step", lower_bou
 _STEPS = flags.DEFINE_integer("steps", 20, "of training", lower_bound=2)
 _OUT = flags.DEFINE_string("out", "results/speed/imagenet.md", "where the report goes")
 
+BATCH = 16  # of the pipelines
 CLASSES = 8
 STRENGTHS = {"eps": 0.5, "lam": 0.1 / 256}
 
 
 def write_images(folder: Path, n: int) -> float:
-    """Smooth colours under noise, class by class; returns the mean size of a file, in kB."""
+    """Smooth colours under noise; returns the mean size of a file, in kB."""
     rng, sizes = np.random.default_rng(0), []
     for i in range(n):
+        tint = [127 * (i >> channel & 1) for channel in range(3)]
         path = folder / "train" / f"class{i % CLASSES}" / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        colours = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+        colours = Image.fromarray(rng.integers(0, 128, (6, 8, 3), np.uint8) + np.uint8(tint))
         smooth = np.asarray(colours.resize((500, 375), Image.Resampling.BICUBIC))
         pixels = np.clip(smooth + rng.normal(0, 12, (375, 500, 1)), 0, 255)
         Image.fromarray(pixels.astype(np.uint8)).save(path, quality=75)
@@ -53,12 +55,13 @@ def write_images(folder: Path, n: int) -> float:
     return float(np.mean(sizes)) / 1000
 
 
-def images_per_s(dataset: stream.Stream, images: int, batch_size: int = 32) -> float:
-    """What the pipeline delivers once its first batch is there."""
-    batches: Any = dataset.batches(batch_size, seed=0)
-    next(batches)
+def images_per_s(dataset: stream.Stream, images: int) -> float:
+    """What the pipeline delivers, once as many batches are used up as it can hold ready."""
+    batches: Any = dataset.batches(BATCH, seed=0)
+    for _ in range((dataset.threads + 2) * max(dataset.workers, 1)):
+        next(batches)
     start = time.perf_counter()
-    read = sum(len(y) for _, y in islice(batches, images // batch_size))
+    read = sum(len(y) for _, y in islice(batches, images // BATCH))
     rate = read / (time.perf_counter() - start)
     batches.close()  # Grain's iterator: ends threads and workers
     return rate
@@ -111,7 +114,8 @@ def training(folder: Path) -> tuple[list[dict[str, str]], str]:
     c.model.name = "ResNet50"
     c.train.update({"batch_size": _BATCH.value, "learning_rate": 0.01, "schedule": "constant"})
     prepared = experiment.prepare(c)
-    watched, begun = Watched(prepared.training), time.perf_counter()
+    training: Any = prepared.training
+    watched, begun = Watched(training), time.perf_counter()
     reports = train.fit(
         prepared.program.step,
         prepared.state,
@@ -151,13 +155,13 @@ def main(argv: list[str]) -> None:
     print(f"\n{table(steps)}\n\n{sentence}")
     text = f"""# ImageNet's path at its size
 
-{_IMAGES.value} JPEGs of noise, 500 x 375 pixels, {size:.0f} kB each, cropped at random to
-{_SIDE.value} x {_SIDE.value}; batches of 32; median, least and most of {_TURNS.value} turns of \
-{_READ.value} images.
+{_IMAGES.value} JPEGs of noise, 500 x 375 pixels, {size:.0f} kB each, cropped at random to \
+{_SIDE.value} x {_SIDE.value};
+batches of {BATCH}; median, least and most of {_TURNS.value} turns of {_READ.value} images.
 
 {rates}
 
-{_STEPS.value} steps of ResNet50, {_ROW.value}, batch {_BATCH.value}, labels without meaning.
+{_STEPS.value} steps of ResNet50, {_ROW.value}, batch {_BATCH.value}; classes differ in tint.
 
 {table(steps)}
 

@@ -21,6 +21,7 @@ from absl import app, flags
 from timing import compiled, interleaved, of_medians, publish, ratio, table
 
 from lipreg import attacks, cost, train
+from lipreg.cost import Cost
 from lipreg.norms import L2
 
 _PGD = flags.DEFINE_integer("pgd", 7, "steps of PGD", lower_bound=1)
@@ -36,8 +37,8 @@ class Row(NamedTuple):
     where: str
     name: str
     price: float
-    cost: cost.Cost
-    plain: cost.Cost
+    cost: Cost
+    plain: Cost
     seconds: np.ndarray
     plain_seconds: np.ndarray
     compile_s: float

@@ -4,6 +4,7 @@ What counts is a ratio of medians within one process, since the machine's own sp
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from lipreg import runs
 
+LOAD = os.getloadavg()[0]  # of the other programs: at the start
 
 def compiled(run: Callable, *arguments: Any) -> tuple[Any, float]:
     """A program for such arguments, and the seconds that tracing and compiling it takes."""
@@ -61,7 +63,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def publish(text: str, path: Path, **versions: str) -> None:
     """Keep a report, with what stands beside every number: command, commit, versions, hardware."""
-    about = runs.about()
+    about = runs.about() | {"load before": LOAD}
     about["versions"] |= versions
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{text}\n{json.dumps(about)}\n")
