@@ -47,7 +47,8 @@ def write_images(folder: Path, n: int) -> float:
         tint = [127 * (i >> channel & 1) for channel in range(3)]
         path = folder / "train" / f"class{i % CLASSES}" / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        colours = Image.fromarray(rng.integers(0, 128, (6, 8, 3), np.uint8) + np.uint8(tint))
+        colours = rng.integers(0, 128, (6, 8, 3), np.uint8) + np.array(tint, np.uint8)
+        colours = Image.fromarray(colours)
         smooth = np.asarray(colours.resize((500, 375), Image.Resampling.BICUBIC))
         pixels = np.clip(smooth + rng.normal(0, 12, (375, 500, 1)), 0, 255)
         Image.fromarray(pixels.astype(np.uint8)).save(path, quality=75)

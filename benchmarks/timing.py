@@ -17,6 +17,7 @@ from lipreg import runs
 
 LOAD = os.getloadavg()[0]  # of the other programs: at the start
 
+
 def compiled(run: Callable, *arguments: Any) -> tuple[Any, float]:
     """A program for such arguments, and the seconds that tracing and compiling it takes."""
     start = time.perf_counter()
@@ -63,7 +64,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def publish(text: str, path: Path, **versions: str) -> None:
     """Keep a report, with what stands beside every number: command, commit, versions, hardware."""
-    about = runs.about() | {"load before": LOAD}
+    about: dict[str, Any] = runs.about() | {"load before": LOAD}
     about["versions"] |= versions
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{text}\n{json.dumps(about)}\n")
