@@ -169,7 +169,9 @@ def two_at_once(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iter
     first = subprocess.Popen(training(workdir), stdout=subprocess.DEVNULL)
     while not (workdir / "metrics.jsonl").exists() and first.poll() is None:
         time.sleep(0.05)
+    first.send_signal(signal.SIGSTOP)  # it is still at it, however long the second takes
     said = run(training(workdir))
+    first.send_signal(signal.SIGCONT)
     first.wait()
     end = "same" if numbers(workdir, whole.template) == whole.numbers else "WRONG"
     refused = short(said) if "in use" in said else "SILENT"

@@ -113,7 +113,8 @@ def training(folder: Path) -> tuple[list[dict[str, str]], str]:
     c = config.base_config(_ROW.value, {_ROW.value: {name: STRENGTHS[name] for name in names}})
     c.data.update({"name": "folder", "dir": str(folder), "side": _SIDE.value, "flip": True})
     c.model.name = "ResNet50"
-    c.train.update({"batch_size": _BATCH.value, "learning_rate": 0.01, "schedule": "constant"})
+    c.train.update({"batch_size": _BATCH.value, "learning_rate": 0.1 * _BATCH.value / 256})
+    c.train.schedule = "constant"
     prepared = experiment.prepare(c)
     training: Any = prepared.training
     watched, begun = Watched(training), time.perf_counter()

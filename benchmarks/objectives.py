@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import steps
 from absl import app, flags
-from timing import compiled, interleaved, of_medians, publish, ratio, table
+from timing import compiled, interleaved, publish, ratio, table, times
 
 from lipreg import attacks, cost, train
 from lipreg.cost import Cost
@@ -63,8 +63,8 @@ class Row(NamedTuple):
 
     def beyond(self) -> list[str]:
         """What is beyond the target, in words; recomputation is meant to cost more."""
-        times = of_medians(self.seconds, self.plain_seconds) / (self.price / 3)
-        found = (("operations", self.operations, OPERATIONS), ("seconds", times, SECONDS))
+        seconds = times(self.seconds, self.plain_seconds * self.price / 3)
+        found = (("operations", self.operations, OPERATIONS), ("seconds", seconds, SECONDS))
         return [
             f"- {self.where}, {self.name}: {much:.2f} times its price in {what}."
             for what, much, most in found
@@ -113,8 +113,8 @@ def report(rows: list[Row]) -> str:
 
 Training steps on noise, 32 x 32 x 3: SGD with momentum, batch normalisation, directions by the
 running statistics. A price is in forward units, 3 for the plain step j0. "/ price" is the ratio to
-j0's, divided by a third of the price: 1 is at its price. Medians of {steps.REPEATS.value} turns,
-and the quartiles of the ratio over the turns.
+j0's in the same turn, divided by a third of the price: 1 is at its price. Medians and quartiles of
+{steps.REPEATS.value} turns.
 
 {table([row.cells() for row in rows])}
 

@@ -1,6 +1,6 @@
 """Programs that take turns, the ratios of their times, and how a report is kept.
 
-What counts is a ratio of medians within one process, since the machine's own speed wanders.
+What counts is a ratio within a turn, since the machine's own speed wanders.
 """
 
 import json
@@ -45,15 +45,15 @@ def interleaved(
     return {name: np.array(seconds) for name, seconds in times.items()}
 
 
-def of_medians(above: np.ndarray, below: np.ndarray) -> float:
-    """The ratio of the medians."""
-    return float(np.median(above) / np.median(below))
+def times(above: np.ndarray, below: np.ndarray) -> float:
+    """The ratio within a turn: its median over the turns."""
+    return float(np.median(above / below))
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> str:
-    """The ratio of the medians, with the quartiles of the ratio over the turns."""
+    """The same with its quartiles."""
     low, high = np.quantile(above / below, (0.25, 0.75))
-    return f"{of_medians(above, below):.2f} ({low:.2f} to {high:.2f})"
+    return f"{times(above, below):.2f} ({low:.2f} to {high:.2f})"
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import steps
 from absl import app, flags
-from timing import interleaved, of_medians, publish, ratio, table
+from timing import interleaved, publish, ratio, table, times
 
 from lipreg import data, objectives, train
 
@@ -89,7 +89,7 @@ def case(network: str, batch: int) -> dict[str, np.ndarray]:
 
 def cells(where: str, seconds: dict[str, np.ndarray]) -> dict[str, str]:
     """A line of the table."""
-    share = 100 * of_medians(seconds["data"], seconds["alone"])
+    share = 100 * times(seconds["data"], seconds["alone"])
     return {
         "network/batch": where,
         "step alone, ms": f"{1000 * np.median(seconds['alone']):.1f}",
@@ -121,14 +121,14 @@ def cold_and_warm(network: str, batch: int) -> dict[str, str]:
 
 def report(found: dict[str, dict[str, np.ndarray]], first: list[dict[str, str]]) -> str:
     """Both tables, and where the pipeline costs too much."""
-    shares = {where: of_medians(s["1"], s["alone"]) - 1 for where, s in found.items()}
+    shares = {where: times(s["1"], s["alone"]) - 1 for where, s in found.items()}
     beyond = [f"- {where}: {100 * s:.1f} % of a step." for where, s in shares.items() if s > SHARE]
     return f"""\
 # The loop around a training step
 
 Noise, 32 x 32 x 3; j0, the cheapest step. "fit" is the time of a step in `train.fit`, with rows
 from a data set on the device, crops, flips and a report every 48 steps (ResNeXt: 16), over that of
-a step alone. Medians of {steps.REPEATS.value} turns, and the quartiles of the ratio over the turns.
+a step alone in the same turn. Medians and quartiles of {steps.REPEATS.value} turns.
 
 {table([cells(where, seconds) for where, seconds in found.items()])}
 

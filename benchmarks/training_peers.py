@@ -23,7 +23,7 @@ import steps
 import torch  # pyright: ignore[reportMissingImports]
 import torch_training
 from absl import app
-from timing import compiled, interleaved, of_medians, publish, ratio, table
+from timing import compiled, interleaved, publish, ratio, table, times
 
 SMOOTH, KINKED = 1e-4, 1e-2  # relative differences of loss and of all gradients together, at most
 
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
     @property
     def times(self) -> float:
-        return of_medians(self.seconds["lipreg"], self.seconds[self.best])
+        return times(self.seconds["lipreg"], self.seconds[self.best])
 
     def cells(self) -> dict[str, str]:
         """A line of the table."""
@@ -156,7 +156,7 @@ def report(rows: list[Row]) -> str:
 # Training steps against PyTorch's
 
 The same weights, batch, objective and SGD in both; {torch.get_num_threads()} threads of torch.
-Medians of {steps.REPEATS.value} turns in one process, and quartiles of the ratio over the turns.
+Medians of {steps.REPEATS.value} turns in one process; the ratio, with quartiles, is within a turn.
 
 {table([row.cells() for row in rows])}
 
