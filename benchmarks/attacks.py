@@ -19,6 +19,7 @@ from absl import app, flags
 from timing import compiled, interleaved, ratio
 
 from lipreg import attacks, curves, models, runs
+from lipreg.models import layers
 from lipreg.norms import L2
 
 _REPEATS = flags.DEFINE_integer("repeats", 9, "interleaved repetitions", lower_bound=3)
@@ -49,8 +50,8 @@ def case(name: str, batch: int, library: bool) -> tuple[dict[str, float], dict[s
     """Compile seconds and run seconds of the programs on a network as initialised."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.random((batch, 32, 32, 3), np.float32))
-    convolution = models.conv if library else jax.lax.conv_general_dilated
-    with mock.patch.object(models, "conv", convolution):
+    convolution = layers.conv if library else jax.lax.conv_general_dilated
+    with mock.patch.object(layers, "conv", convolution):
         model = models.build(name, classes=10)
         variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
         logits_fn: Callable = partial(model.apply, variables, train=False)

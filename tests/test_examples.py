@@ -12,7 +12,7 @@ import pytest
 
 import lipreg
 
-MODULES = [m.name for m in pkgutil.walk_packages(lipreg.__path__, "lipreg.") if not m.ispkg]
+MODULES = [m.name for m in pkgutil.walk_packages(lipreg.__path__, "lipreg.")]
 
 
 @pytest.mark.parametrize("name", MODULES)

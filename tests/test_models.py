@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lipreg import models
+from lipreg.models import residual
 
 SMALL = {
     "CNN": {"channels": (4, 8), "hidden": 8},
@@ -117,7 +118,7 @@ def test_the_stem_of_resnet50_is_a_convolution_of_stride_2():
     dimensions = ("NHWC", "HWIO", "NHWC")
     conv = partial(jax.lax.conv_general_dilated, dimension_numbers=dimensions)
     folded = kernel.reshape(3, 2, 3, 2, 3, 5).transpose(0, 2, 1, 3, 4, 5).reshape(3, 3, 12, 5)
-    found = conv(models._space_to_depth(x), folded, (1, 1), "SAME")
+    found = conv(residual.space_to_depth(x), folded, (1, 1), "SAME")
     np.testing.assert_allclose(found, conv(x, kernel, (2, 2), [(2, 2), (2, 2)]), atol=1e-4)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipreg import data, experiment, objectives, parallel, plots, runs, sweep, train
+from lipreg import data, experiment, objectives, parallel, plots, program, runs, sweep, train
 from lipreg.config import base_config
 
 ROOT = Path(__file__).parents[1]
@@ -109,14 +109,14 @@ def swept(tmp_path_factory):
 def test_every_engine_gives_each_point_the_numbers_of_its_single_run(swept):
     found = sweep.points(config(), AXES)
     for name, one in found.items():
-        with mock.patch.object(experiment, "_compiled", experiment._compiled.__wrapped__):
+        with mock.patch.object(program, "_compiled", program._compiled.__wrapped__):
             experiment.train_run(experiment.prepare(one), swept / "single/points" / name)
     chex.clear_trace_counter()
     traced = chex.assert_max_traces(objectives.j2_lip, n=2)  # prepare's look, and the compilation
-    with mock.patch.object(experiment, "bound_objective", return_value=keep_signature(traced)):
-        experiment._compiled.cache_clear()
+    with mock.patch.object(program, "bound_objective", return_value=keep_signature(traced)):
+        program._compiled.cache_clear()
         sweep.run(found, swept / "loop", engine="loop", silent=True)
-    experiment._compiled.cache_clear()
+    program._compiled.cache_clear()
     sweep.run(found, swept / "vmap", engine="vmap", silent=True)
     single = numbers(swept / "single")
     for engine in ("loop", "vmap"):
@@ -179,10 +179,10 @@ def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_
         return value, parts | {"lip": jnp.where(lam > 1, jnp.nan, 0.0) + 0 * eps}
 
     found = sweep.points(config(), {"strengths.lam": (0.0, 2.0, 1.0)})
-    experiment._compiled.cache_clear()
-    with mock.patch.object(experiment, "bound_objective", return_value=breaks):
+    program._compiled.cache_clear()
+    with mock.patch.object(program, "bound_objective", return_value=breaks):
         sweep.run(found, tmp_path, engine=engine, silent=True)
-    experiment._compiled.cache_clear()
+    program._compiled.cache_clear()
     text, _ = sweep.report(found, {"strengths.lam": (0.0, 2.0, 1.0)}, tmp_path)
     assert "diverged" in next(line for line in text.splitlines() if "lam=2.0" in line)
     assert "lip is nan" in text

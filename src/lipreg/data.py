@@ -5,29 +5,27 @@ inside the compiled step. `digits` comes with scikit-learn; the others are read 
 tensorflow-datasets prepared as array_record, without TensorFlow and without a download.
 """
 
-import json
 import os
-import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax import Array
 
-from lipreg import parallel
+from lipreg import parallel, prepared
 
 __all__ = [
     "NAMES",
     "Dataset",
     "augment",
+    "check_split",
     "epoch_batches",
     "load",
     "map_batches",
+    "part",
     "size",
     "to_unit",
     "wrong_labels",
@@ -74,18 +72,32 @@ def load(
     """
     if name not in NAMES:
         raise ValueError(f"No data set {name!r}; choose one of {', '.join(NAMES)}.")
+    check_split(split, validation)
+    official = "test" if split == "test" else "train"
+    x, y, classes = _official(name, official, prepared.folder(dir))
+    if split == "test":
+        return Dataset(x, y, classes)
+    rows = part(len(y), split, seed=seed, validation=validation)
+    return Dataset(x[rows], y[rows], classes)
+
+
+def check_split(split: str, validation: float) -> None:
+    """ValueError for another split than those of `load`, and for no fraction to hold out."""
     if split not in SPLITS:
         raise ValueError(f"No split {split!r}; choose one of {', '.join(SPLITS)}.")
     if not 0 < validation < 1:
         raise ValueError(f"validation = {validation}; it must be greater than 0 and less than 1.")
-    official = "test" if split == "test" else "train"
-    x, y, classes = _official(name, official, os.fspath(dir) or os.environ.get("TFDS_DATA_DIR", ""))
-    if split == "test":
-        return Dataset(x, y, classes)
-    rows = np.random.default_rng(seed).permutation(len(y))
-    held_out = int(np.clip(round(validation * len(y)), 1, len(y) - 1))
-    rows = rows[:held_out] if split == "validation" else rows[held_out:]
-    return Dataset(x[rows], y[rows], classes)
+
+
+def part(n: int, split: str, *, seed: int, validation: float) -> np.ndarray:
+    """The rows of the official training split's n that are `train` or `validation`, shuffled.
+
+    >>> len(part(20, "train", seed=0, validation=0.1))
+    18
+    """
+    rows = np.random.default_rng(seed).permutation(n)
+    held_out = int(np.clip(round(validation * n), 1, max(n - 1, 1)))
+    return rows[:held_out] if split == "validation" else rows[held_out:]
 
 
 # One split is kept: `train` and `validation` share one, and decoding it takes seconds.
@@ -107,17 +119,9 @@ def _digits(split: str) -> Dataset:
 
 
 def _prepared(name: str, split: str, dir: str) -> Dataset:
-    import tensorflow_datasets as tfds
-
-    with _quiet():
-        # No file_format: TFDS would raise its own error for a folder prepared as something else.
-        builder: Any = tfds.builder(name, data_dir=dir or None)
-        # The question comes first: TFDS answers for a missing folder with an unrelated error.
-        found = builder.info.file_format.value if builder.is_prepared() else ""
-        if found != "array_record":
-            raise ValueError(_how_to_prepare(name, dir, str(builder.data_path), found))
-        source = builder.as_data_source(split=split)
-        features = builder.info.features
+    with prepared.quiet():
+        builder = prepared.builder(name, dir)
+        source, features = builder.as_data_source(split=split), builder.info.features
         x = np.empty((len(source), *features["image"].shape), np.uint8)
         y = np.empty(len(source), np.int32)
         for start in range(0, len(y), 1024):  # a record at a time is slower, all at once is big
@@ -125,31 +129,6 @@ def _prepared(name: str, split: str, dir: str) -> Dataset:
             for row, record in zip(rows, source.__getitems__(rows), strict=True):
                 x[row], y[row] = record["image"], record["label"]
     return Dataset(x, y, features["label"].num_classes)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # TFDS logs an error per file whose group size is not 1, a warning for a missing folder, ...
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _how_to_prepare(name: str, dir: str, folder: str, found: str) -> str:
-    where = f", data_dir={json.dumps(dir)}" if dir else ""
-    code = (
-        f'import tensorflow_datasets as tfds; tfds.builder("{name}"{where})'
-        '.download_and_prepare(file_format="array_record")'
-    )
-    instead = f" (it is there as {found}: prepare it in another folder)" if found else ""
-    return (
-        f"{name} is not prepared as array_record in {folder}{instead}. Prepare it once by "
-        f"`python -c {shlex.quote(code)}`, where there are network access and TensorFlow, or name "
-        "a prepared folder by TFDS_DATA_DIR or --config.data.dir; digits needs nothing."
-    )
 
 
 def wrong_labels(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset:

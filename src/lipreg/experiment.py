@@ -7,7 +7,7 @@ folder, `train_together` that of several folders in one compiled program; `load`
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,28 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from ml_collections import FrozenConfigDict
 
-from lipreg import attacks, curves, data, losses, models, parallel, runs, stream, train
-from lipreg.config import NORMS, Config, bound_objective, check, complete, label
+from lipreg import attacks, curves, data, parallel, program, runs, stream, train
+from lipreg.config import NORMS, Config, check, complete, label
 
 __all__ = ["Experiment", "Loaded", "load", "measure", "prepare", "train_run", "train_together"]
-
-
-class Program(NamedTuple):
-    """What configs share that differ in their seeds and strengths alone: all that is compiled.
-
-    Attributes:
-      apply: the model as a function.
-      init: the first state of a run, `(key of the weights, key of the steps) -> State`.
-      step: see `train.make_step`.
-      wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
-    """
-
-    apply: train.Apply
-    init: Callable[[Array, Array], train.State]
-    step: Callable
-    wrong: Callable[..., dict[str, Array]]
 
 
 class Experiment(NamedTuple):
@@ -45,7 +28,7 @@ class Experiment(NamedTuple):
     config: Config
     training: data.Dataset | stream.Stream
     validation: data.Dataset
-    program: Program
+    program: program.Program
     state: train.State
     steps: int
 
@@ -71,54 +54,6 @@ def _split(config: Config, split: str, examples: int) -> Any:
     }
     found = stream.load(d.name, split, **options)
     return found if split == "train" else found.sample(min(examples, len(found)))
-
-
-def _program(config: Config, dataset: data.Dataset, steps: int) -> Program:
-    shared = config.copy_and_resolve_references()
-    shared.seed = 0
-    for name in shared.strengths:
-        shared.strengths[name] = 0.0
-    return _compiled(FrozenConfigDict(shared), dataset.classes, dataset.x.shape[1:], steps)
-
-
-@lru_cache(maxsize=8)
-def _compiled(config: Config, classes: int, shape: tuple[int, ...], steps: int) -> Program:
-    m, t, d, pgd = config.model, config.train, config.data, config.report.pgd
-    model = models.build(
-        m.name, classes=classes, head=m.head, activation=m.activation, **m.settings
-    )
-    apply = models.functional(model)
-    tx = train.optimizer(
-        train.schedule(t.schedule, t.learning_rate, -(-steps // t.accumulate)),
-        momentum=t.momentum,
-        nesterov=t.nesterov,
-        weight_decay=t.weight_decay,
-        clip=t.clip,
-        accumulate=t.accumulate,
-    )
-
-    def init(weights: Array, key: Array) -> train.State:
-        variables = model.init(weights, jnp.zeros((1, *shape), jnp.float32), train=False)
-        model_state = {name: value for name, value in variables.items() if name != "params"}
-        return train.init(key, variables["params"], model_state, tx, ema=t.ema > 0)
-
-    step = train.make_step(
-        apply,
-        bound_objective(config),
-        tx,
-        loss=getattr(losses, config.loss),
-        augment=partial(data.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
-        ema_decay=t.ema,
-        ramp=round(t.ramp * steps),
-    )
-
-    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
-        norm = NORMS[pgd.norm]
-        x_adv = attacks.pgd(keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps)
-        found = curves.distance(logits_fn, x, y, x_adv, norm=norm)
-        return {"validation_error": found == 0, "validation_error_pgd": found < jnp.inf}
-
-    return Program(apply, jax.jit(init), step, jax.jit(wrong))
 
 
 def prepare(config: Config) -> Experiment:
@@ -148,12 +83,12 @@ def prepare(config: Config) -> Experiment:
             f"{jax.device_count()} devices."
         )
     steps = t.epochs * (size // t.batch_size)
-    program = _program(config, validation, steps)
-    state = program.init(_key(config, "init"), _key(config, "step"))
+    made = program.of(config, validation, steps)
+    state = made.init(_key(config, "init"), _key(config, "step"))
     x = jax.ShapeDtypeStruct((t.batch_size, *validation.x.shape[1:]), np.uint8)
     batch = (x, jax.ShapeDtypeStruct(x.shape[:1], np.int32))
-    jax.eval_shape(program.step, state, config.strengths.to_dict(), batch)
-    return Experiment(config, training, validation, program, state, steps)
+    jax.eval_shape(made.step, state, config.strengths.to_dict(), batch)
+    return Experiment(config, training, validation, made, state, steps)
 
 
 def _validate(experiment: Experiment, state: train.State) -> dict[str, float]:
@@ -314,12 +249,12 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
     if not (Path(workdir) / "checkpoints").is_dir():
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
     dataset = _split(config, split, examples or config.evaluation.examples)
-    program = _program(config, dataset, 1)
+    made = program.of(config, dataset, 1)
     with runs.checkpoints(workdir) as manager:
-        state = runs.restore(manager, program.init(_key(config, "init"), _key(config, "step")))
+        state = runs.restore(manager, made.init(_key(config, "init"), _key(config, "step")))
     if state is None:
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
-    return Loaded(config, train.logits_fn(program.apply, state), dataset)
+    return Loaded(config, train.logits_fn(made.apply, state), dataset)
 
 
 def measure(

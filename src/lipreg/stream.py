@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from lipreg import data
+from lipreg import data, prepared
 
 __all__ = ["Stream", "centre_box", "load", "random_box"]
 
@@ -200,23 +200,18 @@ def load(
     >>> load("folder", "train", dir="imagenet").shape  # doctest: +SKIP
     (224, 224, 3)
     """
-    if split not in data.SPLITS:
-        raise ValueError(f"No split {split!r}; choose one of {', '.join(data.SPLITS)}.")
-    if not 0 < validation < 1:
-        raise ValueError(f"validation = {validation}; it must be greater than 0 and less than 1.")
+    data.check_split(split, validation)
     if side < 1:
         raise ValueError(f"side = {side}; it must be 1 or more pixels.")
     official = TESTS if split == "test" else ("train",)
     if name == "folder":
         read, n, classes, where = _folder(Path(dir), official)
     else:
-        dir = os.fspath(dir) or os.environ.get("TFDS_DATA_DIR", "")
-        read, n, classes, where = _prepared(name, official, dir)
-    # Also the test split in random order: a folder's first images are of one class.
-    rows = np.random.default_rng(0 if split == "test" else seed).permutation(n)
-    if split != "test":
-        held_out = int(np.clip(round(validation * n), 1, max(n - 1, 1)))
-        rows = rows[:held_out] if split == "validation" else rows[held_out:]
+        read, n, classes, where = _prepared(name, official, prepared.folder(dir))
+    if split == "test":  # in random order, too: a folder's first images are of one class
+        rows = np.random.default_rng(0).permutation(n)
+    else:
+        rows = data.part(n, split, seed=seed, validation=validation)
     if not len(rows):
         raise ValueError(f"{where} has {n} images: none for the split {split!r}.")
     return Stream(read, rows, classes, side, threads, workers)
@@ -258,7 +253,7 @@ def _read_file(files: list[tuple[str, int]], row: int) -> tuple[str, int, str]:
 def _prepared(name: str, official: tuple[str, ...], dir: str) -> tuple[Read, int, int, str]:
     import tensorflow_datasets as tfds
 
-    builder = _builder(name, dir)
+    builder = prepared.builder(name, dir)
     features, splits = builder.info.features, builder.info.splits
     if not {"image", "label"} <= set(features):
         raise ValueError(f"{name} has {', '.join(features)}; it must have image and label.")
@@ -273,23 +268,6 @@ def _prepared(name: str, official: tuple[str, ...], dir: str) -> tuple[Read, int
     raise ValueError(
         f"{name} has the splits {', '.join(splits)}; none of {', '.join(official)} has labels."
     )
-
-
-def _builder(name: str, dir: str) -> Any:
-    """TFDS's builder of a set that is prepared as array_record."""
-    import tensorflow_datasets as tfds
-
-    with data._quiet():
-        try:
-            builder: Any = tfds.builder(name, data_dir=dir or None)
-        except tfds.core.DatasetNotFoundError:
-            raise ValueError(
-                f"No data set {name!r}; name one of TFDS, or folder for DIR/train/CLASS/*.jpg."
-            ) from None
-        found = builder.info.file_format.value if builder.is_prepared() else ""
-    if found != "array_record":
-        raise ValueError(data._how_to_prepare(name, dir, str(builder.data_path), found))
-    return builder
 
 
 def _read_record(source: Any, where: str, row: int) -> tuple[io.BytesIO, int, str]:

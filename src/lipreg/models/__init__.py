@@ -1,0 +1,92 @@
+"""The networks that the experiments train, in flax linen: convolutional, residual, and plain.
+
+Every model is called as `model(x, train=...)`: images `x [B, H, W, C]` in [0, 1] to logits
+`[B, classes]` in float32, whatever `dtype` it computes in. With `train=True` batch normalisation
+uses the batch's statistics and the `batch_stats` collection must be mutable; `functional` takes
+care of that. There are no strided convolutions: resolution falls by 2 x 2 average pooling, and
+`convolution.conv` keeps the derivatives fast inside loops on CPU.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax import Array
+
+from lipreg.models.layers import ACTIVATIONS, HEADS, Head, c2relu, check
+from lipreg.models.plain import CNN, MLP
+from lipreg.models.residual import BottleneckResNet, PreActResNet, ResNeXt
+
+__all__ = [
+    "ACTIVATIONS",
+    "CNN",
+    "HEADS",
+    "MLP",
+    "NAMES",
+    "BottleneckResNet",
+    "Head",
+    "PreActResNet",
+    "ResNeXt",
+    "ResNeXt34_2x32",
+    "ResNet18",
+    "ResNet50",
+    "build",
+    "c2relu",
+    "count_parameters",
+    "functional",
+]
+
+ResNeXt34_2x32 = partial(ResNeXt, stages=(5, 5, 5), channels=(32, 64, 128), branches=2)
+ResNet18 = partial(PreActResNet, stages=(2, 2, 2, 2), channels=(64, 128, 256, 512))
+ResNet50 = partial(BottleneckResNet, stages=(3, 4, 6, 3), channels=(256, 512, 1024, 2048))
+
+NAMES = ("CNN", "MLP", "ResNeXt34_2x32", "ResNet18", "ResNet50")
+
+
+def build(
+    name: str, *, classes: int, head: str = "linear", activation: str = "relu", **settings: Any
+) -> nn.Module:
+    """The model called `name`, one of `NAMES`; `settings` are its further fields.
+
+    Raises: ValueError, with the choices, for an unknown model, head, activation or field.
+
+    >>> build("CNN", classes=10, head="tanh", channels=(8, 16)).channels
+    (8, 16)
+    """
+    check("model", name, NAMES)
+    model = globals()[name]
+    fields = getattr(model, "func", model).__dataclass_fields__
+    for setting in settings:
+        check(f"field of {name}", setting, sorted(set(fields) - {"parent", "name"}))
+    return model(classes=classes, head=head, activation=activation, **settings)
+
+
+def functional(module: nn.Module) -> Callable[[Any, Any, Array, bool], tuple[Array, Any]]:
+    """`apply(params, model_state, x, train) -> (logits, model_state)`, a module as a pure function.
+
+    `model_state` is every collection of `module.init` but "params"; it changes where `train`.
+
+    >>> apply = functional(build("MLP", classes=10))
+    >>> variables = build("MLP", classes=10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), False)
+    >>> apply(variables["params"], {}, jnp.zeros((2, 8, 8, 1)), True)[0].shape
+    (2, 10)
+    """
+
+    def apply(params: Any, model_state: Any, x: Array, train: bool) -> tuple[Array, Any]:
+        variables = {"params": params, **model_state}
+        mutable = list(model_state) if train else []
+        logits, changed = module.apply(variables, x, train=train, mutable=mutable)
+        return logits, {**model_state, **changed}
+
+    return apply
+
+
+def count_parameters(params: Any) -> int:
+    """How many numbers `params` holds.
+
+    >>> count_parameters({"kernel": jnp.zeros((3, 3)), "bias": jnp.zeros(3)})
+    12
+    """
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

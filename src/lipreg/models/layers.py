@@ -1,0 +1,142 @@
+"""What the networks are made of: activations, normalisation, convolution, pooling, the head."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lipreg.convolution import conv
+
+__all__ = [
+    "ACTIVATIONS",
+    "HEADS",
+    "Head",
+    "Model",
+    "c2relu",
+    "check",
+    "convolution",
+    "normalised",
+    "pooled",
+    "windows",
+]
+
+
+def c2relu(x: Array) -> Array:
+    """`max(z^3 - z^4/2, relu(x))`, `z = relu(x + 1/2)`: relu, twice differentiable (1905.11468).
+
+    0 up to -1/2, `z^3 - z^4/2` up to 1/2 and x from there on; value, slope and curvature agree at
+    both seams, and the curvature `6z - 6z^2` is at most 3/2.
+
+    >>> c2relu(jnp.array([-0.5, 0.0, 0.5, 2.0]))
+    Array([0.     , 0.09375, 0.5    , 2.     ], dtype=float32)
+    """
+    # As pieces rather than a maximum: z is kept out of the quartic above 1, where it overflows.
+    z = jax.nn.relu(jnp.where(x < 0.5, x, 0.5) + 0.5)
+    return jnp.where(x < 0.5, z**3 - 0.5 * z**4, x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "softplus": jax.nn.softplus,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "c2relu": c2relu,
+}
+
+HEADS = ("linear", "batch_norm", "tanh")
+
+
+def check(what: str, name: str, choices: Any) -> None:
+    if name not in choices:
+        raise ValueError(f"No {what} {name!r}; choose one of {', '.join(choices)}.")
+
+
+def normalised(x: Array, train: bool, *, scale: bool = True, offset: bool = True) -> Array:
+    """Momentum 0.9, eps 1e-5; statistics and arithmetic in float32 whatever x is."""
+    layer = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        use_scale=scale,
+        use_bias=offset,
+        dtype=jnp.float32,
+    )
+    return layer(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def convolution(
+    features: int, side: int, dtype: Any, *, groups: int = 1, bias: bool = False
+) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (side, side),
+        use_bias=bias,
+        feature_group_count=groups,
+        kernel_init=nn.initializers.he_normal(),
+        dtype=dtype,
+        conv_general_dilated=conv,
+    )
+
+
+def windows(x: Array) -> Array:
+    """2 x 2 windows, `[B, H/2, 2, W/2, 2, C]`."""
+    batch, rows, columns, channels = x.shape
+    x = x[:, : rows // 2 * 2, : columns // 2 * 2]
+    return x.reshape(batch, rows // 2, 2, columns // 2, 2, channels)
+
+
+def pooled(x: Array) -> Array:
+    """The mean of 2 x 2 windows; an odd last row or column is left out."""
+    return windows(x).mean((2, 4))
+
+
+class Head(nn.Module):
+    """Features `[B, F]` to logits `[B, classes]`; no activation on the logits.
+
+    `linear`: `Wx + b`. `batch_norm`: `BN(Wx)`, without scale and offset. `tanh`:
+    `t tanh(BN(Wx) / t)`, `t = |learned scalar|`, 1 at first, which keeps every logit within t
+    (the code of 1810.00953).
+    """
+
+    classes: int
+    kind: str = "linear"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        check("head", self.kind, HEADS)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        # Batch normalisation would take a bias away again.
+        dense = nn.Dense(self.classes, use_bias=self.kind == "linear", dtype=self.dtype)
+        logits = dense(x).astype(jnp.float32)
+        if self.kind == "linear":
+            return logits
+        logits = normalised(logits, train, scale=False, offset=False)
+        if self.kind == "batch_norm":
+            return logits
+        t = jnp.abs(self.param("t", nn.initializers.ones, ()))
+        # The floor is under the division only: at t = 0 the logits are 0, and no derivative is NaN.
+        return t * jnp.tanh(logits / jnp.maximum(t, 1e-6))
+
+
+class Model(nn.Module, kw_only=True):
+    """The fields that all models share."""
+
+    classes: int
+    head: str = "linear"
+    activation: str = "relu"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        check("head", self.head, HEADS)
+        check("activation", self.activation, ACTIVATIONS)
+        super().__post_init__()
+
+    def logits(self, x: Array, train: bool) -> Array:
+        """The head of this model, for use inside a compact `__call__`."""
+        return Head(self.classes, self.head, self.dtype)(x, train)
