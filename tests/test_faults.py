@@ -172,8 +172,6 @@ def outcome(folder: Path) -> str:
     return "older" if warned else "sound"
 
 
-# Orbax leaves reads behind that end when the damage has been found.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_no_damage_to_any_file_of_a_checkpoint_is_silent(kind, saved, tmp_path):
     found = {}
