@@ -25,6 +25,8 @@ import torch_training
 from absl import app
 from timing import compiled, interleaved, publish, ratio, table, times
 
+from lipreg import convolution
+
 SMOOTH, KINKED = 1e-4, 1e-2  # relative differences of loss and of all gradients together, at most
 
 # Traces `torch.autograd.grad` as part of the program: otherwise second derivatives do not compile.
@@ -167,6 +169,7 @@ Medians of {steps.REPEATS.value} turns in one process; the ratio, with quartiles
 
 
 def main(argv: list[str]) -> None:
+    convolution.use_eigen()
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     torch.set_num_threads(os.cpu_count() or 1)

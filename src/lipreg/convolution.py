@@ -13,16 +13,21 @@ A convolution is linear in the image x and in the kernel w, so that with a cotan
 is trilinear. Its three partial gradients are the convolution, the gradient in the image and the
 gradient in the kernel, and the derivative of each of them is given by the other two. That table is
 closed: reverse mode of every order calls these three functions and nothing else.
+
+Outside of loops jaxlib 0.10 hands convolutions to YNNPACK, which takes twice the time of XLA's own
+on two cores; `use_eigen` says no to that.
 """
 
+import os
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxlib.version import __version__ as jaxlib_version
 
-__all__ = ["conv"]
+__all__ = ["conv", "use_eigen"]
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -32,6 +37,22 @@ NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 # A group is a convolution of its own below this number; above, compiling so many costs more than
 # it saves.
 MOST_GROUPS = 32
+
+_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
+
+
+def use_eigen() -> None:
+    """Convolutions on CPU by XLA's own code (Eigen), not YNNPACK's. Call it before JAX computes.
+
+    It adds to the environment's XLA_FLAGS, which a process reads once. A training step of the small
+    CNN takes 0.6 to 0.75 of the time, one with float32 images of 32 x 32 and batch 32 or 128 on two
+    cores; convolutions in loops are Eigen's anyway. Results agree to rounding. The launchers call
+    it. Nothing happens where the flag is set already and with a jaxlib other than 0.10: XLA ends a
+    process whose flags it does not know.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jaxlib_version.startswith("0.10.") and _FUSIONS not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_FUSIONS}=-individual_convolution".strip()
 
 
 def conv(
