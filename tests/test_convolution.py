@@ -64,9 +64,10 @@ PADDINGS = [
 ]
 
 
+@pytest.mark.parametrize("channels", [3, convolution.NARROW + 1])
 @pytest.mark.parametrize(("kernel", "padding"), PADDINGS, ids=str)
-def test_any_padding_is_that_of_lax(kernel, padding):
-    x, w = draw(0, 2, 6, 9, 3), draw(1, *kernel, 3, 4)
+def test_any_padding_is_that_of_lax(kernel, padding, channels):
+    x, w = draw(0, 2, 6, 9, channels), draw(1, *kernel, channels, 4)
 
     def gradients(function):
         return jax.grad(lambda x, w: (layer(function, padding)(x, w) ** 3).sum(), (0, 1))(x, w)
