@@ -12,6 +12,7 @@ from lipreg.attacks.start import (
     at_least_one,
     check_inputs,
     check_norm,
+    likeliest_wrong,
     misclassified,
     random_in_ball,
     select,
@@ -164,10 +165,11 @@ def _nearest_boundary(
 
     if target is not None:
         return boundary(target)
-    likely = jax.lax.top_k(logits, min(classes, logits.shape[1]))[1]
+    # y itself, one of the likeliest, has no boundary.
+    likely = likeliest_wrong(logits, y, max(min(classes, logits.shape[1]) - 1, 1))
     gaps, slopes = jax.vmap(boundary)(likely.T)
     sizes = jax.vmap(norm.dual)(slopes)
-    # The class y itself has slope 0, as has a boundary that is nowhere.
+    # A boundary that is nowhere has slope 0.
     distances = jnp.where(sizes > 0, jnp.abs(gaps) / jnp.where(sizes > 0, sizes, 1.0), jnp.inf)
     nearest, rows = distances.argmin(0), jnp.arange(len(x))
     return gaps[nearest, rows], slopes[nearest, rows]

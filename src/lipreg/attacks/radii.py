@@ -154,21 +154,30 @@ def basic_iterative(
     check_inputs(logits_fn, x, y, bounds)
     check_norm("basic_iterative", norm, L2, LINF)
     at_least_one("basic_iterative", steps=steps, growths=growths, bisections=bisections)
-    grad = jax.grad(lambda point: cross_entropy(logits_fn(point).astype(x.dtype), y).sum())
     first = radius * (bounds[1] - bounds[0]) * (x[0].size ** 0.5 if norm is L2 else 1.0)
+
+    def total(point: Array) -> tuple[Array, Array]:
+        logits = logits_fn(point)
+        return cross_entropy(logits.astype(x.dtype), y).sum(), misclassified(lambda z: z, logits, y)
 
     def at(eps: Array, best: Array, least: Array) -> tuple[Array, Array, Array]:
         """Ten steps at a radius per example: did they fool, and the closest point so far."""
 
+        def judged(point: Array, wrong: Array, seen: tuple) -> tuple:
+            fooled, best, least = seen
+            return fooled | wrong, *_keep(best, least, x, point, wrong, norm)
+
         def step(_: int, carry: tuple) -> tuple:
-            point, fooled, best, least = carry
-            moved = point + expand(eps / 6, x) * norm.direction(grad(point)).astype(x.dtype)
-            point = jnp.clip(x + norm.project(moved - x, eps).astype(x.dtype), *bounds)
-            wrong = misclassified(logits_fn, point, y)
-            return point, fooled | wrong, *_keep(best, least, x, point, wrong, norm)
+            # A point is judged when its gradient is taken; the first is the image, which is right.
+            point, seen = carry
+            grad, wrong = jax.grad(total, has_aux=True)(point)
+            moved = point + expand(eps / 6, x) * norm.direction(grad).astype(x.dtype)
+            moved = x + norm.project(moved - x, eps).astype(x.dtype)
+            return jnp.clip(moved, *bounds), judged(point, wrong, seen)
 
         nothing = jnp.zeros(y.shape, bool)
-        return jax.lax.fori_loop(0, steps, step, (x, nothing, best, least))[1:]
+        point, seen = jax.lax.fori_loop(0, steps, step, (x, (nothing, best, least)))
+        return judged(point, misclassified(logits_fn, point, y), seen)
 
     def body(carry: tuple) -> tuple:
         # Not fooled at `low`; fooled at `high`, inf while the radius still grows.
