@@ -228,8 +228,9 @@ def fit(
     number, so a restored state goes on with the batches that it would have seen. The whole step is
     one compiled program which *donates* its state: a yielded state is gone when the next is asked
     for. A `stream.Stream` is read as it goes. `per_dispatch` steps of a set in memory make one
-    program where they fit between two reports; 0 stands for 1 on CPU, where nothing is gained by
-    more, and 16 elsewhere. `started` is told the seconds that the first took, compilation included.
+    program where they fit between two reports; 0 stands for 1 on CPU, where a scan of convolutions
+    other than the library's is slow, and 16 elsewhere. `started` is told the seconds that the first
+    took, compilation included.
 
     K runs train together when states, strengths and keys are stacked, `[K, ...]`, and the step is
     vmapped over all three of its arguments. Inside `parallel.over` the devices share the batch, or
