@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import chex
 import jax
@@ -66,6 +67,16 @@ CONFIGS = [("digits", ""), ("mnist", ""), ("cifar10", ",cnn"), ("cifar100", ",cn
 
 
 ROWS = [(name, f"j2_lip_tanh{model}") for name, model in CONFIGS]
+
+
+def test_several_steps_a_dispatch_are_asked_for_in_the_config_and_change_no_number(tmp_path):
+    states = []
+    with mock.patch.object(jax.lax, "scan", wraps=jax.lax.scan) as scan:
+        for n in (1, 2):
+            prepared = experiment.prepare(tiny(**{"train.per_dispatch": n}))
+            states.append(experiment.train_run(prepared, tmp_path / str(n), silent=True))
+            assert scan.called == (n > 1)
+    chex.assert_trees_all_close(states[0].params, states[1].params, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "row"), [*ROWS, ("cifar10", "j1")])
@@ -177,7 +188,8 @@ def test_a_distance_of_an_image_is_that_of_its_own_attack(finished):
 def test_a_run_of_a_version_with_fewer_fields_is_read(finished, tmp_path):
     run = shutil.copytree(finished / "a0", tmp_path / "a0")
     config = json.loads((run / "config.json").read_text())
-    for section, field in (("train", "ramp"), ("train", "accumulate"), ("data", "side")):
+    for name in ("train.ramp", "train.accumulate", "train.per_dispatch", "data.side"):
+        section, field = name.split(".")
         del config[section][field]
     (run / "config.json").write_text(json.dumps(config))
     a, b = experiment.load(run), experiment.load(finished / "a0")

@@ -80,6 +80,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "ema": 0.0,  # decay of the averaged weights; 0 is off
         "ramp": 0.0,  # fraction of training over which strengths.lam grows from 0
         "accumulate": 1,  # steps whose gradients make one move of the weights
+        "per_dispatch": 0,  # steps of one compiled program; 0: 1 on CPU, 16 elsewhere
     }
     config.report = {
         "every_steps": 50,  # a line of metrics.jsonl
@@ -178,6 +179,7 @@ _MAY_BE_ZERO = (
     *("data.seed", "data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
     *("data.side", "data.threads", "data.workers"),
     *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
+    "train.per_dispatch",
 )
 _FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
 

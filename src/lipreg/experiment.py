@@ -168,6 +168,7 @@ def _train(
             steps=lead.steps,
             every=config.report.every_steps,
             key=stack(*(_key(e.config, "batches") for e in experiments)),
+            per_dispatch=config.train.per_dispatch,
             started=started,
         )
         logs = [open_.enter_context(runs.Log(workdir, first)) for workdir in workdirs]
