@@ -69,7 +69,7 @@ CONFIGS = [("digits", ""), ("mnist", ""), ("cifar10", ",cnn"), ("cifar100", ",cn
 ROWS = [(name, f"j2_lip_tanh{model}") for name, model in CONFIGS]
 
 
-def test_several_steps_a_dispatch_are_asked_for_in_the_config_and_change_no_number(tmp_path):
+def test_several_steps_a_dispatch_are_asked_for_in_the_config_and_agree_with_single_ones(tmp_path):
     states = []
     with mock.patch.object(jax.lax, "scan", wraps=jax.lax.scan) as scan:
         for n in (1, 2):

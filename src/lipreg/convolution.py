@@ -14,8 +14,8 @@ is trilinear. Its three partial gradients are the convolution, the gradient in t
 gradient in the kernel, and the derivative of each of them is given by the other two. That table is
 closed: reverse mode of every order calls these three functions and nothing else.
 
-Outside of loops jaxlib 0.10 hands convolutions to YNNPACK, which takes twice the time of XLA's own
-on two cores; `use_eigen` says no to that.
+jaxlib 0.10 hands convolutions outside of loops to YNNPACK, which takes twice the time of XLA's own
+on two cores; `use_eigen` says no to that, but for those that XLA fuses with a reduction.
 """
 
 import os
@@ -50,9 +50,10 @@ def use_eigen() -> None:
     """Convolutions on CPU by XLA's own code (Eigen), not YNNPACK's. Call it before JAX computes.
 
     It adds to the environment's XLA_FLAGS, which a process reads once. A training step of the small
-    CNN takes 0.6 to 0.75 of the time, one with float32 images of 32 x 32 and batch 32 or 128 on two
-    cores; convolutions in loops are Eigen's anyway. Results agree to rounding. The launchers call
-    it. Nothing happens where the flag is set already and with a jaxlib other than 0.10: XLA ends a
+    CNN takes 0.6 to 0.75 of the time, with float32 images of 32 x 32 and batch 32 or 128 on two
+    cores. Results agree to rounding. The launchers call it. Convolutions that XLA fuses with a
+    reduction, as with the means of a pooling in a network without batch statistics, stay YNNPACK's.
+    Nothing happens where the flag is set already and with a jaxlib other than 0.10: XLA ends a
     process whose flags it does not know.
     """
     flags = os.environ.get("XLA_FLAGS", "")
