@@ -15,7 +15,8 @@ gradient in the kernel, and the derivative of each of them is given by the other
 closed: reverse mode of every order calls these three functions and nothing else.
 
 jaxlib 0.10 hands convolutions outside of loops to YNNPACK, which takes twice the time of XLA's own
-on two cores; `use_eigen` says no to that, but for those that XLA fuses with a reduction.
+on two cores; `use_eigen` says no to that, but for those that XLA fuses with a reduction. So the
+networks' pooling is none (`models.layers.pooled`).
 """
 
 import os
@@ -52,9 +53,8 @@ def use_eigen() -> None:
     It adds to the environment's XLA_FLAGS, which a process reads once. A training step of the small
     CNN takes 0.6 to 0.75 of the time, with float32 images of 32 x 32 and batch 32 or 128 on two
     cores. Results agree to rounding. The launchers call it. Convolutions that XLA fuses with a
-    reduction, as with the means of a pooling in a network without batch statistics, stay YNNPACK's.
-    Nothing happens where the flag is set already and with a jaxlib other than 0.10: XLA ends a
-    process whose flags it does not know.
+    reduction stay YNNPACK's. Nothing happens where the flag is set already and with a jaxlib other
+    than 0.10: XLA ends a process whose flags it does not know.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jaxlib_version.startswith("0.10.") and _FUSIONS not in flags:

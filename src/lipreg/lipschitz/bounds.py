@@ -222,7 +222,11 @@ def _walk(jaxpr: Any, constants: Any, args: list, eps: Any) -> list:
 
     for eqn in jaxpr.eqns:
         inputs = [read(v) for v in eqn.invars]
-        if eqn.primitive.name in CALLS:
+        if eqn.params.get("branches_platforms"):
+            # One function, written differently for different platforms: the default form.
+            inner = eqn.params["branches"][-1]
+            outputs = _walk(inner.jaxpr, inner.consts, inputs[1:], eps)
+        elif eqn.primitive.name in CALLS:
             inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             outputs = _walk(inner.jaxpr, inner.consts, inputs, eps)

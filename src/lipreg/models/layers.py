@@ -1,12 +1,14 @@
 """What the networks are made of: activations, normalisation, convolution, pooling, the head."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 from lipreg.convolution import conv
 
@@ -89,8 +91,18 @@ def windows(x: Array) -> Array:
 
 
 def pooled(x: Array) -> Array:
-    """The mean of 2 x 2 windows; an odd last row or column is left out."""
-    return windows(x).mean((2, 4))
+    """The mean of 2 x 2 windows; an odd last row or column is left out.
+
+    Added up by hand on CPU: with a reduction XLA fuses the convolution before it, and hands both to
+    YNNPACK (see `lipreg.convolution`). An attack of 10 steps on the small CNN takes 0.8 of its
+    time.
+    """
+
+    def added_up(x: Array) -> Array:
+        parts = windows(x)
+        return reduce(jnp.add, (parts[:, :, i, :, j] for i, j in np.ndindex(2, 2))) / 4
+
+    return lax.platform_dependent(x, cpu=added_up, default=lambda x: windows(x).mean((2, 4)))
 
 
 class Head(nn.Module):
