@@ -131,13 +131,14 @@ def test_averages_and_maxima_over_windows_have_their_norms():
 def test_pooling_is_bounded_as_the_mean_that_it_is_on_every_platform():
     """It is added up by hand where it runs; four parts of norm 1/4 each would make 1."""
     image, cotangent = uniform(2, 5, 6, 3), uniform(2, 2, 3, 3)
-    values, back = jax.vjp(pooled, image)
+    values, back = jax.vjp(partial(pooled, train=False), image)
     means = np.asarray(image)[:, :4].reshape(2, 2, 2, 3, 2, 3).mean((2, 4))
     np.testing.assert_allclose(values, means, rtol=1e-6)
+    np.testing.assert_allclose(pooled(image, train=True), means, rtol=1e-6)
     shares = np.asarray(cotangent).repeat(2, 1).repeat(2, 2) / 4
     np.testing.assert_allclose(back(cotangent)[0][:, :4], shares, rtol=1e-6)
     np.testing.assert_array_equal(back(cotangent)[0][:, 4], 0)
-    flat = lambda x: pooled(x).reshape(len(x), -1)
+    flat = lambda x: pooled(x, train=False).reshape(len(x), -1)
     np.testing.assert_allclose(lipschitz(flat, image).output, 0.5, rtol=1e-5)
     ones = jnp.ones_like(image)
     for found, side in zip(interval(flat, image, ones), (flat(image), flat(ones)), strict=True):

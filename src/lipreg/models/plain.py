@@ -43,7 +43,7 @@ class CNN(Model):
                 x = normalised(x, train)
             x = act(x)
             if min(x.shape[1:3]) >= 4:
-                x = pooled(x)
+                x = pooled(x, train)
         # Flattened, not averaged: where in the image a stroke is tells digits apart.
         x = x.reshape(x.shape[0], -1)
         x = nn.Dense(self.hidden, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)(x)

@@ -69,7 +69,7 @@ class ResNeXt(Residual):
         x = unit(x.astype(self.dtype), self.channels[0], 3)
         for stage, (blocks, channels) in enumerate(zip(self.stages, self.channels, strict=True)):
             if stage:
-                x = pooled(unit(x, channels, 1))
+                x = pooled(unit(x, channels, 1), train)
             for _ in range(blocks):
                 x = self.maybe_again(partial(block, channels=channels), x)
         return self.logits(x.mean((1, 2)), train)
@@ -91,11 +91,11 @@ class PreActResNet(Residual):
 
         def block(x: Array, channels: int, down: bool) -> Array:
             y = act(normalised(x, train))
-            y = pooled(y) if down else y
+            y = pooled(y, train) if down else y
             if x.shape[-1] != channels:
                 x = convolution(channels, 1, self.dtype)(y)
             elif down:
-                x = pooled(x)
+                x = pooled(x, train)
             y = convolution(channels, 3, self.dtype)(y)
             y = convolution(channels, 3, self.dtype)(act(normalised(y, train)))
             return x + y
@@ -125,10 +125,11 @@ class BottleneckResNet(Residual):
 
         def block(x: Array, channels: int, down: bool) -> Array:
             y = act(unit(x, channels // 4, 1))
-            y, x = (pooled(y), pooled(x)) if down else (y, x)
+            y, x = (pooled(y, train), pooled(x, train)) if down else (y, x)
             y = unit(act(unit(y, channels // 4, 3)), channels, 1)
             return act(y + (x if x.shape[-1] == channels else unit(x, channels, 1)))
 
-        x = pooled(act(unit(space_to_depth(x.astype(self.dtype)), self.channels[0] // 4, 3)))
+        x = act(unit(space_to_depth(x.astype(self.dtype)), self.channels[0] // 4, 3))
+        x = pooled(x, train)
         x = self.halving(block, x)
         return self.logits(x.mean((1, 2)), train)
