@@ -106,12 +106,12 @@ def test_ead_follows_its_formulas():
     point = ahead = image
     found = []
     for k in range(steps):
+        found += [ahead] if ahead @ w + b > 0 else []
         slope = 2 * (ahead - image) - c * w * (ahead @ w + b < 0)
         moved = ahead - rate * np.sqrt(1 - k / steps) * slope - image
         shrunk = np.sign(moved) * np.maximum(np.abs(moved) - beta, 0)
         before, point = point, np.clip(image + shrunk, 0, 1)
         ahead = np.clip(point + k / (k + 3) * (point - before), 0, 1)
-        found += [point] if point @ w + b > 0 else []
     nearest = min(found, key=lambda point: np.abs(point - image).sum())
 
     options = {"c": c, "beta": beta, "learning_rate": rate, "steps": steps, "searches": 1}

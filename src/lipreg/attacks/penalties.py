@@ -103,9 +103,11 @@ def ead(
     FISTA: a gradient step on the first two terms, of size `learning_rate sqrt(1 - k/steps)`, then
     every entry of the perturbation shrinks by beta, so that most are exactly 0. As in the paper
     the step size does not scale beta, so that the weight of the l_1 norm is beta over the step
-    size: larger than beta, and growing. The extrapolated point is kept inside the box, which the
-    paper does not ask for. Units and the search for c are those of `carlini_wagner`; the closest
-    point is that in l_1. Norm: L1. Deterministic: `key` is there for the common contract.
+    size: larger than beta, and growing. The extrapolated points are kept inside the box, and are
+    the ones that are judged, with the logits of the pass that takes their gradient; the paper
+    judges those before extrapolation, with a pass more. Units and the search for c are those of
+    `carlini_wagner`; the closest point is that in l_1. Norm: L1. Deterministic: `key` is there for
+    the common contract.
 
     >>> logits_fn = lambda x: x * jnp.array([[1.0, 2.0]])
     >>> x, y = jnp.array([[0.5, 0.4]]), jnp.array([1])
@@ -119,17 +121,20 @@ def ead(
     span = bounds[1] - bounds[0]
     objective = _penalised(logits_fn, x, y, bounds, confidence)
 
+    def total(point: Array, c: Array) -> tuple[Array, Array]:
+        values, logits = objective(point, c)
+        return values.sum(), logits
+
     def step(k: Array, c: Array, state: tuple) -> tuple[tuple, tuple[Array, Array]]:
         before, ahead = state
         k = k.astype(x.dtype)
-        grad = jax.grad(lambda point: objective(point, c)[0].sum())(ahead)
+        grad, logits = jax.grad(total, has_aux=True)(ahead, c)
         # span twice: once for the gradient, once for the step.
         moved = ahead - learning_rate * jnp.sqrt(1 - k / steps) * span**2 * grad - x
         sparse = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - beta * span, 0.0)
         point = jnp.clip(x + sparse, *bounds)
-        ahead = jnp.clip(point + k / (k + 3) * (point - before), *bounds)
-        logits = logits_fn(point).astype(x.dtype)
-        return (point, ahead), (point, logits)
+        following = jnp.clip(point + k / (k + 3) * (point - before), *bounds)
+        return (point, following), (ahead, logits)
 
     return _closest(step, (x, x), logits_fn, x, y, norm, steps, searches, c, confidence)
 
