@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 from timing import compiled, interleaved, ratio
 
-from lipreg import attacks, convolution, curves, models, runs
+from lipreg import attacks, cpu, curves, models, runs
 from lipreg.models import layers
 from lipreg.norms import L2
 
@@ -64,7 +64,7 @@ def case(name: str, batch: int, library: bool) -> tuple[dict[str, float], dict[s
 
 
 def main(argv: list[str]) -> None:
-    convolution.use_eigen()
+    cpu.tune()
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     print(f"PGD, {_STEPS.value} steps, l2, 32 x 32 x 3; medians of {_REPEATS.value} in turn\n")

@@ -24,7 +24,7 @@ from absl import app, flags
 from PIL import Image
 from timing import publish, table
 
-from lipreg import config, convolution, experiment, objectives, stream, train
+from lipreg import config, cpu, experiment, objectives, stream, train
 
 _IMAGES = flags.DEFINE_integer("images", 256, "JPEGs to write", lower_bound=32)
 _TURNS = flags.DEFINE_integer("turns", 3, "of the pipelines", lower_bound=1)
@@ -147,7 +147,7 @@ def training(folder: Path) -> tuple[list[dict[str, str]], str]:
 
 
 def main(argv: list[str]) -> None:
-    convolution.use_eigen()
+    cpu.tune()
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     with tempfile.TemporaryDirectory() as folder:

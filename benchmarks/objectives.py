@@ -20,7 +20,7 @@ import steps
 from absl import app, flags
 from timing import compiled, interleaved, publish, ratio, table, times
 
-from lipreg import attacks, convolution, cost, train
+from lipreg import attacks, cost, cpu, train
 from lipreg.cost import Cost
 from lipreg.norms import L2
 
@@ -125,7 +125,7 @@ j0's in the same turn, divided by a third of the price: 1 is at its price. Media
 
 
 def main(argv: list[str]) -> None:
-    convolution.use_eigen()
+    cpu.tune()
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     rows: list[Row] = []

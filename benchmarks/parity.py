@@ -33,7 +33,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from absl import app, flags, logging
 from cases import SLOW, Case, cases
 
-from lipreg import convolution, curves, data, experiment, runs
+from lipreg import cpu, curves, data, experiment, runs
 from lipreg.attacks.start import example_keys
 from lipreg.config import label
 from lipreg.evaluation import cascade
@@ -281,7 +281,7 @@ def to_csv(rows: list[Row]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    convolution.use_eigen()
+    cpu.tune()
     logging.set_verbosity(logging.WARNING)  # Orbax and foolbox tell of themselves at INFO
     torch.set_num_threads(os.cpu_count() or 1)
     if not argv[1:]:

@@ -25,7 +25,7 @@ import steps
 from absl import app, flags
 from timing import interleaved, publish, ratio, table, times
 
-from lipreg import convolution, data, objectives, train
+from lipreg import cpu, data, objectives, train
 
 _FIRST = flags.DEFINE_bool("first", False, "print the seconds to the first step, and stop")
 
@@ -146,7 +146,7 @@ compiled programs of another process in JAX_COMPILATION_CACHE_DIR.
 
 
 def main(argv: list[str]) -> None:
-    convolution.use_eigen()
+    cpu.tune()
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     if _FIRST.value:

@@ -25,7 +25,7 @@ import torch_training
 from absl import app
 from timing import compiled, interleaved, publish, ratio, table, times
 
-from lipreg import convolution
+from lipreg import cpu
 
 SMOOTH, KINKED = 1e-4, 1e-2  # relative differences of loss and of all gradients together, at most
 
@@ -169,7 +169,7 @@ Medians of {steps.REPEATS.value} turns in one process; the ratio, with quartiles
 
 
 def main(argv: list[str]) -> None:
-    convolution.use_eigen()
+    cpu.tune()
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     torch.set_num_threads(os.cpu_count() or 1)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import jax
 from absl import flags, logging
 
-from lipreg import convolution, parallel
+from lipreg import cpu, parallel
 
 _CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "lipreg")
 _COMPILE_CACHE = flags.DEFINE_string(
@@ -64,7 +64,7 @@ def run(
         _fail(f"Unexpected argument {arguments[0]!r}: flags are written --name=value.")
     if _PROCESSES.value and not devices:
         _fail(f"--processes={_PROCESSES.value}: this program runs in one process.")
-    convolution.use_eigen()
+    cpu.tune()
     if _COMPILE_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", _COMPILE_CACHE.value)
     try:

@@ -1,9 +1,6 @@
 """lipreg.convolution against lax, and the optimised programs that it is there for."""
 
-import os
 import re
-import subprocess
-import sys
 from functools import partial
 
 import flax.linen as linen
@@ -238,50 +235,3 @@ def test_the_same_loop_with_laxs_derivatives_has_slow_convolutions(program):
     # When this fails, XLA has been repaired, and convolution.py has had its day.
     params, x = params_and_images()
     assert slow_convolutions(partial(program, lax.conv_general_dilated), params, x)
-
-
-PROGRAM = """
-import os
-from lipreg import convolution
-convolution.use_eigen()
-convolution.use_eigen()
-import jax, jax.numpy as jnp, numpy as np
-from lipreg.models.layers import pooled
-x = jnp.linspace(-1, 1, 32 * 16 * 16 * 32).reshape(32, 16, 16, 32)
-w = jnp.linspace(1, -1, 3 * 3 * 32 * 32).reshape(3, 3, 32, 32)
-loss = lambda x, w: jnp.square(convolution._forward(x, w, ((1, 1), (1, 1)), None)).sum()
-program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, w).compile()
-own = " convolution(" in program.as_text().split("ENTRY")[1]  # in the other case inside of fusions
-relu = lambda x, w: jax.nn.relu(convolution._forward(x, w, ((1, 1), (1, 1)), None))
-stage = lambda x, w: pooled(relu(x, w), train=False)
-stages = jax.jit(lambda x, w: stage(stage(x, w), w)).lower(x, w).compile().as_text()
-own = own and stages.split("ENTRY")[1].count(" convolution(") == 2
-print(os.environ["XLA_FLAGS"].count("fusion_type"), own)
-value, gradients = program(x, w)
-print(float(value), *(float(jnp.abs(g).sum()) for g in gradients))
-"""
-
-
-def in_a_process_of_its_own(flags):
-    environment = os.environ | {"XLA_FLAGS": flags}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
-    )
-    said, numbers = done.stdout.splitlines()
-    return said, np.array(numbers.split(), float)
-
-
-def test_use_eigen_takes_convolutions_from_ynnpack_and_leaves_what_the_user_set():
-    said, numbers = in_a_process_of_its_own("")
-    assert said == "1 True"
-    flag = "--xla_cpu_experimental_ynn_fusion_type=+individual_convolution"
-    said, others = in_a_process_of_its_own(flag)
-    assert said == "1 False"
-    np.testing.assert_allclose(numbers, others, rtol=1e-5)
-
-
-def test_use_eigen_sets_no_flag_that_another_jaxlib_might_not_know(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_mine=1")
-    monkeypatch.setattr(convolution, "jaxlib_version", "0.11.0")
-    convolution.use_eigen()
-    assert os.environ["XLA_FLAGS"] == "--xla_mine=1"

@@ -15,11 +15,10 @@ gradient in the kernel, and the derivative of each of them is given by the other
 closed: reverse mode of every order calls these three functions and nothing else.
 
 jaxlib 0.10 hands convolutions outside of loops to YNNPACK, which takes twice the time of XLA's own
-on two cores; `use_eigen` says no to that, but for those that XLA fuses with a reduction. So the
+on two cores; `cpu.tune` says no to that, but for those that XLA fuses with a reduction. So the
 networks' pooling is none (`models.layers.pooled`).
 """
 
-import os
 from functools import partial, reduce
 from typing import Any
 
@@ -27,9 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxlib.version import __version__ as jaxlib_version
 
-__all__ = ["conv", "use_eigen"]
+__all__ = ["conv"]
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -43,22 +41,6 @@ MOST_GROUPS = 32
 # Up to so many channels the gradient of an image is one matrix product, on CPU 2 to 3 times faster:
 # a first layer's, of which every step of an attack needs one. At 8 channels it is slower.
 NARROW = 4
-
-_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
-
-
-def use_eigen() -> None:
-    """Convolutions on CPU by XLA's own code (Eigen), not YNNPACK's. Call it before JAX computes.
-
-    It adds to the environment's XLA_FLAGS, which a process reads once. A training step of the small
-    CNN takes 0.6 to 0.75 of the time, with float32 images of 32 x 32 and batch 32 or 128 on two
-    cores. Results agree to rounding. The launchers call it. Convolutions that XLA fuses with a
-    reduction stay YNNPACK's. Nothing happens where the flag is set already and with a jaxlib other
-    than 0.10: XLA ends a process whose flags it does not know.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib_version.startswith("0.10.") and _FUSIONS not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{_FUSIONS}=-individual_convolution".strip()
 
 
 def conv(

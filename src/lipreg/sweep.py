@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lipreg import curves, experiment, parallel, plots, runs, train
+from lipreg import cpu, curves, experiment, parallel, plots, runs, train
 from lipreg.config import Config, check, leaves
 
 __all__ = ["ENGINES", "parse", "points", "report", "run"]
@@ -162,6 +162,12 @@ def _together(prepared: dict[str, experiment.Experiment], folder: Path, silent: 
         train_point(one.config, folder / name, silent=silent)
 
 
+def _trial(config: Config, workdir: Path) -> None:
+    """A point in a process that no launcher has set up."""
+    cpu.tune()
+    train_point(config, workdir)
+
+
 def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
     """A process for each point, on a GPU of its own where there are any; a killed one again."""
     try:
@@ -174,7 +180,7 @@ def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
     ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
     try:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        trial = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(train_point)
+        trial = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_trial)
         pending = {trial.remote(c, (folder / n).absolute()): n for n, c in left.items()}
         lost: dict[str, str] = {}
         with tqdm(total=len(pending), unit="point", disable=silent or None) as bar:
