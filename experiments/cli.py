@@ -34,7 +34,11 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)[1:]
     except (AttributeError, KeyError) as error:
-        _fail(f"No such config field: {error}. src/lipreg/config.py lists them all.")
+        # ml_collections puts the name in quotes, a suggestion on a line of its own, and all of that
+        # as a KeyError, whose text is its argument's repr, into an AttributeError.
+        why = error.args[0]
+        why = str(why.args[0] if isinstance(why, KeyError) else why).replace("\n", ". ")
+        _fail(f"No such config field (src/lipreg/config.py lists them all): {why}")
     except OSError as error:
         _fail(f"No such config file: {error.filename or error}.")
     except (flags.Error, ValueError, TypeError, SyntaxError, ImportError) as error:

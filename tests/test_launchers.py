@@ -59,7 +59,7 @@ BAD = {
     "mistyped field": (
         TRAIN,
         [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epoch=3"],
-        ["epoch"],
+        ["'epoch'. Did you mean \"epochs\""],
     ),
     "text for a number": (
         TRAIN,

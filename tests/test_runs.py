@@ -1,6 +1,7 @@
 """A run's folder: it is claimed once, its log goes on, and damage is found and said."""
 
 import json
+import re
 from functools import partial
 
 import jax
@@ -71,6 +72,7 @@ def test_about_names_the_command_the_commit_and_the_hardware():
     assert about["versions"]["jax"] == jax.__version__
     assert about["devices"] == ["cpu"] * jax.device_count()
     assert about["commit"]
+    assert re.fullmatch(r"\w+ \(\w+\), \d+ cores", about["machine"])
     assert json.dumps(about)
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -162,12 +162,15 @@ def about() -> dict[str, Any]:
         check=False,
     )
     packages = ("lipreg", "jax", "jaxlib", "flax", "optax")
+    # Times change twofold with the level of the vector instructions: X86_V3, X86_V4, ...
+    simd = cast(Any, np.show_config("dicts"))["SIMD Extensions"]
+    level = [platform.machine(), *simd.get("baseline", []), *simd.get("found", [])][-1]
     return {
         "command": " ".join(sys.argv),
         "commit": git.stdout.strip() or "unknown",
         "versions": {name: metadata.version(name) for name in packages},
         "devices": [device.device_kind for device in jax.devices()],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()} ({level}), {os.cpu_count()} cores",
         "python": platform.python_version(),
     }
 
