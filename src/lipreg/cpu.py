@@ -21,17 +21,17 @@ def tune() -> None:
     """Set this process up for fast programs on CPU. Call it before JAX computes, once or often.
 
     The launchers call it. On two cores a training step of the small CNN on 32 x 32 images takes
-    0.4 to 0.7 of the time with both settings:
+    0.35 to 0.65 of the time (`benchmarks/tuned.py`):
 
-    - Convolutions outside of loops by XLA's own code (Eigen), not YNNPACK's: 0.6 to 0.75. It adds a
+    - Convolutions outside of loops by XLA's own code (Eigen), not YNNPACK's: 0.5 to 0.6. It adds a
       flag to the environment's XLA_FLAGS, which a process reads once; not where that flag is set,
       nor with a jaxlib other than 0.10, since XLA ends a process whose flags it does not know.
-    - The memory of a program stays with the process: 0.65 to 0.97. XLA takes a program's
-      temporaries in one piece, and glibc returns a large piece to the system after each step, which
-      clears it page by page for the next. So nothing is returned, and steps run in the thread that
-      asks for them, because other threads' heaps end at 64 MiB: a call returns when its step is
-      done. Elsewhere than with glibc, or where JAX_CPU_ENABLE_ASYNC_DISPATCH is set, nothing is
-      changed.
+    - The memory of a program stays with the process: 0.6 to 0.8 where its temporaries exceed
+      32 MiB. XLA takes them in one piece, and glibc returns a piece of that size to the system
+      after each step, which clears it page by page for the next. So nothing is returned, and a step
+      runs in the thread that calls it, since other threads' heaps end at 64 MiB: a call returns
+      when its step is done. Elsewhere than with glibc, or where JAX_CPU_ENABLE_ASYNC_DISPATCH is
+      set, nothing is changed.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jaxlib_version.startswith("0.10.") and _FUSIONS not in flags:
