@@ -94,8 +94,8 @@ def report(rows: list[dict[str, str]]) -> str:
 # What a process is set to
 
 Training steps on noise, 32 x 32 x 3. "found" is a process that nothing has set, "Eigen" one whose
-convolutions `lipreg.cpu.tune` has taken from YNNPACK, "tuned" one whose memory stays mapped, too: all
-that `tune` does. Medians of {steps.REPEATS.value} turns; ratios, with quartiles, within a turn.
+convolutions `lipreg.cpu.tune` has taken from YNNPACK, "tuned" one whose memory stays mapped, too:
+all that `tune` does. Medians of {steps.REPEATS.value} turns; ratios, with quartiles, within a turn.
 
 {table(rows)}
 """
