@@ -25,7 +25,7 @@ check: $(VENV)/installed
 	$(BIN)/pyright
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist loadscope
+	$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

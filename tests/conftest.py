@@ -17,6 +17,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Modules of few and long tests: begun last, they would keep one worker while the others wait.
+LONG = ("test_notebooks.py", "test_sweep.py", "test_parallel.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Thousands of compiled programs are more memory maps than Linux gives a process."""
