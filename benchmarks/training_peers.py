@@ -6,8 +6,7 @@
 The torch side is `torch_training.py`: eager in the default layout, eager in channels_last, and the
 whole step by `torch.compile`, in that of the two layouts in which eager is faster. All forms and
 ours take turns within one process. Before, loss and gradients are compared: with softplus they must
-agree; with relu, which is timed, a rounding can flip a kink: a flip is seen at 1e-3, the flips of a
-deep network at 3e-2.
+agree; with relu, which is timed, a rounding can flip a kink, and a flip is seen at 1e-3.
 """
 
 import os
@@ -28,7 +27,7 @@ from timing import compiled, interleaved, publish, ratio, table, times
 
 from lipreg import cpu
 
-SMOOTH, KINKED = 1e-4, 5e-2  # relative differences of loss and of all gradients together, at most
+SMOOTH, KINKED = 1e-4, 1e-2  # relative differences of loss and of all gradients together, at most
 
 # Traces `torch.autograd.grad` as part of the program: otherwise second derivatives do not compile.
 torch._dynamo.config.trace_autograd_ops = True
