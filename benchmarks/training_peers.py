@@ -5,13 +5,16 @@
 
 The torch side is `torch_training.py`: eager in the default layout, eager in channels_last, and the
 whole step by `torch.compile`, in that of the two layouts in which eager is faster. All forms and
-ours take turns within one process. Before, loss and gradients are compared: with softplus they must
-agree; with relu, which is timed, a rounding can flip a kink, and a flip is seen at 1e-3.
+ours take turns within one process.
+
+Before, loss and gradients are compared. With softplus they must agree. With relu, which is timed, a
+rounding can flip a kink, and a deep network has many: there every form must be as near to torch in
+float64 as torch's own float32 is.
 """
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +30,15 @@ from timing import compiled, interleaved, publish, ratio, table, times
 
 from lipreg import cpu
 
-SMOOTH, KINKED = 1e-4, 1e-2  # relative differences of loss and of all gradients together, at most
+# Relative differences of loss and of all gradients together, at most: with softplus; with relu from
+# float64, or so many times torch's own.
+SMOOTH, KINKED, SLACK = 1e-4, 1e-2, 2
 
 # Traces `torch.autograd.grad` as part of the program: otherwise second derivatives do not compile.
 torch._dynamo.config.trace_autograd_ops = True
 torch.compiler.config.force_disable_caches = True  # every compilation is timed
+
+Slope = tuple[float, np.ndarray]  # the value of an objective, and all its gradients in one vector
 
 
 class Row(NamedTuple):
@@ -43,6 +50,7 @@ class Row(NamedTuple):
     compile_s: dict[str, float]
     failure: str
     differ: float
+    apart: dict[str, float]
 
     @property
     def best(self) -> str:
@@ -68,14 +76,14 @@ class Row(NamedTuple):
             "best": self.best,
             "compilation, lipreg s": f"{self.compile_s['lipreg']:.1f}",
             "compilation, torch s": f"{self.compile_s.get('compile', np.nan):.0f}",
-            "differ by": f"{self.differ:.0e}",
+            "softplus: apart": f"{self.differ:.0e}",
+            "relu: lipreg from float64": f"{self.apart['lipreg']:.0e}",
+            "relu: eager from float64": f"{self.apart['eager']:.0e}",
         }
 
 
-def ours(
-    network: str, batch: int, name: str, **fields: Any
-) -> tuple[Callable, float, float, list[np.ndarray]]:
-    """The step, its compile seconds, its value, and its gradients in torch's layout."""
+def ours(network: str, batch: int, name: str, **fields: Any) -> tuple[Callable, float, Slope]:
+    """The step, its compile seconds, and its first gradients in torch's layout."""
     apply, state, inputs = steps.start(network, batch, **fields)
     step, strengths = steps.step(apply, name)
     program, seconds = compiled(step, state, strengths, inputs)
@@ -84,67 +92,77 @@ def ours(
     grads = jax.tree.map(lambda v, w: v - steps.DECAY * w, velocity, state.params)
     # Gradients are laid out like the weights that they belong to.
     like = torch_training.moved(network, grads, state.model_state)
-    grads = [weight.detach().numpy() for weight in like.parameters()]
-    return partial(program, state, strengths, inputs), seconds, float(parts["objective"]), grads
+    first = slope(parts["objective"], like.parameters())
+    return partial(program, state, strengths, inputs), seconds, first
 
 
 def theirs(
-    network: str, batch: int, objective: torch_training.Objective, layout: Any, **fields: Any
-) -> tuple[Callable[[], Any], float, tuple[Any, Any]]:
-    """The step in torch, the seconds of its first gradients, and these with their value."""
+    network: str,
+    batch: int,
+    objective: torch_training.Objective,
+    layout: Any = torch.contiguous_format,
+    dtype: Any = torch.float32,
+    **fields: Any,
+) -> tuple[Callable[[], Any], float, Slope]:
+    """The step in torch, the seconds of its first gradients, and these."""
     _, state, (x, y) = steps.start(network, batch, **fields)
     module = torch_training.moved(network, state.params, state.model_state, **fields)
-    module = module.to(memory_format=layout)
-    images = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
-    inputs = module, torch_training.frozen_view(module), images.requires_grad_()
+    module = module.to(dtype, memory_format=layout)
+    images = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2).copy())
+    images = images.to(dtype, memory_format=layout).requires_grad_()
+    inputs = module, torch_training.frozen_view(module), images
     classes = torch.from_numpy(np.array(y, np.int64))
     start = time.perf_counter()
-    first = objective(*inputs, classes)
+    value, grads = objective(*inputs, classes)
     seconds = time.perf_counter() - start
-    return torch_training.step(objective, *inputs, classes), seconds, first
+    return torch_training.step(objective, *inputs, classes), seconds, slope(value, grads)
 
 
-def difference(first: tuple[Any, Any], value: float, grads: list[np.ndarray]) -> float:
-    """Of value and of all gradients together, relative; the larger."""
-    a = np.concatenate([grad.detach().numpy().ravel() for grad in first[1]])
-    b = np.concatenate([grad.ravel() for grad in grads])
-    apart = np.linalg.norm(a - b) / np.linalg.norm(b)
-    return max(abs(float(first[0]) - value) / abs(value), float(apart))
+def slope(value: Any, grads: Iterable[Any]) -> Slope:
+    """Both from tensors."""
+    return float(value), np.concatenate([grad.detach().numpy().ravel() for grad in grads])
+
+
+def difference(a: Slope, b: Slope) -> float:
+    """Of the values and of the gradients, relative; the larger."""
+    apart = np.linalg.norm(a[1] - b[1]) / np.linalg.norm(b[1])
+    return max(abs(a[0] - b[0]) / abs(b[0]), float(apart))
 
 
 def agreement(network: str, name: str) -> float:
     """The difference where no rounding can be large."""
-    _, _, value, grads = ours(network, 8, name, activation="softplus")
-    objective = torch_training.OBJECTIVES[name]
-    *_, first = theirs(network, 8, objective, torch.contiguous_format, activation="softplus")
-    return difference(first, value, grads)
+    *_, first = ours(network, 8, name, activation="softplus")
+    *_, other = theirs(network, 8, torch_training.OBJECTIVES[name], activation="softplus")
+    return difference(first, other)
 
 
 def case(network: str, batch: int, name: str) -> Row:
     """A step in all forms, which must agree, in one run."""
+    objective = torch_training.OBJECTIVES[name]
     exactly = agreement(network, name)
-    program, seconds, value, grads = ours(network, batch, name)
-    programs, compile_s, differ, failure = {"lipreg": program}, {"lipreg": seconds}, {}, ""
+    *_, exact = theirs(network, batch, objective, dtype=torch.float64)
+    programs, compile_s, apart, failure = {}, {}, {}, ""
 
-    def add(form: str, objective: torch_training.Objective, layout: Any) -> None:
-        run, compile_s[form], first = theirs(network, batch, objective, layout)
-        programs[form], differ[form] = run, difference(first, value, grads)
+    def add(form: str, run: Callable, seconds: float, first: Slope) -> None:
+        programs[form], compile_s[form], apart[form] = run, seconds, difference(first, exact)
 
     layouts = {"eager": torch.contiguous_format, "channels_last": torch.channels_last}
-    objective = torch_training.OBJECTIVES[name]
+    add("lipreg", *ours(network, batch, name))
     for form, layout in layouts.items():
-        add(form, objective, layout)
+        add(form, *theirs(network, batch, objective, layout))
     quick = interleaved({form: programs[form] for form in layouts}, 2)
     faster = layouts[min(quick, key=lambda form: np.median(quick[form]))]
     torch._dynamo.reset()
     try:
-        add("compile", torch.compile(objective, fullgraph=True, dynamic=False), faster)
+        whole = torch.compile(objective, fullgraph=True, dynamic=False)
+        add("compile", *theirs(network, batch, whole, faster))
     except Exception as error:
         failure = f"fails: {type(error).__name__}"
-    if not (exactly <= SMOOTH and max(differ.values()) <= KINKED):
-        raise ValueError(f"{network}/{batch}, {name}: not the same in torch: {exactly}, {differ}.")
-    times = interleaved(programs, steps.REPEATS.value)
-    return Row(f"{network}/{batch}", name, times, compile_s, failure, exactly)
+    most = max(KINKED, SLACK * apart["eager"])
+    if not (exactly <= SMOOTH and all(far <= most for far in apart.values())):
+        raise ValueError(f"{network}/{batch}, {name}: not the same in torch: {exactly}, {apart}.")
+    seconds = interleaved(programs, steps.REPEATS.value)
+    return Row(f"{network}/{batch}", name, seconds, compile_s, failure, exactly, apart)
 
 
 def report(rows: list[Row]) -> str:

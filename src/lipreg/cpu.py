@@ -15,6 +15,7 @@ __all__ = ["tune"]
 _FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_NEVER = -1  # a threshold that no size reaches; 2^31 - 1 is one that large steps do
 
 
 def tune() -> None:
@@ -28,10 +29,10 @@ def tune() -> None:
       nor with a jaxlib other than 0.10, since XLA ends a process whose flags it does not know.
     - The memory of a program stays with the process: 0.6 to 0.8 where its temporaries exceed
       32 MiB. XLA takes them in one piece, and glibc returns a piece of that size to the system
-      after each step, which clears it page by page for the next. So nothing is returned, and a step
-      runs in the thread that calls it, since other threads' heaps end at 64 MiB: a call returns
-      when its step is done. Elsewhere than with glibc, or where JAX_CPU_ENABLE_ASYNC_DISPATCH is
-      set, nothing is changed.
+      after each step, which clears it page by page for the next. So nothing is returned, however
+      large, and a step runs in the thread that calls it, since other threads' heaps end at 64 MiB:
+      a call returns when its step is done. Elsewhere than with glibc, or where
+      JAX_CPU_ENABLE_ASYNC_DISPATCH is set, nothing is changed.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jaxlib_version.startswith("0.10.") and _FUSIONS not in flags:
@@ -40,4 +41,4 @@ def tune() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
