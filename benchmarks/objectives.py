@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import asked
 import jax
 import numpy as np
 import steps
@@ -77,12 +78,12 @@ def programs(network: str, batch: int, **fields: Any) -> dict[str, tuple[float, 
     apply, state, inputs = steps.start(network, batch, **fields)
     found = {}
     for name, (objective, options) in steps.OBJECTIVES.items():
-        if steps.wanted(name) and "top_k" not in options:
+        if asked.wanted(name) and "top_k" not in options:
             step, strengths = steps.step(apply, name)
             price = cost.price(objective, options.get("method", ""), batch)
             found[name] = price, step, (state, strengths, inputs)
     pgd = partial(attacks.pgd, eps=0.5, norm=L2, steps=_PGD.value, unroll=True)
-    if steps.wanted(f"pgd-{_PGD.value}"):
+    if asked.wanted(f"pgd-{_PGD.value}"):
         arguments = (jax.random.key(0), train.logits_fn(apply, state), *inputs)
         found[f"pgd-{_PGD.value}"] = 2 * _PGD.value + 1, pgd, arguments
     return found
@@ -96,7 +97,7 @@ def case(network: str, batch: int) -> list[Row]:
         found |= {f"{name}{AGAIN}": row for name, row in again.items()}
     built = {name: compiled(run, *arguments) for name, (_, run, arguments) in found.items()}
     turns = {name: partial(built[name][0], *arguments) for name, (*_, arguments) in found.items()}
-    seconds = interleaved(turns, steps.REPEATS.value)
+    seconds = interleaved(turns, asked.REPEATS.value)
     costs = {name: cost.of(program) for name, (program, _) in built.items()}
     where, plain, plain_s = f"{network}/{batch}", costs["j0"], seconds["j0"]
     return [
@@ -114,7 +115,7 @@ def report(rows: list[Row]) -> str:
 Training steps on noise, 32 x 32 x 3: SGD with momentum, batch normalisation, directions by the
 running statistics. A price is in forward units, 3 for the plain step j0. "/ price" is the ratio to
 j0's in the same turn, divided by a third of the price: 1 is at its price. Medians and quartiles of
-{steps.REPEATS.value} turns.
+{asked.REPEATS.value} turns.
 
 {table([row.cells() for row in rows])}
 
@@ -129,9 +130,9 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     rows: list[Row] = []
-    for network, batch in steps.cases():
+    for network, batch in asked.cases():
         rows += case(network, batch)
-        publish(report(rows), Path(steps.OUT.value) / "objectives.md")  # a stopped run has these
+        publish(report(rows), Path(asked.OUT.value) / "objectives.md")  # a stopped run has these
     print(report(rows))
 
 

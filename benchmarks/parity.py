@@ -32,6 +32,7 @@ import peers
 import torch  # pyright: ignore[reportMissingImports]
 from absl import app, flags, logging
 from cases import SLOW, Case, cases
+from torch_networks import CNN
 
 from lipreg import cpu, curves, data, experiment, runs
 from lipreg.attacks.start import example_keys
@@ -57,7 +58,7 @@ class Network(NamedTuple):
 
     name: str
     logits_fn: jax.tree_util.Partial
-    module: peers.CNN
+    module: CNN
     x: np.ndarray
     y: np.ndarray
     classes: int
@@ -100,7 +101,7 @@ class Row(NamedTuple):
 def load(workdir: str, like: Network | None) -> Network:
     """A run in both frameworks; its network must be the same function in both."""
     loaded = experiment.load(workdir)
-    logits_fn, module = loaded.logits_fn, peers.CNN(loaded)
+    logits_fn, module = loaded.logits_fn, CNN(loaded)
     if like and jax.tree.structure(like.logits_fn.args) == jax.tree.structure(logits_fn.args):
         # One function with other weights: what is compiled for the first run serves the others.
         logits_fn = jax.tree_util.Partial(like.logits_fn.func, *logits_fn.args)

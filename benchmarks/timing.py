@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,35 @@ def interleaved(
             if turn:
                 times[name].append((time.perf_counter() - start) / calls)
     return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+def behind_a_queue(
+    programs: Mapping[str, Callable[[int], Any]], repeats: int, *, turn_s: float = 0.25
+) -> dict[str, np.ndarray]:
+    """Seconds per call `[repeats]` on a device behind a queue, the programs taking turns.
+
+    `program(n)` issues n calls and waits once, as training does between two reports. A turn has as
+    many calls as `turn_s` hold, by a first one.
+    """
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    calls = dict.fromkeys(programs, 1)
+    for turn in range(-2, repeats):  # one to warm up, one to count
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program(calls[name])
+            seconds = (time.perf_counter() - start) / calls[name]
+            if turn == -1:
+                calls[name] = max(1, round(turn_s / seconds))
+            elif turn >= 0:
+                times[name].append(seconds)
+    return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+def all_at_once(jobs: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
+    """What each job returns, or its exception; XLA compiles several programs at a time."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = {name: pool.submit(job) for name, job in jobs.items()}
+    return {name: future.exception() or future.result() for name, future in futures.items()}
 
 
 def times(above: np.ndarray, below: np.ndarray) -> float:

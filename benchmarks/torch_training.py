@@ -1,4 +1,4 @@
-"""The training steps of the comparison in plain PyTorch: networks, objectives, SGD.
+"""The training steps of the comparison in plain PyTorch: objectives and SGD.
 
 An objective is `(network, frozen, x, y) -> (value, gradients of network's parameters)`; `frozen` is
 the same network, on the same tensors, with its running statistics. x requires its gradient.
@@ -9,97 +9,12 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
-import peers
 import steps
 import torch  # pyright: ignore[reportMissingImports]
-from ml_collections import ConfigDict
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
-from lipreg import data, experiment, models
-
 Objective = Callable[[nn.Module, nn.Module, Any, Any], tuple[Any, tuple[Any, ...]]]
-
-
-class Block(nn.Module):
-    """`act(x + mean over branches of (conv BN act conv BN)(x))`."""
-
-    def __init__(self, first: nn.Module, second: nn.Module, branches: int, activation: Callable):
-        super().__init__()
-        self.first, self.second = first, second
-        self.branches, self.activation = branches, activation
-
-    def forward(self, x: Any) -> Any:
-        y = self.second(self.activation(self.first(x)))
-        return self.activation(x + sum(y.chunk(self.branches, 1)) / self.branches)
-
-
-class Unit(nn.Module):
-    """`act(BN(conv(x)))`, and 2 x 2 average pooling where the resolution falls."""
-
-    def __init__(self, layer: nn.Module, activation: Callable, pool: bool):
-        super().__init__()
-        self.layer, self.activation, self.pool = layer, activation, pool
-
-    def forward(self, x: Any) -> Any:
-        x = self.activation(self.layer(x))
-        return F.avg_pool2d(x, 2) if self.pool else x
-
-
-class ResNeXt(nn.Module):
-    """`lipreg.models.ResNeXt34_2x32` on images `[B, 3, H, W]`; kernels go from HWIO to OIHW."""
-
-    def __init__(self, loaded: experiment.Loaded):
-        super().__init__()
-        params, state = jax.tree.map(np.array, loaded.logits_fn.args)
-        activation = peers.ACTIVATIONS[loaded.config.model.activation]
-        numbers = itertools.count()
-
-        def layer(channels: int) -> nn.Module:
-            """The next convolution, of so many channels in, and its normalisation."""
-            n = next(numbers)
-            kernel = params[f"Conv_{n}"]["kernel"].transpose(3, 2, 0, 1)
-            wide, narrow, side, _ = kernel.shape
-            groups = channels // narrow
-            conv = nn.Conv2d(channels, wide, side, padding=side // 2, groups=groups, bias=False)
-            weights, norm = params[f"BatchNorm_{n}"], nn.BatchNorm2d(wide)
-            if "scale" in weights:
-                peers.filled(norm, weights["scale"], weights["bias"])
-            else:
-                norm.weight, norm.bias.data = None, torch.from_numpy(weights["bias"])
-            peers.running(norm, state["batch_stats"][f"BatchNorm_{n}"])
-            return nn.Sequential(peers.filled(conv, kernel, None), norm)
-
-        like: Any = models.build("ResNeXt34_2x32", classes=10)
-        body, narrow = [Unit(layer(3), activation, pool=False)], like.channels[0]
-        for stage, (blocks, channels) in enumerate(zip(like.stages, like.channels, strict=True)):
-            if stage:
-                body.append(Unit(layer(narrow), activation, pool=True))
-            for _ in range(blocks):
-                first, second = layer(channels), layer(like.branches * channels)
-                body.append(Block(first, second, like.branches, activation))
-            narrow = channels
-        self.body = nn.Sequential(*body)
-        dense = params["Head_0"]["Dense_0"]
-        kernel = np.ascontiguousarray(dense["kernel"].T)
-        self.head = peers.filled(nn.Linear(*dense["kernel"].shape), kernel, dense["bias"])
-
-    def forward(self, x: Any) -> Any:
-        return self.head(self.body(x).mean((2, 3)))
-
-
-NETWORKS = {"CNN": peers.CNN, "ResNeXt34_2x32": ResNeXt}
-
-
-def moved(network: str, params: Any, running: Any, activation: str = "relu") -> nn.Module:
-    """A network of `steps.NETWORKS` with these weights, in training mode."""
-    model = ConfigDict({"name": network, "head": "linear", "activation": activation})
-    logits_fn = jax.tree_util.Partial(lambda *_: None, params, running)
-    images = data.Dataset(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32), 10)
-    loaded = experiment.Loaded(ConfigDict({"model": model}), logits_fn, images)
-    return NETWORKS[network](loaded).requires_grad_(True).train()
 
 
 def frozen_view(network: nn.Module) -> nn.Module:

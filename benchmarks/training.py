@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import asked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +84,7 @@ def case(network: str, batch: int) -> dict[str, np.ndarray]:
     images = data.Dataset(x, rng.integers(0, 10, size, np.int32), 10)
     programs = {"alone": alone(network, batch)}
     programs |= {str(n): whole(network, batch, images, n) for n in PER_DISPATCH}
-    seconds = interleaved(programs | {"data": pipeline(batch, images)}, steps.REPEATS.value)
+    seconds = interleaved(programs | {"data": pipeline(batch, images)}, asked.REPEATS.value)
     return {name: s if name == "data" else s / every for name, s in seconds.items()}
 
 
@@ -128,7 +129,7 @@ def report(found: dict[str, dict[str, np.ndarray]], first: list[dict[str, str]])
 
 Noise, 32 x 32 x 3; j0, the cheapest step. "fit" is the time of a step in `train.fit`, with rows
 from a data set on the device, crops, flips and a report every 48 steps (ResNeXt: 16), over that of
-a step alone in the same turn. Medians and quartiles of {steps.REPEATS.value} turns.
+a step alone in the same turn. Medians and quartiles of {asked.REPEATS.value} turns.
 
 {table([cells(where, seconds) for where, seconds in found.items()])}
 
@@ -150,12 +151,12 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     if _FIRST.value:
-        print(first_step(*steps.cases()[0]))
+        print(first_step(*asked.cases()[0]))
         return
-    first = [cold_and_warm(*parts) for parts in steps.cases()]
-    found = {"/".join(map(str, parts)): case(*parts) for parts in steps.cases()}
+    first = [cold_and_warm(*parts) for parts in asked.cases()]
+    found = {"/".join(map(str, parts)): case(*parts) for parts in asked.cases()}
     text = report(found, first)
-    publish(text, Path(steps.OUT.value) / "training.md")
+    publish(text, Path(asked.OUT.value) / "training.md")
     print(text)
 
 

@@ -19,11 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import asked
 import jax
 import numpy as np
 import optax
 import steps
 import torch  # pyright: ignore[reportMissingImports]
+import torch_networks
 import torch_training
 from absl import app
 from timing import compiled, interleaved, publish, ratio, table, times
@@ -91,7 +93,7 @@ def ours(network: str, batch: int, name: str, **fields: Any) -> tuple[Callable, 
     velocity = optax.tree.get(after.opt_state, "trace")
     grads = jax.tree.map(lambda v, w: v - steps.DECAY * w, velocity, state.params)
     # Gradients are laid out like the weights that they belong to.
-    like = torch_training.moved(network, grads, state.model_state)
+    like = torch_networks.moved(network, grads, state.model_state)
     first = slope(parts["objective"], like.parameters())
     return partial(program, state, strengths, inputs), seconds, first
 
@@ -106,7 +108,7 @@ def theirs(
 ) -> tuple[Callable[[], Any], float, Slope]:
     """The step in torch, the seconds of its first gradients, and these."""
     _, state, (x, y) = steps.start(network, batch, **fields)
-    module = torch_training.moved(network, state.params, state.model_state, **fields)
+    module = torch_networks.moved(network, state.params, state.model_state, **fields)
     module = module.to(dtype, memory_format=layout)
     images = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2).copy())
     images = images.to(dtype, memory_format=layout).requires_grad_()
@@ -161,7 +163,7 @@ def case(network: str, batch: int, name: str) -> Row:
     most = max(KINKED, SLACK * apart["eager"])
     if not (exactly <= SMOOTH and all(far <= most for far in apart.values())):
         raise ValueError(f"{network}/{batch}, {name}: not the same in torch: {exactly}, {apart}.")
-    seconds = interleaved(programs, steps.REPEATS.value)
+    seconds = interleaved(programs, asked.REPEATS.value)
     return Row(f"{network}/{batch}", name, seconds, compile_s, failure, exactly, apart)
 
 
@@ -176,7 +178,7 @@ def report(rows: list[Row]) -> str:
 # Training steps against PyTorch's
 
 The same weights, batch, objective and SGD in both; {torch.get_num_threads()} threads of torch.
-Medians of {steps.REPEATS.value} turns in one process; the ratio, with quartiles, is within a turn.
+Medians of {asked.REPEATS.value} turns in one process; the ratio, with quartiles, is within a turn.
 
 {table([row.cells() for row in rows])}
 
@@ -192,12 +194,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     torch.set_num_threads(os.cpu_count() or 1)
     rows: list[Row] = []
-    for network, batch in steps.cases():
+    for network, batch in asked.cases():
         for name in torch_training.OBJECTIVES:
-            if steps.wanted(name):
+            if asked.wanted(name):
                 rows.append(case(network, batch, name))
                 print(f"| {' | '.join(rows[-1].cells().values())} |", flush=True)
-                path = Path(steps.OUT.value) / "pytorch.md"
+                path = Path(asked.OUT.value) / "pytorch.md"
                 publish(report(rows), path, torch=torch.__version__)
     print(f"\n{report(rows)}")
 

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import asked
 import jax
 import numpy as np
 import steps
@@ -72,7 +73,7 @@ def row(network: str, batch: int, name: str) -> dict[str, str]:
     """A line of the table."""
     forms = {form: started(form, network, batch, name) for form in FORMS}
     programs = {form: partial(ask, True) for form, ask in forms.items()}
-    seconds = interleaved(programs, steps.REPEATS.value)
+    seconds = interleaved(programs, asked.REPEATS.value)
     last = {form: ask(True) for form, ask in forms.items()}
     for ask in forms.values():
         ask(False)
@@ -95,7 +96,7 @@ def report(rows: list[dict[str, str]]) -> str:
 
 Training steps on noise, 32 x 32 x 3. "found" is a process that nothing has set, "Eigen" one whose
 convolutions `lipreg.cpu.tune` has taken from YNNPACK, "tuned" one whose memory stays mapped, too:
-all that `tune` does. Medians of {steps.REPEATS.value} turns; ratios, with quartiles, within a turn.
+all that `tune` does. Medians of {asked.REPEATS.value} turns; ratios, with quartiles, within a turn.
 
 {table(rows)}
 """
@@ -105,11 +106,11 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     rows: list[dict[str, str]] = []
-    for network, batch in steps.cases():
+    for network, batch in asked.cases():
         for name in steps.OBJECTIVES:
-            if steps.wanted(name):
+            if asked.wanted(name):
                 rows.append(row(network, batch, name))
-                publish(report(rows), Path(steps.OUT.value) / "tuned.md")
+                publish(report(rows), Path(asked.OUT.value) / "tuned.md")
     print(report(rows))
 
 

@@ -34,6 +34,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+import lipreg
 from lipreg import parallel
 
 __all__ = [
@@ -154,21 +155,20 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
 
 def about() -> dict[str, Any]:
     """Command, commit, versions and hardware: what stands beside every number."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    packages = ("lipreg", "jax", "jaxlib", "flax", "optax")
+    try:
+        describe = ["git", "describe", "--always", "--dirty"]
+        git = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent)
+        commit = git.stdout.strip()
+    except OSError:  # a machine without git
+        commit = ""
+    packages = ("jax", "jaxlib", "flax", "optax")  # lipreg may lie on the path, not installed
     # Times change twofold with the level of the vector instructions: X86_V3, X86_V4, ...
     simd = cast(Any, np.show_config("dicts"))["SIMD Extensions"]
     level = [platform.machine(), *simd.get("baseline", []), *simd.get("found", [])][-1]
     return {
         "command": " ".join(sys.argv),
-        "commit": git.stdout.strip() or "unknown",
-        "versions": {name: metadata.version(name) for name in packages},
+        "commit": commit or os.environ.get("LIPREG_COMMIT", "unknown"),
+        "versions": {"lipreg": lipreg.__version__} | {n: metadata.version(n) for n in packages},
         "devices": [device.device_kind for device in jax.devices()],
         "machine": f"{platform.machine()} ({level}), {os.cpu_count()} cores",
         "python": platform.python_version(),

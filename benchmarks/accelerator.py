@@ -1,0 +1,97 @@
+"""An accelerator proved, timed and used for the deck's rows, within a given time.
+
+    python benchmarks/accelerator.py --minutes=9 --out=results/accelerator
+
+Stages in the order of their worth, each in a process of its own with a share of the time that is
+left; see `stages/`:
+
+    sound          gradients and attacks against the CPU's, a resume, several devices
+    price          seconds, images a second and share of the peak of each objective
+    against_torch  training steps and attacks beside PyTorch's on the same card
+    sweep          many small networks vmapped against one after the other
+    deck           J0 to J2-Lip trained on CIFAR-10, attacked, tabled
+
+OUT/STAGE.md is written after each part of a stage, so that one which fails or runs out of time
+leaves what it has; OUT/stages.md says how each ended. Without an accelerator all are of toy size.
+"""
+
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+STAGES = {"sound": 0.2, "price": 0.25, "against_torch": 0.15, "sweep": 0.05, "deck": 0.35}
+
+_MINUTES = flags.DEFINE_float("minutes", 9.0, "for all stages", lower_bound=0.01)
+_OUT = flags.DEFINE_string("out", "results/accelerator", "folder of the reports")
+_STAGES = flags.DEFINE_list("stages", list(STAGES), f"of {', '.join(STAGES)}")
+flags.DEFINE_integer("epochs", 0, "of the deck's rows; 0: as many as fit", lower_bound=0)
+_ALONE = flags.DEFINE_string("alone", "", "run this stage in this process, for --minutes")
+
+
+@flags.validator("stages", f"choose of {', '.join(STAGES)}")
+def _known(stages: list[str]) -> bool:
+    return bool(stages) and set(stages) <= set(STAGES)
+
+
+def alone(name: str, seconds: float, out: Path) -> None:
+    """One stage, its report kept after each part."""
+    from stages.clock import Clock
+    from timing import publish
+
+    from lipreg import cpu
+
+    cpu.tune()
+    for text in importlib.import_module(f"stages.{name}").run(Clock.of(seconds), out):
+        publish(text, out / f"{name}.md")
+
+
+def stage(name: str, seconds: float, out: Path) -> str:
+    """Run a stage in a process, ended when its time is out; how it went, in one line."""
+    argv = [sys.executable, __file__, f"--alone={name}", f"--minutes={seconds / 60}"]
+    argv += [f"--out={out}", *(a for a in sys.argv[1:] if a.startswith("--epochs"))]
+    start = time.monotonic()
+    process = subprocess.Popen(
+        argv, stderr=subprocess.PIPE, text=True, start_new_session=True, errors="replace"
+    )
+    try:
+        _, words = process.communicate(timeout=seconds)
+        lines = words.strip().splitlines() or ["no word"]
+        how = "done" if not process.returncode else f"failed: {lines[-1][:200]}"
+        if process.returncode:
+            (out / f"{name}.log").write_text(words)
+    except subprocess.TimeoutExpired:
+        how = "stopped: its time was out"
+    finally:
+        # The stage and whatever it has started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        process.wait()
+    return f"| {name} | {time.monotonic() - start:.0f} | {how} |"
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    out, end = Path(_OUT.value).absolute(), time.monotonic() + 60 * _MINUTES.value
+    out.mkdir(parents=True, exist_ok=True)
+    if _ALONE.value:
+        alone(_ALONE.value, 60 * _MINUTES.value, out)
+        return
+    lines = ["| stage | seconds | |", "| --- | --- | --- |"]
+    left = {name: share for name, share in STAGES.items() if name in _STAGES.value}
+    for name in list(left):
+        share = left[name] / sum(left.values())
+        del left[name]
+        lines.append(stage(name, share * (end - time.monotonic()), out))
+        print(lines[-1], flush=True)
+        (out / "stages.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

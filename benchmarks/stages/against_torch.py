@@ -1,0 +1,244 @@
+"""Training steps and attacks against PyTorch's on the same card: weights and batch carried across.
+
+Torch runs eager in channels_last and by `torch.compile` of the network, in TF32 and under autocast
+to bfloat16, with cuDNN's autotuning; ours is the same program as in `price.py`. All take turns in
+one process. Before, loss and gradients are compared on a smooth network in float32.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import steps
+from timing import behind_a_queue, ratio, table
+
+from lipreg import attacks, train
+from lipreg.norms import L2, LINF
+from stages import price
+from stages.clock import Clock, toy
+from stages.sound import flat, reason
+
+OBJECTIVES = ("j0", "j2 by attack", "j2_lip", "j2 by penalty", "j2_lip of all")
+FIRST_ORDER = ("j0", "j2 by attack")  # torch compiles no second derivatives of a network
+EPS = 8 / 255
+
+
+def run(clock: Clock, folder: Path) -> Iterator[str]:
+    """The tables after each line."""
+    del folder
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        yield "# Against PyTorch\n\nNo torch here.\n"
+        return
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    rows: dict[str, list[dict[str, str]]] = {"steps": [], "attacks": []}
+    network, batch = ("CNN", 4) if toy() else ("ResNeXt34_2x32", 128)
+    names = OBJECTIVES[:2] if toy() else OBJECTIVES
+    work: list[Callable[[], dict[str, str]]] = [
+        partial(training, network, batch, name, precision)
+        for precision in ("bf16", "default")
+        for name in names
+    ]
+    work.insert(len(names), partial(attacking, network, batch, "pgd"))
+    work.insert(len(names) + 1, partial(attacking, network, batch, "apgd"))
+    for line in work:
+        if clock.left < 0:
+            break
+        kind = "steps" if line.func is training else "attacks"  # pyright: ignore
+        rows[kind].append(line())
+        yield report(rows, torch.__version__)
+
+
+def place() -> str:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return "cuda" if torch.cuda.is_available() and not toy() else "cpu"
+
+
+def modules(network: str, state: train.State, **fields: Any) -> tuple[Any, Any]:
+    """A network in torch, channels_last on the card, and its frozen view."""
+    import torch  # pyright: ignore[reportMissingImports]
+    import torch_networks
+    import torch_training
+
+    module = torch_networks.moved(network, state.params, state.model_state, **fields)
+    module = module.to(place(), memory_format=torch.channels_last)
+    return module, torch_training.frozen_view(module)
+
+
+def tensors(inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+    """A batch in torch."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    x, y = map(np.array, inputs)
+    images = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    images = images.to(place(), memory_format=torch.channels_last)
+    return images, torch.from_numpy(y.astype(np.int64)).to(place())
+
+
+def training(network: str, batch: int, name: str, precision: str) -> dict[str, str]:
+    """A line of the table of steps."""
+    import torch  # pyright: ignore[reportMissingImports]
+    import torch_training
+
+    row = {"network/batch": f"{network}/{batch}", "precision": precision, "objective": name}
+    _, state, inputs = steps.start(network, batch)
+    case = price.Case(network, batch, precision)
+    ours = price.build(case, name)
+    objective = torch_training.OBJECTIVES[name]
+
+    def program(compiled: bool) -> Callable[[int], None]:
+        module, frozen = modules(network, state)
+        if compiled:
+            module.forward = torch.compile(module.forward)
+            frozen.forward = torch.compile(frozen.forward)
+        x, y = tensors(inputs)
+        step = torch_training.step(objective, module, frozen, x.requires_grad_(), y)
+
+        def run(calls: int) -> None:
+            with torch.autocast(place(), torch.bfloat16, enabled=precision == "bf16"):
+                for _ in range(calls):
+                    step()
+            wait()
+
+        run(1)
+        return run
+
+    programs, failure = {"lipreg": ours.run, "eager": program(False)}, ""
+    if name in FIRST_ORDER:
+        try:
+            programs["compile"] = program(True)
+        except Exception as error:
+            failure = reason(error)
+    seconds = behind_a_queue(programs, 5)
+    best = min((f for f in seconds if f != "lipreg"), key=lambda f: np.median(seconds[f]))
+    row |= {f"{form} ms": f"{1e3 * np.median(s):.2f}" for form, s in seconds.items()}
+    row.setdefault("compile ms", failure)
+    row["lipreg / best of torch"] = ratio(seconds["lipreg"], seconds[best])
+    row["apart in float32"] = f"{agreement(network, name):.0e}"
+    return row
+
+
+def wait() -> None:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if place() == "cuda":
+        torch.cuda.synchronize()
+
+
+def agreement(network: str, name: str) -> float:
+    """The relative difference of value and gradients on a smooth network, both in full float32."""
+    import torch  # pyright: ignore[reportMissingImports]
+    import torch_networks
+    import torch_training
+
+    fields = {"activation": "softplus"}
+    apply, state, inputs = steps.start(network, 8, **fields)
+    step, strengths = steps.step(apply, name)
+    with jax.default_matmul_precision("highest"):
+        after, _ = jax.jit(step)(state, strengths, inputs)
+    import optax
+
+    velocity = optax.tree.get(after.opt_state, "trace")
+    grads = jax.tree.map(lambda v, w: v - steps.DECAY * w, velocity, state.params)
+    like = torch_networks.moved(network, grads, state.model_state, **fields)
+    module, frozen = modules(network, state, **fields)
+    x, y = tensors(inputs)
+    usual = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        _, found = torch_training.OBJECTIVES[name](module, frozen, x.requires_grad_(), y)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = usual
+    a = flat([p.detach().numpy() for p in like.parameters()])
+    b = flat([g.detach().cpu().numpy() for g in found])
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def attacking(network: str, batch: int, name: str) -> dict[str, str]:
+    """A line of the table of attacks: 20 steps of PGD, or of APGD, on all images."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    apply, state, inputs = steps.start(network, batch)
+    logits_fn = train.logits_fn(apply, state)
+    norm = LINF if name == "pgd" else L2
+    attack = partial(getattr(attacks, name), norm=norm, steps=20)
+    eps = EPS if name == "pgd" else 0.5
+    compiled = jax.jit(attack).lower(jax.random.key(0), logits_fn, *inputs, eps).compile()
+
+    def ours(calls: int) -> None:
+        for _ in range(calls):
+            x_adv = compiled(jax.random.key(0), logits_fn, *inputs, eps)
+        jax.block_until_ready(x_adv)
+
+    _, frozen = modules(network, state)
+    frozen.requires_grad_(False)
+    x, y = tensors(inputs)
+    try:
+        import torchattacks  # pyright: ignore[reportMissingImports]
+
+        options = {"eps": eps, "steps": 20}
+        if name == "pgd":
+            peer = torchattacks.PGD(frozen, alpha=eps / 10, **options)
+        else:
+            peer = torchattacks.APGD(frozen, norm="L2", **options)
+        theirs, toolbox = (lambda: peer(x, y)), "torchattacks"
+    except ImportError:
+        if name != "pgd":
+            return {"attack": name, **dict.fromkeys(ATTACKS, "no torchattacks here")}
+        theirs, toolbox = partial(plain_pgd, frozen, x, y, eps), "plain torch"
+
+    def run(calls: int) -> None:
+        for _ in range(calls):
+            theirs()
+        wait()
+
+    seconds = behind_a_queue({"lipreg": ours, "torch": run}, 3)
+    values = (
+        f"{network}/{batch}",
+        norm.name,
+        toolbox,
+        f"{1e3 * np.median(seconds['lipreg']):.1f}",
+        f"{1e3 * np.median(seconds['torch']):.1f}",
+        ratio(seconds["lipreg"], seconds["torch"]),
+    )
+    del torch
+    return {"attack": f"{name}-20", **dict(zip(ATTACKS, values, strict=True))}
+
+
+ATTACKS = ("network/batch", "norm", "toolbox", "lipreg ms", "torch ms", "lipreg / torch")
+
+
+def plain_pgd(network: Any, x: Any, y: Any, eps: float, steps_: int = 20) -> Any:
+    """PGD in l_inf as one writes it in torch."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
+
+    x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+    for _ in range(steps_):
+        x_adv.requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(network(x_adv), y), x_adv)
+        x_adv = x_adv.detach() + eps / 10 * grad.sign()
+        x_adv = (x + (x_adv - x).clamp(-eps, eps)).clamp(0, 1)
+    return x_adv
+
+
+def report(rows: dict[str, list[dict[str, str]]], version: str) -> str:
+    """Both tables."""
+    text = f"""\
+# Against PyTorch
+
+torch {version}, the same weights, batch, objective and SGD. "default" is TF32 in both, bf16 is
+autocast there. Eager is channels_last; "compile" is torch.compile of the network, which has first
+derivatives only. Medians of 5 turns; ratios within a turn. "apart": all gradients, relative, on a
+softplus network of the same form with full float32 in both.
+"""
+    for kind, found in rows.items():
+        if found:
+            text += f"\n## {kind.capitalize()}\n\n{table(found)}\n"
+    return text

@@ -1,0 +1,173 @@
+"""What a training step costs: seconds, images, share of the card's peak, ratio to a plain step.
+
+A price is in forward units (`lipreg.cost.price`), 3 for the plain step j0. The peak is measured: a
+product of two large matrices in the same precision, by the same compiler. Operations are XLA's
+count of the program before it is optimised.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import steps
+from timing import all_at_once, behind_a_queue, ratio, table, times
+
+from lipreg import cost
+from stages.clock import Clock, toy
+from stages.sound import reason
+
+MAIN = ("j0", "j2 by attack", "j2 by penalty", "j2_lip")
+PRECISIONS = ("default", "highest", "bf16")
+
+
+class Case(NamedTuple):
+    """Programs that are compiled together and take turns; "j0" is the first of them."""
+
+    network: str
+    batch: int
+    precision: str = "default"
+    names: tuple[str, ...] = MAIN
+    per_dispatch: int = 1
+
+
+# In the order of their worth.
+CASES = (
+    Case("ResNeXt34_2x32", 128, names=tuple(steps.OBJECTIVES)),
+    Case("ResNeXt34_2x32", 128, "bf16"),
+    Case("ResNeXt34_2x32", 1024, "bf16"),
+    Case("ResNet18", 128, "bf16"),
+    Case("ResNet18", 1024, "bf16"),
+    Case("ResNeXt34_2x32", 128, "bf16", ("j0", "j2_lip"), 16),
+    Case("ResNeXt34_2x32", 128, "highest", ("j0", "j2_lip")),
+    Case("ResNeXt34_2x32", 1024),
+    Case("ResNet18", 512),
+)
+TOY = (Case("CNN", 4, names=("j0", "j2_lip")), Case("CNN", 4, "bf16", ("j0",), 2))
+
+
+class Built(NamedTuple):
+    """A compiled step and what is known of it before it runs."""
+
+    run: Callable[[int], Any]
+    flops: float
+    temporary: int
+
+
+def exactly(precision: str) -> Any:
+    """The context in which a program is traced."""
+    return jax.default_matmul_precision("highest") if precision == "highest" else nullcontext()
+
+
+def build(case: Case, name: str) -> Built:
+    """A step of `case`, or several in a scan, compiled."""
+    dtype = "bfloat16" if case.precision == "bf16" else "float32"
+    apply, state, inputs = steps.start(case.network, case.batch, dtype=dtype)
+    step, strengths = steps.step(apply, name)
+
+    def several(state: Any, strengths: Any, inputs: Any) -> Any:
+        return jax.lax.scan(
+            lambda state, _: step(state, strengths, inputs), state, length=case.per_dispatch
+        )
+
+    with exactly(case.precision):
+        flops = jax.jit(step).lower(state, strengths, inputs).cost_analysis()["flops"]
+        program = jax.jit(several if case.per_dispatch > 1 else step, donate_argnums=0)
+        compiled = program.lower(state, strengths, inputs).compile()
+    state = jax.tree.map(jnp.copy, state)
+
+    def run(calls: int) -> None:
+        nonlocal state
+        for _ in range(calls):
+            state, parts = compiled(state, strengths, inputs)
+        jax.block_until_ready(parts)
+
+    return Built(run, flops, compiled.memory_analysis().temp_size_in_bytes)
+
+
+def peak(precision: str) -> float:
+    """Operations a second of a large product of matrices."""
+    n = 256 if toy() else 8192
+    dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
+    a = jax.random.normal(jax.random.key(0), (n, n), dtype)
+    with exactly(precision):
+        product = jax.jit(jnp.dot).lower(a, a).compile()
+
+    def run(calls: int) -> None:
+        jax.block_until_ready([product(a, a) for _ in range(calls)][-1])
+
+    return 2 * n**3 / float(np.median(behind_a_queue({"": run}, 3, turn_s=0.1)[""]))
+
+
+def run(clock: Clock, folder: Path) -> Iterator[str]:
+    """The table after each case."""
+    del folder
+    peaks = {precision: peak(precision) for precision in PRECISIONS}
+    rows: list[dict[str, str]] = []
+    for case in TOY if toy() else CASES:
+        if clock.left < 0:
+            break
+        rows += measured(case, peaks[case.precision])
+        yield report(rows, peaks)
+
+
+def measured(case: Case, most: float) -> list[dict[str, str]]:
+    """A case's lines of the table."""
+    steps.start(case.network, case.batch)  # the weights, which all share
+    built = all_at_once({name: partial(build, case, name) for name in case.names})
+    alive = {name: b for name, b in built.items() if isinstance(b, Built)}
+    seconds = behind_a_queue({name: b.run for name, b in alive.items()}, 5)
+    seconds = {name: found / case.per_dispatch for name, found in seconds.items()}
+    rows = []
+    for name, found in built.items():
+        row = {
+            "network/batch": f"{case.network}/{case.batch}",
+            "precision": case.precision,
+            "steps a dispatch": str(case.per_dispatch),
+            "program": name,
+        }
+        cells = dict.fromkeys(COLUMNS, "")
+        if isinstance(found, Built):
+            objective, options = steps.OBJECTIVES[name]
+            price = cost.price(objective, options.get("method", ""), case.batch)
+            s, plain = seconds[name], seconds["j0"]
+            values = (
+                f"{1e3 * np.median(s):.2f}",
+                f"{case.batch / np.median(s):,.0f}",
+                f"{100 * found.flops / np.median(s) / most:.1f}",
+                f"{times(s, plain):.2f}",
+                f"{price / 3:.2f}",
+                ratio(s, plain * price / 3),
+                f"{found.temporary / 2**20:.0f}",
+            )
+            cells = dict(zip(COLUMNS, values, strict=True))
+        else:
+            cells[COLUMNS[0]] = reason(found)
+        rows.append(row | cells)
+    return rows
+
+
+COLUMNS = (
+    *("ms a step", "images/s", "% of peak", "times j0", "price / 3", "times j0 / (price / 3)"),
+    "temporary MiB",
+)
+
+
+def report(rows: list[dict[str, str]], peaks: dict[str, float]) -> str:
+    """The table and the peaks."""
+    speeds = ", ".join(f"{name} {speed / 1e12:.3g}" for name, speed in peaks.items())
+    return f"""\
+# Price
+
+Training steps on noise, 32 x 32 x 3, as in benchmarks/objectives.md: SGD with momentum, batch
+normalisation, directions by the running statistics. "default" is float32 with the device's usual
+products (TF32 where it has them), "highest" is float32 in full, bf16 is model.settings.dtype with
+weights, statistics, losses in float32. Medians of 5 turns; ratios with quartiles, within a turn.
+Measured peak in 10^12 operations a second: {speeds}.
+
+{table(rows)}
+"""
