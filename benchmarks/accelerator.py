@@ -5,7 +5,8 @@
 Stages in the order of their worth, each in a process of its own with a share of the time that is
 left; see `stages/`:
 
-    sound          gradients and attacks against the CPU's, a resume, several devices
+    sound          gradients of every objective against the CPU's, a resume, several devices
+    points         every attack's points against the CPU's
     price          seconds, images a second and share of the peak of each objective
     against_torch  training steps and attacks beside PyTorch's on the same card
     sweep          many small networks vmapped against one after the other
@@ -25,11 +26,19 @@ from pathlib import Path
 
 from absl import app, flags
 
-STAGES = {"sound": 0.2, "price": 0.25, "against_torch": 0.15, "sweep": 0.05, "deck": 0.35}
+STAGES = {
+    "sound": 0.15,
+    "points": 0.1,
+    "price": 0.25,
+    "against_torch": 0.15,
+    "sweep": 0.05,
+    "deck": 0.35,
+}
 
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "for all stages", lower_bound=0.01)
 _OUT = flags.DEFINE_string("out", "results/accelerator", "folder of the reports")
 _STAGES = flags.DEFINE_list("stages", list(STAGES), f"of {', '.join(STAGES)}")
+flags.DEFINE_list("rows", [], "of the deck; default: all eight")
 flags.DEFINE_integer("epochs", 0, "of the deck's rows; 0: as many as fit", lower_bound=0)
 _ALONE = flags.DEFINE_string("alone", "", "run this stage in this process, for --minutes")
 
@@ -54,10 +63,15 @@ def alone(name: str, seconds: float, out: Path) -> None:
 def stage(name: str, seconds: float, out: Path) -> str:
     """Run a stage in a process, ended when its time is out; how it went, in one line."""
     argv = [sys.executable, __file__, f"--alone={name}", f"--minutes={seconds / 60}"]
-    argv += [f"--out={out}", *(a for a in sys.argv[1:] if a.startswith("--epochs"))]
+    argv += [f"--out={out}", *(a for a in sys.argv[1:] if a.startswith(("--epochs", "--rows")))]
     start = time.monotonic()
     process = subprocess.Popen(
-        argv, stderr=subprocess.PIPE, text=True, start_new_session=True, errors="replace"
+        argv,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # torch has a share
     )
     try:
         _, words = process.communicate(timeout=seconds)

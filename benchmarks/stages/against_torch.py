@@ -5,7 +5,7 @@ to bfloat16, with cuDNN's autotuning; ours is the same program as in `price.py`.
 one process. Before, loss and gradients are compared on a smooth network in float32.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lipreg import attacks, train
 from lipreg.norms import L2, LINF
 from stages import price
 from stages.clock import Clock, toy
-from stages.sound import flat, reason
+from stages.sound import distance, flat, reason
 
 OBJECTIVES = ("j0", "j2 by attack", "j2_lip", "j2 by penalty", "j2_lip of all")
 FIRST_ORDER = ("j0", "j2 by attack")  # torch compiles no second derivatives of a network
@@ -36,22 +36,28 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    rows: dict[str, list[dict[str, str]]] = {"steps": [], "attacks": []}
+    rows: dict[str, list[dict[str, str]]] = {}
+    failures: list[str] = []
     network, batch = ("CNN", 4) if toy() else ("ResNeXt34_2x32", 128)
     names = OBJECTIVES[:2] if toy() else OBJECTIVES
-    work: list[Callable[[], dict[str, str]]] = [
-        partial(training, network, batch, name, precision)
-        for precision in ("bf16", "default")
-        for name in names
+    work = [
+        *(partial(training, network, batch, name, "bf16", "eager") for name in names),
+        partial(attacking, network, batch, "pgd"),
+        *(partial(training, network, batch, name, "bf16", "compile") for name in FIRST_ORDER),
+        *(partial(training, network, batch, name, "default", "eager") for name in names),
+        partial(attacking, network, batch, "apgd"),
+        *(partial(agreeing, network, name) for name in names),
+        *(partial(training, network, batch, name, "default", "compile") for name in FIRST_ORDER),
     ]
-    work.insert(len(names), partial(attacking, network, batch, "pgd"))
-    work.insert(len(names) + 1, partial(attacking, network, batch, "apgd"))
     for line in work:
         if clock.left < 0:
             break
-        kind = "steps" if line.func is training else "attacks"  # pyright: ignore
-        rows[kind].append(line())
-        yield report(rows, torch.__version__)
+        kind = line.func.__name__
+        try:
+            rows.setdefault(kind, []).append(line())
+        except Exception as error:
+            failures.append(f"{kind} {line.args}: {reason(error)}")
+        yield report(rows, failures, torch.__version__)
 
 
 def place() -> str:
@@ -81,47 +87,40 @@ def tensors(inputs: tuple[Any, Any]) -> tuple[Any, Any]:
     return images, torch.from_numpy(y.astype(np.int64)).to(place())
 
 
-def training(network: str, batch: int, name: str, precision: str) -> dict[str, str]:
-    """A line of the table of steps."""
+def training(network: str, batch: int, name: str, precision: str, form: str) -> dict[str, str]:
+    """A line of the table of steps: ours beside one form of torch."""
     import torch  # pyright: ignore[reportMissingImports]
     import torch_training
 
-    row = {"network/batch": f"{network}/{batch}", "precision": precision, "objective": name}
     _, state, inputs = steps.start(network, batch)
     case = price.Case(network, batch, precision)
     ours = price.build(case, name)
     objective = torch_training.OBJECTIVES[name]
 
-    def program(compiled: bool) -> Callable[[int], None]:
-        module, frozen = modules(network, state)
-        if compiled:
-            module.forward = torch.compile(module.forward)
-            frozen.forward = torch.compile(frozen.forward)
-        x, y = tensors(inputs)
-        step = torch_training.step(objective, module, frozen, x.requires_grad_(), y)
+    module, frozen = modules(network, state)
+    if form == "compile":
+        module.forward = torch.compile(module.forward)
+        frozen.forward = torch.compile(frozen.forward)
+    x, y = tensors(inputs)
+    step = torch_training.step(objective, module, frozen, x.requires_grad_(), y)
 
-        def run(calls: int) -> None:
-            with torch.autocast(place(), torch.bfloat16, enabled=precision == "bf16"):
-                for _ in range(calls):
-                    step()
-            wait()
+    def theirs(calls: int) -> None:
+        with torch.autocast(place(), torch.bfloat16, enabled=precision == "bf16"):
+            for _ in range(calls):
+                step()
+        wait()
 
-        run(1)
-        return run
-
-    programs, failure = {"lipreg": ours.run, "eager": program(False)}, ""
-    if name in FIRST_ORDER:
-        try:
-            programs["compile"] = program(True)
-        except Exception as error:
-            failure = reason(error)
-    seconds = behind_a_queue(programs, 5)
-    best = min((f for f in seconds if f != "lipreg"), key=lambda f: np.median(seconds[f]))
-    row |= {f"{form} ms": f"{1e3 * np.median(s):.2f}" for form, s in seconds.items()}
-    row.setdefault("compile ms", failure)
-    row["lipreg / best of torch"] = ratio(seconds["lipreg"], seconds[best])
-    row["apart in float32"] = f"{agreement(network, name):.0e}"
-    return row
+    theirs(1)
+    seconds = behind_a_queue({"lipreg": ours.run, "torch": theirs}, 5, turn_s=0.15)
+    return {
+        "network/batch": f"{network}/{batch}",
+        "precision": precision,
+        "objective": name,
+        "torch's form": form,
+        "lipreg ms": f"{1e3 * np.median(seconds['lipreg']):.2f}",
+        "torch ms": f"{1e3 * np.median(seconds['torch']):.2f}",
+        "lipreg / torch": ratio(seconds["lipreg"], seconds["torch"]),
+    }
 
 
 def wait() -> None:
@@ -131,8 +130,8 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def agreement(network: str, name: str) -> float:
-    """The relative difference of value and gradients on a smooth network, both in full float32."""
+def agreeing(network: str, name: str) -> dict[str, str]:
+    """The relative difference of all gradients on a smooth network, both in full float32."""
     import torch  # pyright: ignore[reportMissingImports]
     import torch_networks
     import torch_training
@@ -157,13 +156,11 @@ def agreement(network: str, name: str) -> float:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = usual
     a = flat([p.detach().numpy() for p in like.parameters()])
     b = flat([g.detach().cpu().numpy() for g in found])
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+    return {"objective": name, "apart": f"{distance(a, b):.0e}"}
 
 
 def attacking(network: str, batch: int, name: str) -> dict[str, str]:
     """A line of the table of attacks: 20 steps of PGD, or of APGD, on all images."""
-    import torch  # pyright: ignore[reportMissingImports]
-
     apply, state, inputs = steps.start(network, batch)
     logits_fn = train.logits_fn(apply, state)
     norm = LINF if name == "pgd" else L2
@@ -207,7 +204,6 @@ def attacking(network: str, batch: int, name: str) -> dict[str, str]:
         f"{1e3 * np.median(seconds['torch']):.1f}",
         ratio(seconds["lipreg"], seconds["torch"]),
     )
-    del torch
     return {"attack": f"{name}-20", **dict(zip(ATTACKS, values, strict=True))}
 
 
@@ -228,17 +224,19 @@ def plain_pgd(network: Any, x: Any, y: Any, eps: float, steps_: int = 20) -> Any
     return x_adv
 
 
-def report(rows: dict[str, list[dict[str, str]]], version: str) -> str:
-    """Both tables."""
+TITLES = {"training": "Steps", "attacking": "Attacks", "agreeing": "The same gradients"}
+
+
+def report(rows: dict[str, list[dict[str, str]]], failures: list[str], version: str) -> str:
+    """The tables, and what failed."""
     text = f"""\
 # Against PyTorch
 
 torch {version}, the same weights, batch, objective and SGD. "default" is TF32 in both, bf16 is
 autocast there. Eager is channels_last; "compile" is torch.compile of the network, which has first
-derivatives only. Medians of 5 turns; ratios within a turn. "apart": all gradients, relative, on a
+derivatives only. Medians of 5 turns; ratios within a turn. "The same gradients": relative, on a
 softplus network of the same form with full float32 in both.
 """
     for kind, found in rows.items():
-        if found:
-            text += f"\n## {kind.capitalize()}\n\n{table(found)}\n"
-    return text
+        text += f"\n## {TITLES[kind]}\n\n{table(found)}\n"
+    return text + "".join(f"\n{failure}\n" for failure in failures)

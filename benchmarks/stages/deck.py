@@ -44,7 +44,7 @@ def size() -> Size:
         options = ("train.epochs=1", "model.settings.channels=(4,8)")
         return Size(ROWS[:2], "digits", options, 20, 4)
     options = ("train.schedule=cosine", "model.settings.dtype=bfloat16")
-    return Size(ROWS, "cifar10", options, 1000, 200)
+    return Size(tuple(flags.FLAGS.rows) or ROWS, "cifar10", options, 1000, 200)
 
 
 def run(clock: Clock, folder: Path) -> Iterator[str]:
@@ -56,7 +56,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
         options.append(f"train.epochs={epochs}")
         about = f"{epochs} epochs of {made.config}, ResNeXt34 (2x32), bfloat16, cosine schedule"
     places = {row: folder / "runs" / row for row in made.rows}
-    lines = [f"# The deck\n\n{len(ROWS)} rows at once on one device: {about}. One seed.\n"]
+    lines = [f"# The deck\n\n{len(made.rows)} rows at once on one device: {about}. One seed.\n"]
 
     def commands(launcher: str, *arguments: str) -> dict[str, list[str]]:
         return {row: [launcher, f"--run={run}", *arguments] for row, run in places.items()}
@@ -114,7 +114,7 @@ def fitting(seconds: float) -> int:
     step = float(np.median(behind_a_queue({"j0": built.run}, 3)["j0"]))
     prices = [
         cost.price(row.removesuffix("_tanh"), "" if row.startswith("j0") else "attack", 128)
-        for row in ROWS
+        for row in size().rows
     ]
     epoch = 45_000 / 128 * step * sum(prices) / 3
     return max(1, int(seconds / epoch))
