@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 STAGES = {
     "sound": 0.15,
@@ -55,6 +55,7 @@ def alone(name: str, seconds: float, out: Path) -> None:
 
     from lipreg import cpu
 
+    logging.set_verbosity(logging.ERROR)  # Orbax tells its progress
     cpu.tune()
     for text in importlib.import_module(f"stages.{name}").run(Clock.of(seconds), out):
         publish(text, out / f"{name}.md")
