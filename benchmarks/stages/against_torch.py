@@ -54,7 +54,8 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
             break
         kind = line.func.__name__
         try:
-            rows.setdefault(kind, []).append(line())
+            row = line()
+            rows.setdefault(kind, []).append(row)
         except Exception as error:
             failures.append(f"{kind} {line.args}: {reason(error)}")
         yield report(rows, failures, torch.__version__)

@@ -31,6 +31,7 @@ def get_config(row: str = "j2_lip_tanh") -> Config:
     config.train.update({"epochs": 200, "batch_size": 128, "learning_rate": 0.1})
     config.train.update({"schedule": "papers", "weight_decay": 1e-3})
     config.model.name = "ResNeXt34_2x32"
+    config.model.settings = {"dtype": "float32", "remat": False}
     config.evaluation.l2.update({"largest": 2.0, "table": 0.1})
     config.evaluation.linf.update({"largest": 0.25, "table": 1 / 16})
     if model:

@@ -1,0 +1,75 @@
+"""benchmarks/accelerator.py: its stages at toy size, and what becomes of one that fails."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import accelerator
+
+    monkeypatch.setattr("sys.argv", ["accelerator.py"])
+    return accelerator
+
+
+@pytest.fixture
+def program(accelerator, monkeypatch, tmp_path):
+    """What stands in for a stage's process."""
+
+    def write(text):
+        (tmp_path / "stage.py").write_text(text)
+        monkeypatch.setattr(accelerator, "__file__", str(tmp_path / "stage.py"))
+
+    return write
+
+
+def test_a_stage_that_fails_leaves_one_line_and_its_log(accelerator, program, tmp_path):
+    program("raise ValueError('no kernel')")
+    line = accelerator.stage("price", 60.0, tmp_path)
+    assert line.startswith("| price | ")
+    assert line.endswith("| failed: ValueError: no kernel |")
+    assert "Traceback" in (tmp_path / "price.log").read_text()
+
+
+def test_a_stage_that_overruns_is_ended_with_all_that_it_has_started(
+    accelerator, program, tmp_path
+):
+    program(
+        "import pathlib, subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', "
+        f"\"import time; time.sleep(4); open('{tmp_path}/late', 'w')\"])\n"
+        f"pathlib.Path('{tmp_path}/begun').touch()\n"
+        "time.sleep(60)"
+    )
+    start = time.monotonic()
+    line = accelerator.stage("deck", 2.0, tmp_path)
+    assert line.endswith("| stopped: its time was out |")
+    assert time.monotonic() - start < 30  # not the 60 that it would sleep
+    assert (tmp_path / "begun").exists()
+    time.sleep(3)
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_stage_reports_part_by_part_and_ends_when_its_clock_is_out(accelerator, tmp_path):
+    from stages import price
+    from stages.clock import Clock
+
+    assert list(price.run(Clock.of(-1.0), tmp_path)) == []
+    first = next(price.run(Clock.of(600.0), tmp_path))
+    table = [line for line in first.splitlines() if line.startswith("| CNN/4 ")]
+    assert [line.split(" | ")[3] for line in table] == ["j0", "j2_lip"]
+    assert "Error" not in first
+
+
+def test_every_objective_and_attack_is_compared_with_the_cpu(accelerator):
+    from stages import points, sound
+
+    from lipreg import attacks, objectives
+
+    assert {name for name, _ in sound.OBJECTIVES} == set(objectives.__all__)
+    assert {name for name, *_ in points.ATTACKS} == set(attacks.__all__)
