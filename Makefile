@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format clean
+.PHONY: help demo gpu test check format clean
 help:
 	@echo "make demo    train J0, J1, J2 and J2-Lip & tanh on digits, attack them, print the table"
+	@echo "make gpu     prove and time the accelerator of this machine (docs/accelerators.md)"
 	@echo "make test    lint, check formats and types, run the tests"
 	@echo "make format  rewrite the sources as ruff would have them"
 	@echo "make clean   remove the virtual environment and the demo's runs"
@@ -18,6 +19,10 @@ $(VENV)/installed: setup.cfg constraints.txt
 
 demo: $(VENV)/installed
 	$(BIN)/python experiments/demo.py --workdir runs/demo
+
+gpu: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda]'
+	$(BIN)/python benchmarks/accelerator.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
