@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import steps
 from timing import behind_a_queue, ratio, table
 
@@ -137,13 +138,11 @@ def agreeing(network: str, name: str) -> dict[str, str]:
     import torch_networks
     import torch_training
 
-    fields = {"activation": "softplus"}
+    fields: dict[str, Any] = {"activation": "softplus"}
     apply, state, inputs = steps.start(network, 8, **fields)
     step, strengths = steps.step(apply, name)
     with jax.default_matmul_precision("highest"):
         after, _ = jax.jit(step)(state, strengths, inputs)
-    import optax
-
     velocity = optax.tree.get(after.opt_state, "trace")
     grads = jax.tree.map(lambda v, w: v - steps.DECAY * w, velocity, state.params)
     like = torch_networks.moved(network, grads, state.model_state, **fields)

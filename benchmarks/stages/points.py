@@ -96,11 +96,11 @@ def compared(programs: dict[str, Any], x: np.ndarray, norm: Norm) -> dict[str, s
         if isinstance(program, Exception):
             return dict.fromkeys(COLUMNS, reason(program))
     exact, fooled = map(np.asarray, programs["cpu"]())
-    size = np.asarray(norm.size(exact - x)) + 1e-12
+    size = np.asarray(norm.size(jnp.asarray(exact - x))) + 1e-12
     cells = []
     for label in ("highest", "default"):
         x_adv, other = map(np.asarray, programs[label]())
-        apart = np.asarray(norm.size(x_adv - exact)) / size
+        apart = np.asarray(norm.size(jnp.asarray(x_adv - exact))) / size
         cells += [
             f"{int((apart <= AGREES).sum())}",
             f"{np.median(apart):.0e}",
