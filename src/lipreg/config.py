@@ -4,7 +4,7 @@ The files in `experiments/configs` start from `base_config` and set the values o
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "bound_objective",
     "check",
     "complete",
+    "differing",
     "label",
     "leaves",
     "member",
@@ -165,12 +166,23 @@ def label(config: Config) -> str:
 
 
 def leaves(config: Config, prefix: str = "") -> dict[str, Any]:
-    """A config's fields by their full names, `train.epochs`."""
+    """The fields of a config, or of nested dicts, by their full names, `train.epochs`."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        nested = isinstance(value, ConfigDict)
+        nested = isinstance(value, ConfigDict | Mapping)
         found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
+
+
+def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """The fields that are not the same in a and b, with both values, "absent" where there is none.
+
+    >>> differing({"seed": 0, "train": {"epochs": 3}}, {"train": {"epochs": 4}})
+    {'seed': (0, 'absent'), 'train.epochs': (3, 4)}
+    """
+    a, b = leaves(a), leaves(b)
+    pairs = {name: (a.get(name, "absent"), b.get(name, "absent")) for name in sorted({**a, **b})}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 # Numbers that may be 0: off, or none. All others must be greater.

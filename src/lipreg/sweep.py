@@ -12,7 +12,6 @@ the other, `vmap` all at once, the devices sharing the runs. `ray` starts a proc
 
 import ast
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lipreg import cpu, curves, experiment, parallel, plots, runs, train
+from lipreg import cpu, curves, experiment, files, parallel, plots, runs, train
 from lipreg.config import Config, check, leaves
 
 __all__ = ["ENGINES", "parse", "points", "report", "run"]
@@ -203,7 +202,7 @@ def _record(workdir: Path, failed: str = "") -> None:
     last = runs.metrics(workdir)[-1] if not failed else {}
     record = {"failed": failed} if failed else {CLEAN: last[CLEAN], ROBUST: last[ROBUST]}
     workdir.mkdir(parents=True, exist_ok=True)
-    runs.write(workdir / "point.json", json.dumps(record) + "\n")
+    files.write_json(workdir / "point.json", record)
 
 
 def report(
@@ -222,7 +221,7 @@ def report(
     missing = [name for name, path in paths.items() if not path.exists()]
     if missing:
         raise ValueError(f"{len(missing)} of {len(found)} points are not done: {missing[0]}, ...")
-    records = {name: runs.read(path) for name, path in paths.items()}
+    records = {name: files.read(path) for name, path in paths.items()}
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, record in records.items():
         parts = (part for part in name.split(",") if not part.startswith("seed="))
@@ -249,15 +248,15 @@ def report(
     failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
     lines += [f"{name}: {why}" for name, why in failed.items()]
     text = "\n".join(lines) + "\n"
-    runs.write(workdir / "sweep.md", text)
-    runs.write(workdir / "sweep.csv", curves.to_csv(rows))
+    files.write(workdir / "sweep.md", text)
+    files.write(workdir / "sweep.csv", curves.to_csv(rows))
     record = {"axes": dict(axes), "points": records, "about": runs.about()}
-    runs.write(workdir / "sweep.json", json.dumps(record, indent=2) + "\n")
-    files = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
+    files.write_json(workdir / "sweep.json", record)
+    written = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
     if means:
         figure = plots.pareto(errors, front=front)
-        files += plots.save(figure, workdir / "pareto")
-    return text, files
+        written += plots.save(figure, workdir / "pareto")
+    return text, written
 
 
 def _front(means: Mapping[str, np.ndarray]) -> set[str]:
