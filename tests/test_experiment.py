@@ -63,6 +63,27 @@ def tiny(name="digits", row="j2_lip_tanh", **changes):
     return config
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train.accumulate": 7}, r"config.train.accumulate = 7; the run has 6 steps: its weights"),
+        ({"train.batch_size": 25}, r"config.train.batch_size = 25; digits has 24 training"),
+        ({"data.cutout": 8}, r"config.data.cutout = 8; .* sides of the images, 8 x 8 pixels"),
+        ({"data.pad": 9}, r"config.data.pad = 9; .* sides of the images, 8 x 8 pixels"),
+    ],
+)
+def test_a_run_that_would_train_nothing_is_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        experiment.prepare(tiny(**changes))
+
+
+def test_steps_whose_gradients_make_one_move_may_be_all_of_the_run(tmp_path):
+    prepared = experiment.prepare(tiny(**{"train.accumulate": 6}))
+    state = experiment.train_run(prepared, tmp_path / "run", silent=True)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, prepared.state.params)
+    assert any(jax.tree.leaves(moved))
+
+
 CONFIGS = [("digits", ""), ("mnist", ""), ("cifar10", ",cnn"), ("cifar100", ",cnn")]
 
 

@@ -86,7 +86,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
     config.report = {
         "every_steps": 50,  # a line of metrics.jsonl
         "validate_every_epochs": 1,  # clean and PGD error on the validation split
-        "examples": 500,  # of it
+        "examples": 500,  # of it, at most
         "pgd": {"norm": "l2", "eps": 0.1, "steps": 10},
         "checkpoint_every_epochs": 1,
         "keep": 2,
@@ -98,7 +98,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "steps": 20,
         "restarts": 1,
         "radii": 31,  # of the grid that is bisected: 5 attacks
-        # The largest radius of the grid, and the radius of the table's column.
+        # The grid's end, and the radius of the table's column: the larger one ends the grid.
         "l2": {"largest": 2.0, "table": 0.1},
         "linf": {"largest": 0.2, "table": 1 / 16},
     }
@@ -185,10 +185,10 @@ def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-# Numbers that may be 0: off, or none. All others must be greater.
+# Numbers that may be 0, as all strengths may: off, or none. All others must be greater.
 _MAY_BE_ZERO = (
-    *("seed", "strengths.eps", "strengths.lam", "strengths.L0", "options.top_k"),
-    *("data.seed", "data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
+    *("seed", "options.top_k", "data.seed"),
+    *("data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
     *("data.side", "data.threads", "data.workers"),
     *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
     "train.per_dispatch",
@@ -196,19 +196,31 @@ _MAY_BE_ZERO = (
 _FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
 
 
+def _names(config: Config) -> set[str]:
+    """The fields that every config has."""
+    own = ("strengths.", "options.", "model.settings.")
+    return {name for name in leaves(config) if not name.startswith(own)}
+
+
 def check(config: Config) -> None:
     """What a field's type does not say; ValueError naming the field, its value and what is wanted.
 
-    None slips into any field of a ConfigDict, so it is refused here.
+    None slips into any field of a ConfigDict, so it is refused here, as is a field that a config
+    file has added: nothing would read it.
     """
+    odd = sorted(_names(config) ^ _names(base_config("j0", {"j0": {}})))
+    if odd:
+        known = odd[0] not in leaves(config)
+        raise ValueError(f"config.{odd[0]} {'is missing' if known else 'is no field'}.")
     for name, value in leaves(config).items():
         if value is None:
             raise ValueError(f"config.{name} = None; give it a value.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if name in _MAY_BE_ZERO and not value >= 0:
+        may_be_zero = name in _MAY_BE_ZERO or name.startswith("strengths.")
+        if may_be_zero and not value >= 0:
             raise ValueError(f"config.{name} = {value}; it must be 0 or more.")
-        if name not in _MAY_BE_ZERO and not value > 0:
+        if not may_be_zero and not value > 0:
             raise ValueError(f"config.{name} = {value}; it must be greater than 0.")
         if name in _FRACTIONS and not value < 1:
             raise ValueError(f"config.{name} = {value}; it must be less than 1.")
@@ -217,3 +229,7 @@ def check(config: Config) -> None:
     bound_objective(config)
     member(losses, "loss", config.loss)
     norm(config.report.pgd.norm)
+    if config.train.ramp and "lam" not in config.strengths:
+        raise ValueError(
+            f"config.train.ramp = {config.train.ramp}; {config.objective} has no lam to grow."
+        )

@@ -91,7 +91,19 @@ def prepare(config: Config) -> Experiment:
             f"config.train.batch_size = {t.batch_size}; it must be a multiple of the "
             f"{jax.device_count()} devices."
         )
+    height, width = validation.x.shape[1:3]
+    for name in ("pad", "cutout"):
+        if d[name] >= min(height, width):  # nothing might be left of an image
+            raise ValueError(
+                f"config.data.{name} = {d[name]}; it must be less than the sides of the images, "
+                f"{height} x {width} pixels."
+            )
     steps = t.epochs * (size // t.batch_size)
+    if t.accumulate > steps:
+        raise ValueError(
+            f"config.train.accumulate = {t.accumulate}; the run has {steps} steps: its weights "
+            "would not move."
+        )
     made = program.of(config, validation, steps)
     state = made.init(_key(config, "init"), _key(config, "step"))
     x = jax.ShapeDtypeStruct((t.batch_size, *validation.x.shape[1:]), np.uint8)
