@@ -35,12 +35,12 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the attack")
 _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
 
 _CASCADES = [name for name, plan in evaluation.PROTOCOLS.items() if plan["autoattack"]]
-_USED_BY = {
-    _STEPS: ["pgd"],
-    _RESTARTS: ["pgd"],
-    _SURROGATE: list(evaluation.PROTOCOLS),
-    _KEEP: _CASCADES,
-}
+_USED_BY = (
+    (_STEPS, ["pgd"]),
+    (_RESTARTS, ["pgd"]),
+    (_SURROGATE, list(evaluation.PROTOCOLS)),
+    (_KEEP, _CASCADES),
+)
 
 
 def main(_: list[str]) -> None:
@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
     for name, value in overrides.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value}; it must be at least 1.")
-    for flag, protocols in _USED_BY.items():
+    for flag, protocols in _USED_BY:
         if flag.present and _PROTOCOL.value not in protocols:
             raise ValueError(
                 f"--{flag.name}={flag.value}: --protocol={_PROTOCOL.value} has no use for it, only "

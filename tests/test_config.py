@@ -60,5 +60,5 @@ def test_fields_that_differ_are_named_with_both_values():
 
 
 def test_a_set_that_must_be_streamed_is_told_the_field_that_does_it():
-    with pytest.raises(ValueError, match=r"No data set 'folder' .*; .* set config.data.side"):
+    with pytest.raises(ValueError, match=r"No data set 'folder'; .*, or set config.data.side"):
         data.load("folder", "train")

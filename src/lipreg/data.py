@@ -72,8 +72,8 @@ def load(
     """
     if name not in NAMES:
         raise ValueError(
-            f"No data set {name!r} to hold in memory; choose one of {', '.join(NAMES)}, or set "
-            "config.data.side, in pixels, to stream another one of TFDS or a folder."
+            f"No data set {name!r}; choose one of {', '.join(NAMES)}, or set config.data.side, in "
+            "pixels, to stream another one of TFDS or a folder."
         )
     check_split(split, validation)
     official = "test" if split == "test" else "train"
