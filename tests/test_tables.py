@@ -162,6 +162,15 @@ def test_errors_under_autoattack_become_columns_when_every_run_has_them(tmp_path
     assert rows["J2"]["masking flags"] == "2"
 
 
+def test_radii_that_are_close_have_a_column_each(tmp_path):
+    errors = {"0.0314": {"square": 0.5}, "0.0313725": {"square": 0.25}}
+    norms = {norm: {"errors": errors, "checks": []} for norm in ("l2", "linf")}
+    run = a_run(tmp_path / "run", robust={"full": {"norms": norms}})
+    row = cells(report.table([run], tmp_path / "out")[0])["J0"]
+    assert row["% AutoAttack error at linf 0.0314"] == "50"
+    assert row["% AutoAttack error at linf 0.0313725"] == "25"
+
+
 def test_an_evaluation_is_believed_if_its_files_belong_together_and_to_the_config(tmp_path):
     run = a_run(tmp_path / "run")
     assert report.evaluated(run)

@@ -96,10 +96,12 @@ def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
     flags = 0
     for norm, found in record["norms"].items():
         points[norm] = []
-        for eps, breakdown in found["errors"].items():
+        short = [f"{float(eps):.3g}" for eps in found["errors"]]
+        names = short if len(set(short)) == len(short) else list(found["errors"])
+        for name, (eps, breakdown) in zip(names, found["errors"].items(), strict=True):
             error = list(breakdown.values())[-1]  # after the last attack
             points[norm].append((float(eps), error))
-            columns[f"% AutoAttack error at {norm} {float(eps):.3g}"] = round(100 * error, 4)
+            columns[f"% AutoAttack error at {norm} {name}"] = round(100 * error, 4)
         flags += sum(check["status"] != "pass" for check in found["checks"])
     return columns | {"masking flags": flags}, points
 
