@@ -52,6 +52,12 @@ def test_a_field_that_nothing_reads_is_refused_and_so_is_one_that_lacks(section)
     check(complete(less))
 
 
+def test_a_seed_is_one_of_those_that_differ():
+    check(config(seed=2**32 - 1))
+    with pytest.raises(ValueError, match=r"config.seed = 4294967296; it must be less than 2\^32"):
+        check(config(seed=2**32))
+
+
 def test_fields_that_differ_are_named_with_both_values():
     assert differing(config(), config(seed=3, **{"train.epochs": 2})) == {
         "seed": (0, 3),

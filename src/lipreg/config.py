@@ -224,6 +224,8 @@ def check(config: Config) -> None:
             raise ValueError(f"config.{name} = {value}; it must be greater than 0.")
         if name in _FRACTIONS and not value < 1:
             raise ValueError(f"config.{name} = {value}; it must be less than 1.")
+        if name in ("seed", "data.seed") and not value < 2**32:  # JAX takes its last 32 bits
+            raise ValueError(f"config.{name} = {value}; it must be less than 2^32.")
         if value == float("inf") and name != "options.p":
             raise ValueError(f"config.{name} = inf; it must be finite.")
     bound_objective(config)
