@@ -52,6 +52,16 @@ def test_a_field_that_nothing_reads_is_refused_and_so_is_one_that_lacks(section)
     check(complete(less))
 
 
+@pytest.mark.parametrize("channels", [("a",), (-2,), (8, 0), (1.5,)])
+def test_the_sizes_of_a_model_are_whole_numbers(channels):
+    found = config()
+    found.model.settings = {"channels": (8, 16)}
+    check(found)
+    found.model.settings.channels = channels
+    with pytest.raises(ValueError, match=r"config.model.settings.channels = .*whole numbers"):
+        check(found)
+
+
 def test_a_seed_is_one_of_those_that_differ():
     check(config(seed=2**32 - 1))
     with pytest.raises(ValueError, match=r"config.seed = 4294967296; it must be less than 2\^32"):

@@ -215,6 +215,8 @@ def check(config: Config) -> None:
     for name, value in leaves(config).items():
         if value is None:
             raise ValueError(f"config.{name} = None; give it a value.")
+        if isinstance(value, tuple) and not all(type(n) is int and n > 0 for n in value):
+            raise ValueError(f"config.{name} = {value}; it must be whole numbers greater than 0.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         may_be_zero = name in _MAY_BE_ZERO or name.startswith("strengths.")
