@@ -173,5 +173,5 @@ def moved(network: str, params: Any, running: Any, activation: str = "relu") -> 
     model = ConfigDict({"name": network, "head": "linear", "activation": activation})
     logits_fn = jax.tree_util.Partial(lambda *_: None, params, running)
     images = data.Dataset(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32), 10)
-    loaded = experiment.Loaded(ConfigDict({"model": model}), logits_fn, images)
+    loaded = experiment.Loaded(ConfigDict({"model": model}), logits_fn, images, 0, 0)
     return NETWORKS[network](loaded).requires_grad_(True).train()

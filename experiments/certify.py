@@ -23,6 +23,8 @@ _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
 
 def main(_: list[str]) -> None:
     loaded = experiment.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
+    if loaded.step != loaded.steps:
+        print(f"The weights are those of step {loaded.step} of {loaded.steps}.")
     with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
         text = report.certify(
             loaded,

@@ -31,7 +31,7 @@ def main(_: list[str]) -> None:
             config.seed = seed
             run = workdir / f"{row}-{seed}"
             experiment.train_run(experiment.prepare(config), run, silent=_SILENT.value)
-            if not (run / "evaluation.json").exists():
+            if not report.evaluated(run):
                 report.evaluate(experiment.load(run), run)
             print(f"{label(config)}, seed {seed}: trained and attacked in {run}")
             finished.append(run)

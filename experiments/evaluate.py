@@ -34,13 +34,29 @@ _RESTARTS = flags.DEFINE_integer("restarts", None, "of PGD; default: the config'
 _SEED = flags.DEFINE_integer("seed", 0, "of the attack")
 _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
 
+_CASCADES = [name for name, plan in evaluation.PROTOCOLS.items() if plan["autoattack"]]
+_USED_BY = (
+    (_STEPS, ["pgd"]),
+    (_RESTARTS, ["pgd"]),
+    (_SURROGATE, list(evaluation.PROTOCOLS)),
+    (_KEEP, _CASCADES),
+)
+
 
 def main(_: list[str]) -> None:
     overrides = {"examples": _EXAMPLES.value, "steps": _STEPS.value, "restarts": _RESTARTS.value}
     for name, value in overrides.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value}; it must be at least 1.")
+    for flag, protocols in _USED_BY:
+        if flag.present and _PROTOCOL.value not in protocols:
+            raise ValueError(
+                f"--{flag.name}={flag.value}: --protocol={_PROTOCOL.value} has no use for it, only "
+                f"{', '.join(protocols)}."
+            )
     loaded = experiment.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
+    if loaded.step != loaded.steps and parallel.is_main():
+        print(f"The weights are those of step {loaded.step} of {loaded.steps}.")
     loaded.config.evaluation.update({k: v for k, v in overrides.items() if v is not None})
     if _PROTOCOL.value != "pgd":
         if jax.process_count() > 1:

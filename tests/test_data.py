@@ -100,7 +100,7 @@ def test_wrong_labels_are_so_many_and_each_other_class_is_as_likely():
         (
             ("foo", "train"),
             {},
-            r"^No data set 'foo'; choose one of cifar10, cifar100, digits, mnist\.$",
+            r"^No data set 'foo'; choose one of cifar10, cifar100, digits, mnist, or set",
         ),
         (
             ("digits", "valid"),

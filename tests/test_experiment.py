@@ -63,6 +63,24 @@ def tiny(name="digits", row="j2_lip_tanh", **changes):
     return config
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train.accumulate": 7}, r"config.train.accumulate = 7; the run has 6 steps: its weights"),
+        ({"train.batch_size": 25}, r"config.train.batch_size = 25; digits has 24 training"),
+        ({"data.cutout": 8}, r"config.data.cutout = 8; .* sides of the images, 8 x 8 pixels"),
+        ({"data.pad": 9}, r"config.data.pad = 9; .* sides of the images, 8 x 8 pixels"),
+    ],
+)
+def test_a_run_that_would_train_nothing_is_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        experiment.prepare(tiny(**changes))
+
+
+def test_all_steps_of_a_run_may_make_one_move():
+    assert experiment.prepare(tiny(**{"train.accumulate": 6})).steps == 6
+
+
 CONFIGS = [("digits", ""), ("mnist", ""), ("cifar10", ",cnn"), ("cifar100", ",cnn")]
 
 
@@ -197,32 +215,41 @@ def test_a_run_of_a_version_with_fewer_fields_is_read(finished, tmp_path):
     assert a.config.to_dict() == b.config.to_dict()
 
 
-def test_seeds_of_one_config_are_one_row_with_mean_and_deviation(finished):
-    out = finished / "table"
-    text, files = report.table([finished / name for name in ("a0", "a1", "b0")], out)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[:4]]
-    assert [row[0] for row in rows] == ["", "---", "J0", "J2"]
-    errors = [
-        json.loads((finished / name / "evaluation.json").read_text())["row"]["% clean error"]
-        for name in ("a0", "a1")
-    ]
-    expected = f"{np.mean(errors):.3g} ± {np.std(errors, ddof=1):.2g}"
-    assert rows[2][rows[0].index("% clean error")] == expected
+def test_the_radius_of_the_table_is_measured_however_short_the_grid():
+    """A linear model, whose distances are known."""
+    x = np.full((4, 1, 2, 1), 128, np.uint8)
+    x[:, 0, 0, 0] += np.array([10, 30, 50, 70], np.uint8)
+    images = data.Dataset(x, np.zeros(4, np.int32), 2)
+    evaluation = tiny().evaluation
+    evaluation.update({"examples": 4, "batch_size": 4, "steps": 5})
+    exact = {"l2": (x[:, 0, 0, 0] - 128) / 255 / 2**0.5, "linf": (x[:, 0, 0, 0] - 128) / 255 / 2}
+    for radii, largest in ((1, 0.9), (3, 0.01)):
+        evaluation.radii = radii
+        for norm in exact:
+            evaluation[norm].update({"largest": largest, "table": 0.9})
+        found = experiment.measure(lambda x: x.reshape(-1, 2), images, evaluation)
+        for norm, distances in found.items():
+            assert (distances >= exact[norm] * (1 - 1e-4)).all()
+            assert (distances <= 0.9).all()  # where they were inf, and so no error at the radius
+
+
+def test_seeds_of_one_config_are_one_row_and_unfinished_runs_none(finished, tmp_path):
+    text, _ = report.table([finished / name for name in ("a0", "a1", "b0")], tmp_path / "out")
+    assert [line.split("|")[1].strip() for line in text.splitlines()[2:4]] == ["J0", "J2"]
+    assert "±" in text.splitlines()[2]
     assert "±" not in text.splitlines()[3]
-    assert all(file.exists() for file in files)
-    assert {file.suffix for file in files} == {".md", ".csv", ".png", ".svg"}
 
-
-def test_what_was_measured_otherwise_is_not_put_into_one_table(finished, tmp_path):
-    loaded = experiment.load(finished / "a0")
-    loaded.config.evaluation.steps = 1
-    runs.claim(tmp_path / "other", loaded.config.to_dict())
-    with pytest.raises(ValueError, match=r"other is not evaluated: run python experiments/eval"):
-        report.table([tmp_path / "other"], tmp_path / "out")
-    report.evaluate(loaded, tmp_path / "other")
-    with pytest.raises(ValueError, match="other was measured with another settings"):
-        report.table([finished / "a1", tmp_path / "other"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    run = shutil.copytree(finished / "b0", tmp_path / "b0")
+    assert report.evaluated(run)
+    assert not report.evaluated(run, split="validation")
+    shutil.rmtree(run / "checkpoints" / "6")
+    loaded = experiment.load(run)
+    assert (loaded.step, loaded.steps) == (3, 6)
+    report.evaluate(loaded, run)
+    assert not report.evaluated(run)
+    with pytest.raises(ValueError, match=r"b0 was evaluated at step 3 of 6: let its training end"):
+        report.table([finished / "a0", run], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_protocol_leaves_its_report_in_the_run(finished, tmp_path):
@@ -261,22 +288,6 @@ def test_certified_radii_stay_below_what_attacks_find_and_are_written_down(finis
     assert (found["margin, local"] >= found["margin, global"] * (1 - 1e-5)).all()
     with pytest.raises(ValueError, match="examples = 99; the split has 24"):
         report.certify(loaded, run, examples=99)
-
-
-def test_errors_under_autoattack_become_columns_when_every_run_has_them(finished, tmp_path):
-    copies = [shutil.copytree(finished / name, tmp_path / name) for name in ("a0", "a1", "b0")]
-    for place, run in enumerate(copies):
-        text, _ = report.table(copies, tmp_path / "out")
-        assert "AutoAttack" not in text
-        errors = {"0.5": {"clean": 0.1, "apgd-ce": 0.2, "square": 0.25 + 0.05 * place}}
-        checks = [{"status": "pass"}, {"status": "warn"}]
-        norms = {norm: {"errors": errors, "checks": checks} for norm in ("l2", "linf")}
-        (run / "robustness_autoattack.json").write_text(json.dumps({"norms": norms}))
-    rows = report.table(copies, tmp_path / "out")[0].splitlines()
-    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[:4]]
-    column = cells[0].index("% AutoAttack error at l2 0.5")
-    assert [row[column] for row in cells[2:]] == ["27.5 ± 3.5", "35"]
-    assert cells[3][cells[0].index("masking flags")] == "2"
 
 
 def test_more_images_than_there_are_is_an_error(finished):

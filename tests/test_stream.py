@@ -5,6 +5,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -241,6 +242,14 @@ def test_images_of_other_modes_become_rgb(tmp_path, mode):
     assert np.abs(found.astype(int) - 102).max() <= 3
 
 
+def test_sixteen_bits_become_their_high_byte(tmp_path):
+    values = np.linspace(0, 65535, 40 * 30).reshape(30, 40).astype(np.uint16)
+    deep = evaluated(tmp_path / "deep", Image.fromarray(values), 14)
+    flat = evaluated(tmp_path / "flat", Image.fromarray(np.uint8(values >> 8)), 14)
+    np.testing.assert_array_equal(deep, flat)
+    assert np.ptp(deep) > 200
+
+
 # Errors
 
 
@@ -354,6 +363,21 @@ def test_a_set_that_is_not_prepared_or_not_known_is_refused(tmp_path, monkeypatc
         stream.load("food101", "train")
     with pytest.raises(ValueError, match="No data set 'nope'; name one of TFDS, or folder for"):
         stream.load("nope", "train")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "label", "told"),
+    [
+        (np.float32, {"num_classes": 10}, "images of float32"),
+        (np.uint8, {}, "labels as SimpleNamespace"),
+    ],
+)
+def test_a_set_of_other_things_than_pixels_and_classes_is_refused(dtype, label, told, monkeypatch):
+    features = {"image": SimpleNamespace(np_dtype=dtype), "label": SimpleNamespace(**label)}
+    builder = SimpleNamespace(info=SimpleNamespace(features=features, splits={}))
+    monkeypatch.setattr(stream.prepared, "builder", lambda *_: builder)
+    with pytest.raises(ValueError, match=f"^odd has .*{told}"):
+        stream.load("odd", "train")
 
 
 def test_importing_the_module_imports_no_data_library():

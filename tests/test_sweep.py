@@ -85,6 +85,8 @@ def test_an_axis_that_is_none_is_refused(axes, message):
         ({"train.epochs": ("many",)}, "train.epochs=many"),
         ({"train.epochs": (0,)}, r"config.train.epochs = 0; it must be greater"),
         ({"objective": ("j9",)}, "No objective 'j9'"),
+        ({"seed": (0, 1, 0)}, "--sweep seed=0,1,0: a value is there twice"),
+        ({"strengths.lam": (0, 0.0)}, "--sweep strengths.lam=0,0.0: a value is there twice"),
     ],
 )
 def test_a_point_that_is_no_config_is_refused(axes, message):
@@ -98,6 +100,8 @@ def test_points_are_all_combinations_by_the_names_of_their_values():
     assert found["lam=1.0,seed=0"].strengths.lam == 1.0
     twice = sweep.points(config(), {"report.pgd.eps": (0.1,), "strengths.eps": (0.2,)})
     assert list(twice) == ["report.pgd.eps=0.1,strengths.eps=0.2"]
+    # Its values are other images, and their errors nothing to take the mean of.
+    assert list(sweep.points(config(), {"data.seed": (1,)})) == ["data.seed=1"]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,11 @@ def test_a_sweep_that_was_killed_does_what_is_left_and_nothing_twice(swept, tmp_
     with mock.patch.object(experiment, "train_run", wraps=experiment.train_run) as train_run:
         sweep.run(found, tmp_path / "sweep", silent=True)
     assert [call.args[1].name for call in train_run.call_args_list] == ["lam=1.0,seed=1"]
+    (tmp_path / "sweep/points/lam=0.0,seed=1/point.json").write_text('{"validation_error": 0.1')
+    with pytest.raises(ValueError, match=r"1 of 4 points are not done: lam=0.0,seed=1"):
+        sweep.report(found, AXES, tmp_path / "sweep")
+    sweep.run(found, tmp_path / "sweep", silent=True)
+    sweep.report(found, AXES, tmp_path / "sweep")
     with pytest.raises(ValueError, match="holds a run with another config"):
         sweep.run({"lam=0.0,seed=0": config(seed=7)}, tmp_path / "sweep")
 

@@ -19,7 +19,7 @@ import steps
 from absl import flags
 from timing import behind_a_queue, table
 
-from lipreg import cost, runs
+from lipreg import cost, files
 from stages import price
 from stages.clock import Clock, toy
 
@@ -75,13 +75,9 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     lines.append(said("PGD", at_once(commands("evaluate", images), clock.left), start))
     evaluated = [str(run) for run in places.values() if (run / "evaluation.json").is_file()]
     if evaluated:
-        subprocess.run(
-            [*command("table"), *evaluated, f"--out={folder}/table"],
-            check=True,
-            capture_output=True,
-        )
-        lines.append((folder / "table" / "table.md").read_text())
-        lines.append("Curves: table/curves_l2.png, table/curves_linf.png.\n")
+        argv = [*command("table"), *evaluated, f"--out={folder}/table"]
+        made_table = subprocess.run(argv, capture_output=True, text=True)
+        lines.append(made_table.stdout or made_table.stderr.strip())
     yield "\n".join(lines)
     start = time.monotonic()
     chosen = ("--protocol=autoattack", f"--examples={made.attacked}")
@@ -97,7 +93,7 @@ def errors(run: Path) -> dict[str, str]:
     path = run / "robustness_autoattack.json"
     if not path.is_file():
         return {}
-    norms = runs.read(path)["norms"]
+    norms = files.read(path)["norms"]
     found = {
         f"{norm} {float(eps):.3g}": f"{100 * list(after.values())[-1]:.3g}"
         for norm, measured in norms.items()

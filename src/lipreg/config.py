@@ -4,7 +4,7 @@ The files in `experiments/configs` start from `base_config` and set the values o
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "bound_objective",
     "check",
     "complete",
+    "differing",
     "label",
     "leaves",
     "member",
@@ -85,7 +86,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
     config.report = {
         "every_steps": 50,  # a line of metrics.jsonl
         "validate_every_epochs": 1,  # clean and PGD error on the validation split
-        "examples": 500,  # of it
+        "examples": 500,  # of it, at most
         "pgd": {"norm": "l2", "eps": 0.1, "steps": 10},
         "checkpoint_every_epochs": 1,
         "keep": 2,
@@ -97,7 +98,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "steps": 20,
         "restarts": 1,
         "radii": 31,  # of the grid that is bisected: 5 attacks
-        # The largest radius of the grid, and the radius of the table's column.
+        # The grid's end, and the radius of the table's column: the larger one ends the grid.
         "l2": {"largest": 2.0, "table": 0.1},
         "linf": {"largest": 0.2, "table": 1 / 16},
     }
@@ -165,18 +166,29 @@ def label(config: Config) -> str:
 
 
 def leaves(config: Config, prefix: str = "") -> dict[str, Any]:
-    """A config's fields by their full names, `train.epochs`."""
+    """The fields of a config, or of nested dicts, by their full names, `train.epochs`."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        nested = isinstance(value, ConfigDict)
+        nested = isinstance(value, ConfigDict | Mapping)
         found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
 
 
-# Numbers that may be 0: off, or none. All others must be greater.
+def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """The fields that are not the same in a and b, with both values, "absent" where there is none.
+
+    >>> differing({"seed": 0, "train": {"epochs": 3}}, {"train": {"epochs": 4}})
+    {'seed': (0, 'absent'), 'train.epochs': (3, 4)}
+    """
+    a, b = leaves(a), leaves(b)
+    pairs = {name: (a.get(name, "absent"), b.get(name, "absent")) for name in sorted({**a, **b})}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# Numbers that may be 0, as all strengths may: off, or none. All others must be greater.
 _MAY_BE_ZERO = (
-    *("seed", "strengths.eps", "strengths.lam", "strengths.L0", "options.top_k"),
-    *("data.seed", "data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
+    *("seed", "options.top_k", "data.seed"),
+    *("data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
     *("data.side", "data.threads", "data.workers"),
     *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
     "train.per_dispatch",
@@ -184,24 +196,44 @@ _MAY_BE_ZERO = (
 _FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
 
 
+def _names(config: Config) -> set[str]:
+    """The fields that every config has."""
+    own = ("strengths.", "options.", "model.settings.")
+    return {name for name in leaves(config) if not name.startswith(own)}
+
+
 def check(config: Config) -> None:
     """What a field's type does not say; ValueError naming the field, its value and what is wanted.
 
-    None slips into any field of a ConfigDict, so it is refused here.
+    None slips into any field of a ConfigDict, so it is refused here, as is a field that a config
+    file has added: nothing would read it.
     """
+    odd = sorted(_names(config) ^ _names(base_config("j0", {"j0": {}})))
+    if odd:
+        known = odd[0] not in leaves(config)
+        raise ValueError(f"config.{odd[0]} {'is missing' if known else 'is no field'}.")
     for name, value in leaves(config).items():
         if value is None:
             raise ValueError(f"config.{name} = None; give it a value.")
+        if isinstance(value, tuple) and not all(type(n) is int and n > 0 for n in value):
+            raise ValueError(f"config.{name} = {value}; it must be whole numbers greater than 0.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if name in _MAY_BE_ZERO and not value >= 0:
+        may_be_zero = name in _MAY_BE_ZERO or name.startswith("strengths.")
+        if may_be_zero and not value >= 0:
             raise ValueError(f"config.{name} = {value}; it must be 0 or more.")
-        if name not in _MAY_BE_ZERO and not value > 0:
+        if not may_be_zero and not value > 0:
             raise ValueError(f"config.{name} = {value}; it must be greater than 0.")
         if name in _FRACTIONS and not value < 1:
             raise ValueError(f"config.{name} = {value}; it must be less than 1.")
+        if name in ("seed", "data.seed") and not value < 2**32:  # JAX takes its last 32 bits
+            raise ValueError(f"config.{name} = {value}; it must be less than 2^32.")
         if value == float("inf") and name != "options.p":
             raise ValueError(f"config.{name} = inf; it must be finite.")
     bound_objective(config)
     member(losses, "loss", config.loss)
     norm(config.report.pgd.norm)
+    if config.train.ramp and "lam" not in config.strengths:
+        raise ValueError(
+            f"config.train.ramp = {config.train.ramp}; {config.objective} has no lam to grow."
+        )

@@ -71,7 +71,10 @@ def load(
     (360, 8, 8, 1)
     """
     if name not in NAMES:
-        raise ValueError(f"No data set {name!r}; choose one of {', '.join(NAMES)}.")
+        raise ValueError(
+            f"No data set {name!r}; choose one of {', '.join(NAMES)}, or set config.data.side, in "
+            "pixels, to stream another one of TFDS or a folder."
+        )
     check_split(split, validation)
     official = "test" if split == "test" else "train"
     x, y, classes = _official(name, official, prepared.folder(dir))

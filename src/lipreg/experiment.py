@@ -16,10 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg import attacks, curves, data, parallel, program, runs, stream, train
+from lipreg import attacks, curves, data, files, parallel, program, runs, stream, train
 from lipreg.config import NORMS, Config, check, complete, label
 
-__all__ = ["Experiment", "Loaded", "load", "measure", "prepare", "train_run", "train_together"]
+__all__ = [
+    "Experiment",
+    "Loaded",
+    "largest",
+    "load",
+    "measure",
+    "prepare",
+    "train_run",
+    "train_together",
+]
 
 
 class Experiment(NamedTuple):
@@ -82,7 +91,19 @@ def prepare(config: Config) -> Experiment:
             f"config.train.batch_size = {t.batch_size}; it must be a multiple of the "
             f"{jax.device_count()} devices."
         )
+    height, width = validation.x.shape[1:3]
+    for name in ("pad", "cutout"):
+        if d[name] >= min(height, width):  # nothing might be left of an image
+            raise ValueError(
+                f"config.data.{name} = {d[name]}; it must be less than the sides of the images, "
+                f"{height} x {width} pixels."
+            )
     steps = t.epochs * (size // t.batch_size)
+    if t.accumulate > steps:
+        raise ValueError(
+            f"config.train.accumulate = {t.accumulate}; the run has {steps} steps: its weights "
+            "would not move."
+        )
     made = program.of(config, validation, steps)
     state = made.init(_key(config, "init"), _key(config, "step"))
     x = jax.ShapeDtypeStruct((t.batch_size, *validation.x.shape[1:]), np.uint8)
@@ -146,7 +167,7 @@ def _train(
         for experiment, workdir in zip(experiments, workdirs, strict=True):
             runs.check_workdir(workdir, experiment.config.to_dict())
             open_.enter_context(runs.lock(workdir))
-            runs.claim(workdir, experiment.config.to_dict())
+            runs.claim(workdir, experiment.config.to_dict(), steps=lead.steps)
             keep = config.report.keep
             managers.append(open_.enter_context(runs.checkpoints(workdir, keep=keep)))
         states = _restored(experiments, managers)
@@ -234,11 +255,21 @@ def _restored(experiments: Sequence[Experiment], managers: Sequence[Any]) -> lis
 
 
 class Loaded(NamedTuple):
-    """A run read back: its config, its model as a function of images, and a split of its data."""
+    """A run read back.
+
+    Attributes:
+      config: the run's.
+      logits_fn: its model as a function of images.
+      dataset: a split of its data.
+      step: of the checkpoint that the weights are from.
+      steps: of the whole training; `step` is less while it goes on, or with a damaged checkpoint.
+    """
 
     config: Config
     logits_fn: jax.tree_util.Partial
     dataset: data.Dataset
+    step: int
+    steps: int
 
 
 def load(workdir: str | Path, split: str = "test", examples: int | None = None) -> Loaded:
@@ -255,7 +286,15 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
         state = runs.restore(manager, made.init(_key(config, "init"), _key(config, "step")))
     if state is None:
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
-    return Loaded(config, train.logits_fn(made.apply, state), dataset)
+    step, path = int(state.step), Path(workdir) / "about.json"
+    about = files.read(path) if path.is_file() else {}
+    about = {"steps": step} | about  # versions before did not say
+    return Loaded(config, train.logits_fn(made.apply, state), dataset, step, about["steps"])
+
+
+def largest(radii: Config) -> float:
+    """Where a norm's grid ends: at `largest`, or at the table's radius where that is larger."""
+    return max(radii.largest, radii.table)
 
 
 def measure(
@@ -268,9 +307,9 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Each image's smallest distance that PGD finds, in l_2 and l_inf: `{"l2": [N], "linf": [N]}`.
 
-    The first `evaluation.examples` images. Per norm, a grid of `radii` radii up to `largest` and
-    the table's own is bisected per image (`curves.minimal_distance`); an attack is `steps` of PGD
-    with `restarts`. `logits_fn` is a pytree such as `load` returns, or any function of images.
+    The first `evaluation.examples` images. Per norm, a grid of `radii` radii up to its `largest`,
+    and the table's own, is bisected per image (`curves.minimal_distance`); an attack is `steps` of
+    PGD with `restarts`. `logits_fn` is a pytree such as `load` returns, or any function of images.
     """
     n = evaluation.examples
     if n > len(dataset.y):
@@ -282,8 +321,10 @@ def measure(
     found = {}
     for name in ("l2", "linf"):
         norm, radii = NORMS[name], evaluation[name]
-        grid = np.geomspace(radii.largest / 100, radii.largest, evaluation.radii)
-        grid = np.union1d(grid, min(radii.table, radii.largest)).astype(np.float32)
+        end = largest(radii)
+        grid = np.geomspace(end / 100, end, evaluation.radii)
+        grid = np.append(grid, [radii.table, end])  # of one radius NumPy makes the smallest
+        grid = np.unique(grid.astype(np.float32))
         attack = partial(
             attacks.pgd, norm=norm, steps=evaluation.steps, restarts=evaluation.restarts
         )

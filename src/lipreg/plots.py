@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lipreg import curves
+from lipreg import curves, files
 
 __all__ = [
     "distance_scatter",
@@ -322,10 +322,15 @@ def training(rows: Sequence[Mapping[str, float]], keys: Sequence[str]) -> Figure
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
     """Write `path`.png and `path`.svg, and return the two; the same figure gives the same bytes."""
-    path = Path(path)
-    files = [path.parent / f"{path.name}.{suffix}" for suffix in ("png", "svg")]
+    path, pictures = Path(path), []
     # A fixed salt for SVG's element ids and no date: a picture drawn again does not differ.
+    kinds: dict[str, dict[str, Any]] = {
+        "png": {"dpi": 150, "metadata": {"Software": None}},
+        "svg": {"metadata": {"Date": None}},
+    }
     with mpl.rc_context({"svg.hashsalt": "lipreg"}):
-        figure.savefig(files[0], dpi=150, metadata={"Software": None})
-        figure.savefig(files[1], metadata={"Date": None})
-    return files
+        for kind, options in kinds.items():
+            pictures.append(path.parent / f"{path.name}.{kind}")
+            with files.replacing(pictures[-1]) as part:
+                figure.savefig(part, format=kind, **options)
+    return pictures

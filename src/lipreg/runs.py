@@ -1,7 +1,7 @@
 """What a run leaves on disk, and how to read it back.
 
     RUN/config.json      the config, whole
-    RUN/about.json       command, commit, versions, hardware of the latest start
+    RUN/about.json       command, commit, versions, hardware of the latest start; all steps
     RUN/metrics.jsonl    one line per report: step and numbers
     RUN/tensorboard/     the same for TensorBoard
     RUN/checkpoints/     Orbax, the newest few
@@ -12,7 +12,6 @@
 
 import fcntl
 import hashlib
-import io
 import json
 import os
 import platform
@@ -20,8 +19,6 @@ import subprocess
 import sys
 import time
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -35,7 +32,8 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 import lipreg
-from lipreg import parallel
+from lipreg import files, parallel
+from lipreg.config import differing
 
 __all__ = [
     "Log",
@@ -45,11 +43,9 @@ __all__ = [
     "claim",
     "lock",
     "metrics",
-    "read",
     "read_config",
     "restore",
     "save",
-    "write",
 ]
 
 
@@ -65,30 +61,10 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise ValueError(f"{workdir} is not a run: it has no config.json.")
-    return ConfigDict(_tuples(read(path)))
-
-
-def read(path: Path) -> Any:
-    """What a JSON file holds, or the arrays of an npz by name; nothing in them is executed.
-
-    Raises: ValueError naming a file that cannot be read.
-    """
-    try:
-        if path.suffix == ".json":
-            return json.loads(path.read_text())
-        with np.load(io.BytesIO(path.read_bytes())) as file:
-            return dict(file)
-    except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read: {reason}.") from None
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
+    found = files.read(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} cannot be read: it holds no config.")
+    return ConfigDict(_tuples(found))
 
 
 def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
@@ -104,11 +80,9 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
         if not (workdir / "config.json").exists():
             raise ValueError(f"--workdir={workdir} is not empty and not a run; name a new folder.")
-        old, new = _flat(read_config(workdir).to_dict()), _flat(_tuples(config))
         changed = [
-            f"{name} ({old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} asked)"
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name, "absent") != new.get(name, "absent")
+            f"{name} ({there!r} there, {asked!r} asked)"
+            for name, (there, asked) in differing(read_config(workdir), _tuples(config)).items()
         ]
         if changed:
             raise ValueError(
@@ -117,21 +91,17 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
             )
 
 
-def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Make `workdir` the run of `config`, or refuse like `check_workdir` and write nothing."""
+def claim(workdir: str | os.PathLike, config: Mapping[str, Any], **more: Any) -> None:
+    """Make `workdir` the run of `config`, or refuse like `check_workdir` and write nothing.
+
+    about.json says `more` as well, the number of steps for instance.
+    """
     check_workdir(workdir, config)
     if parallel.is_main():
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        write(workdir / "config.json", json.dumps(config, indent=2) + "\n")
-        write(workdir / "about.json", json.dumps(about(), indent=2) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """The whole text or, after a kill, what was there before."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
+        files.write_json(workdir / "config.json", config)
+        files.write_json(workdir / "about.json", about() | more)
 
 
 @contextmanager
@@ -203,7 +173,7 @@ class Log:
             return
         workdir = Path(workdir)
         kept = [row for row in metrics(workdir) if row["step"] <= step]
-        write(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        files.write(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"))

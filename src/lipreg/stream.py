@@ -170,6 +170,8 @@ def _resized(image: Image.Image, box: np.ndarray, side: int) -> np.ndarray:
     if drafted:
         box = box * drafted[1][2] / size[0]
     box = np.minimum(box, image.size * 2)  # rounding may put a corner outside
+    if image.mode.startswith("I"):  # 16 bits, which convert cuts off at 255: their high byte,
+        image = Image.fromarray(np.uint8(np.asarray(image) >> 8))  # as Pillow has it for colours
     square = image.convert("RGB").resize(
         (side, side), Image.Resampling.BILINEAR, tuple(box), reducing_gap=2.0
     )
@@ -257,6 +259,13 @@ def _prepared(name: str, official: tuple[str, ...], dir: str) -> tuple[Read, int
     features, splits = builder.info.features, builder.info.splits
     if not {"image", "label"} <= set(features):
         raise ValueError(f"{name} has {', '.join(features)}; it must have image and label.")
+    image, label = features["image"], features["label"]
+    # TFDS keeps floating images as the bytes of their numbers, in the four channels of a PNG.
+    if image.np_dtype not in (np.uint8, np.uint16) or not hasattr(label, "num_classes"):
+        raise ValueError(
+            f"{name} has images of {np.dtype(image.np_dtype)} and labels as "
+            f"{type(label).__name__}; they must be uint8 or uint16 and ClassLabel."
+        )
     for split in (split for split in official if split in splits):
         # The bytes of the files: decoding is ours, in threads.
         decoders = {"image": tfds.decode.SkipDecoding()}
@@ -264,7 +273,7 @@ def _prepared(name: str, official: tuple[str, ...], dir: str) -> tuple[Read, int
         if source[0]["label"] >= 0:  # a test split without labels has -1
             where = f"{name}, {split}"
             read = partial(_read_record, source, where)
-            return read, len(source), features["label"].num_classes, where
+            return read, len(source), label.num_classes, where
     raise ValueError(
         f"{name} has the splits {', '.join(splits)}; none of {', '.join(official)} has labels."
     )

@@ -12,7 +12,6 @@ the other, `vmap` all at once, the devices sharing the runs. `ray` starts a proc
 
 import ast
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lipreg import cpu, curves, experiment, parallel, plots, runs, train
+from lipreg import cpu, curves, experiment, files, parallel, plots, runs, train
 from lipreg.config import Config, check, leaves
 
 __all__ = ["ENGINES", "parse", "points", "report", "run"]
@@ -70,7 +69,13 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
         raise ValueError("No axes: give --sweep NAME=VALUE,VALUE or a get_sweep() in the config.")
     short = [name.rpartition(".")[2] for name in axes]
     fields = ", ".join(leaves(config))
-    labels = short if len(set(short)) == len(short) else list(axes)
+    # A label seed is that of the training alone: the report takes the mean over its values.
+    clear = len(set(short)) == len(short) and ("seed" in axes or "seed" not in short)
+    labels = short if clear else list(axes)
+    for name, values in axes.items():
+        if len(set(values)) < len(values):
+            listed = ",".join(map(str, values))
+            raise ValueError(f"--sweep {name}={listed}: a value is there twice.")
     found: dict[str, Config] = {}
     for values in itertools.product(*axes.values()):
         point = config.copy_and_resolve_references()
@@ -106,7 +111,7 @@ def run(
     folder = Path(workdir) / "points"
     for name, config in found.items():
         runs.check_workdir(folder / name, config.to_dict())
-    left = {name: c for name, c in found.items() if not (folder / name / "point.json").exists()}
+    left = {name: config for name, config in found.items() if not _point(folder / name)}
     if engine == "ray":
         _by_ray(left, folder, silent)
         return
@@ -199,11 +204,21 @@ def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
         raise ValueError(f"{len(lost)} of {len(left)} points were lost; {name}: {why}")
 
 
+def _point(workdir: Path) -> dict[str, Any]:
+    """What `_record` has written; nothing where the point is not done, or its file damaged."""
+    path = workdir / "point.json"
+    try:
+        found = files.read(path) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return found if "failed" in found or {CLEAN, ROBUST} <= set(found) else {}
+
+
 def _record(workdir: Path, failed: str = "") -> None:
     last = runs.metrics(workdir)[-1] if not failed else {}
     record = {"failed": failed} if failed else {CLEAN: last[CLEAN], ROBUST: last[ROBUST]}
     workdir.mkdir(parents=True, exist_ok=True)
-    runs.write(workdir / "point.json", json.dumps(record) + "\n")
+    files.write_json(workdir / "point.json", record)
 
 
 def report(
@@ -218,11 +233,10 @@ def report(
     Raises: ValueError, with their number, while points are missing.
     """
     workdir = Path(workdir)
-    paths = {name: workdir / "points" / name / "point.json" for name in found}
-    missing = [name for name, path in paths.items() if not path.exists()]
+    records = {name: _point(workdir / "points" / name) for name in found}
+    missing = [name for name, record in records.items() if not record]
     if missing:
         raise ValueError(f"{len(missing)} of {len(found)} points are not done: {missing[0]}, ...")
-    records = {name: runs.read(path) for name, path in paths.items()}
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, record in records.items():
         parts = (part for part in name.split(",") if not part.startswith("seed="))
@@ -249,15 +263,15 @@ def report(
     failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
     lines += [f"{name}: {why}" for name, why in failed.items()]
     text = "\n".join(lines) + "\n"
-    runs.write(workdir / "sweep.md", text)
-    runs.write(workdir / "sweep.csv", curves.to_csv(rows))
+    files.write(workdir / "sweep.md", text)
+    files.write(workdir / "sweep.csv", curves.to_csv(rows))
     record = {"axes": dict(axes), "points": records, "about": runs.about()}
-    runs.write(workdir / "sweep.json", json.dumps(record, indent=2) + "\n")
-    files = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
+    files.write_json(workdir / "sweep.json", record)
+    written = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
     if means:
         figure = plots.pareto(errors, front=front)
-        files += plots.save(figure, workdir / "pareto")
-    return text, files
+        written += plots.save(figure, workdir / "pareto")
+    return text, written
 
 
 def _front(means: Mapping[str, np.ndarray]) -> set[str]:

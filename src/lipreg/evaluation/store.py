@@ -1,17 +1,16 @@
 """What a long evaluation has found so far, on disk: a killed one goes on where it was."""
 
 import hashlib
-import io
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from lipreg import files
 
 __all__ = ["Store", "fingerprint"]
 
@@ -41,10 +40,7 @@ class Store:
         wanted = json.loads(json.dumps(identity))
         path = self._folder / "identity.json"
         if path.exists():
-            try:
-                there = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path} cannot be read: {error}.") from None
+            there = files.read(path)
             differ = sorted(k for k in there.keys() | wanted if there.get(k) != wanted.get(k))
             if differ:
                 raise ValueError(
@@ -53,7 +49,7 @@ class Store:
                     + ". Remove it, or name another folder."
                 )
         else:
-            _write(path, json.dumps(wanted, indent=2).encode())
+            files.write_json(path, wanted)
 
     def get(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays kept under a name; None for a name that is not there, or is damaged."""
@@ -61,20 +57,10 @@ class Store:
         if not path.is_file():
             return None
         try:
-            with np.load(io.BytesIO(path.read_bytes())) as file:
-                return dict(file)
-        except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            return files.read(path)
+        except ValueError:
             return None
 
     def put(self, name: str, **arrays: Any) -> None:
         """Keep arrays under a name: whole, or not at all."""
-        path = self._folder / f"{name}.npz"
-        part = path.with_suffix(".part.npz")
-        np.savez_compressed(part, **arrays)
-        part.replace(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    part.replace(path)
+        files.write_arrays(self._folder / f"{name}.npz", **arrays)

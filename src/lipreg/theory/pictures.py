@@ -6,6 +6,7 @@ NAME.png, .svg   a panel for each quantity: repeats, means and, in n, fit and th
 """
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lipreg import curves, plots, runs
+from lipreg import curves, files, plots, runs
 from lipreg.theory.study import Curve, Study
 
 __all__ = ["figure", "to_markdown", "write"]
@@ -121,11 +122,11 @@ def write(study: Study, config: dict[str, Any], out: str | Path) -> tuple[str, l
     out.mkdir(parents=True, exist_ok=True)
     about = json.dumps({"config": config, "about": runs.about()})
     text = f"# {name}\n\n{to_markdown(study)}\n\n`{about}`\n"
-    files = [out / f"{name}.md", out / f"{name}.csv"]
-    files[0].write_text(text)
-    with files[1].open("w", newline="") as file:
-        rows = study.rows
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text, files + plots.save(figure(study), out / name)
+    rows, table = study.rows, io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    written = [out / f"{name}.md", out / f"{name}.csv"]
+    files.write(written[0], text)
+    files.write(written[1], table.getvalue())
+    return text, written + plots.save(figure(study), out / name)

@@ -1,0 +1,196 @@
+"""Several runs in one table: the deck's columns, and AutoAttack's where every run has them.
+
+OUT/table.md, .csv      a row for every config, mean ± standard deviation over its seeds
+OUT/curves_{l2,linf}.*  their error curves, PNG and SVG
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lipreg import curves, files, plots
+from lipreg.config import Config, differing, label
+from lipreg.report.measured import read
+
+__all__ = ["table"]
+
+AUTOATTACK = ("full", "autoattack")  # the protocols that have it, the stronger first
+
+
+class _Run(NamedTuple):
+    """What a folder holds: the config, the evaluation, and by protocol what AutoAttack did."""
+
+    workdir: Path
+    config: Config
+    record: dict[str, Any]
+    distances: dict[str, np.ndarray]
+    robust: dict[str, dict[str, Any]]
+
+
+def _run(workdir: str | Path) -> _Run:
+    workdir = Path(workdir)
+    robust = {}
+    for protocol in AUTOATTACK:
+        path = workdir / f"robustness_{protocol}.json"
+        if path.is_file():
+            robust[protocol] = files.read(path)
+    return _Run(workdir, *read(workdir), robust)
+
+
+def _measured(run: _Run, protocol: str | None) -> dict[str, Any]:
+    """What all of a table must share: the images, the attack and, with a protocol, its radii."""
+    data, split = run.config.data, run.record["split"]
+    fields = ["name", "side", *(["dir"] if data.name == "folder" else [])]
+    drawn = f" ({data.validation:g} of the images, by seed {data.seed})"
+    shared = {
+        "data": {name: data[name] for name in fields},
+        "split": split + drawn * (split == "validation"),
+        "evaluation": run.record["settings"],
+    }
+    if protocol:
+        norms = run.robust[protocol]["norms"]
+        shared["radii"] = {norm: list(found["errors"]) for norm, found in norms.items()}
+    return shared
+
+
+def _refusal(a: object, b: object, pairs: dict[str, tuple[Any, Any]]) -> ValueError:
+    fields = ", ".join(f"{name} is {x!r} and {y!r}" for name, (x, y) in pairs.items())
+    return ValueError(f"{a} and {b} do not go into one table: {fields}.")
+
+
+def _protocol(found: Sequence[_Run]) -> str | None:
+    """The strongest protocol of AutoAttack that all went through; None where one has not any.
+
+    Raises: ValueError for runs that have none in common, and for one on other images, or of other
+    weights, than the run's distances.
+    """
+    if not all(run.robust for run in found):
+        return None
+    common = [protocol for protocol in AUTOATTACK if all(protocol in run.robust for run in found)]
+    if not common:
+        a, b = found[0], next(run for run in found if not run.robust.keys() & found[0].robust)
+        raise _refusal(a.workdir, b.workdir, {"protocol": (min(a.robust), min(b.robust))})
+    protocol = common[0]
+    for run in found:
+        path, here = run.workdir / f"robustness_{protocol}.json", run.robust[protocol]
+        there = {name: run.record[name] for name in ("data", "split")}
+        there["n"] = run.record["settings"]["examples"]
+        there |= {"step": run.record["step"]} if "step" in run.record else {}
+        pairs = differing({name: here[name] for name in there if name in here}, there)
+        if pairs:
+            raise _refusal(path, "evaluation.json", pairs)
+    return protocol
+
+
+def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
+    """Columns, and points (eps, error) by norm, of what AutoAttack did to a run.
+
+    The masking report's column is the number of checks that warn or fail, over both norms.
+    """
+    columns: dict[str, float] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
+    flags = 0
+    for norm, found in record["norms"].items():
+        points[norm] = []
+        short = [f"{float(eps):.3g}" for eps in found["errors"]]
+        names = short if len(set(short)) == len(short) else list(found["errors"])
+        for name, (eps, breakdown) in zip(names, found["errors"].items(), strict=True):
+            error = list(breakdown.values())[-1]  # after the last attack
+            points[norm].append((float(eps), error))
+            columns[f"% AutoAttack error at {norm} {name}"] = round(100 * error, 4)
+        flags += sum(check["status"] != "pass" for check in found["checks"])
+    return columns | {"masking flags": flags}, points
+
+
+def _rows(found: Sequence[_Run]) -> dict[str, list[_Run]]:
+    """The runs of each row by its name: those whose configs differ in their seeds alone.
+
+    Raises: ValueError for two runs of one config and seed: they would count as two seeds.
+    """
+    rows: dict[str, list[_Run]] = {}
+    for run in found:
+        identity = json.dumps(run.config.to_dict() | {"seed": None}, sort_keys=True)
+        members = rows.setdefault(identity, [])
+        for other in members:
+            if other.config.seed == run.config.seed:
+                raise ValueError(
+                    f"{other.workdir} and {run.workdir} are of one config and seed: name one."
+                )
+        members.append(run)
+    firsts = [members[0] for members in rows.values()]
+    return {_name(members[0], firsts): members for members in rows.values()}
+
+
+def _name(run: _Run, firsts: Sequence[_Run]) -> str:
+    """The objective's; of several, with the end of the folder's path that tells it from theirs."""
+    name, parts = label(run.config), run.workdir.absolute().parts
+    alike = [first.workdir.absolute().parts for first in firsts if label(first.config) == name]
+    if len(alike) == 1:
+        return name
+    alike.remove(parts)
+    ends = (n for n in itertools.count(1) if all(other[-n:] != parts[-n:] for other in alike))
+    return f"{name} ({'/'.join(parts[-next(ends) :])})"
+
+
+def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Path]]:
+    """The deck's table of several runs as Markdown, and the files written into `out`.
+
+    Runs whose configs differ in their seeds alone make one row, mean ± standard deviation, and one
+    curve. Where every run went through AutoAttack, its errors and the number of masking flags are
+    further columns, and its errors points beside the curves.
+
+    Raises: ValueError for a run without an evaluation of its last step, for a run that is named
+    twice, and, naming the runs and the fields that differ, for runs that were measured differently:
+    other data, another split, protocol, number of images, or other settings of the attack.
+    """
+    found = [_run(workdir) for workdir in workdirs]
+    protocol = _protocol(found)
+    first, *others = found
+    for run in others:
+        pairs = differing(_measured(first, protocol), _measured(run, protocol))
+        if pairs:
+            raise _refusal(first.workdir, run.workdir, pairs)
+    rows, distances, marked = {}, {}, {}
+    groups = _rows(found)
+    for name, members in groups.items():
+        robust = [_robust(run.robust[protocol]) if protocol else ({}, {}) for run in members]
+        columns = [run.record["row"] | more for run, (more, _) in zip(members, robust, strict=True)]
+        rows[name] = {c: curves.spread([row[c] for row in columns]) for c in columns[0]}
+        for norm in ("l2", "linf"):
+            distances.setdefault(norm, {})[name] = np.concatenate(
+                [run.distances[norm] for run in members]
+            )
+            marked.setdefault(norm, {})[name] = [
+                point for _, points in robust for point in points.get(norm, [])
+            ]
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    text = f"{curves.to_markdown(rows)}\n\n{_caption(first, groups)}\n"
+    written = [out / "table.md", out / "table.csv"]
+    files.write(written[0], text)
+    files.write(written[1], curves.to_csv(rows))
+    for norm, by_name in distances.items():
+        figure = plots.error_curves(
+            by_name,
+            norm_name=norm,
+            marks=(first.record["settings"][norm]["table"],),
+            points=marked[norm] if protocol else None,
+        )
+        written += plots.save(figure, out / f"curves_{norm}")
+    return text, written
+
+
+def _caption(first: _Run, groups: dict[str, list[_Run]]) -> str:
+    record, settings = first.record, first.record["settings"]
+    seeds = sorted({len(members) for members in groups.values()})
+    several = seeds != [1]
+    return (
+        f"{record['data']}, {settings['examples']} {record['split']} images; PGD with "
+        f"{settings['steps']} steps and {settings['restarts']} restarts, radii bisected; "
+        f"{' or '.join(map(str, seeds))} seed{'s' if several else ''} a row"
+        f"{', mean ± standard deviation' if several else ''}."
+    )

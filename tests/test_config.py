@@ -1,0 +1,80 @@
+"""What a config may hold, and what nothing would read or would do nothing is refused."""
+
+import pytest
+
+from lipreg import data, objectives
+from lipreg.config import base_config, check, complete, differing
+
+
+def config(row="j2_lip", **changes):
+    takes = objectives.strengths(getattr(objectives, row))
+    found = base_config(row, {row: dict.fromkeys(takes, 0.1)})
+    found.update_from_flattened_dict(changes)
+    return found
+
+
+@pytest.mark.parametrize("row", objectives.__all__)
+def test_any_strength_may_be_none_at_all_but_not_less(row):
+    for name in objectives.strengths(getattr(objectives, row)):
+        check(config(row, **{f"strengths.{name}": 0.0}))
+        with pytest.raises(
+            ValueError, match=f"config.strengths.{name} = -1.0; it must be 0 or more"
+        ):
+            check(config(row, **{f"strengths.{name}": -1.0}))
+
+
+def test_a_strength_of_an_objective_to_come_may_be_none_at_all(monkeypatch):
+    def trades(loss, x, y, *, beta, frozen=None):
+        """Stands for any."""
+
+    monkeypatch.setattr(objectives, "j2", trades)
+    check(config("j2", **{"strengths.beta": 0.0}))
+
+
+def test_a_ramp_of_nothing_is_refused():
+    check(config("j2_lip", **{"train.ramp": 0.5}))
+    with pytest.raises(ValueError, match=r"config.train.ramp = 0.5; j2 has no lam to grow"):
+        check(config("j2", **{"train.ramp": 0.5}))
+
+
+@pytest.mark.parametrize("section", ["", "train.", "data.", "evaluation.l2.", "model."])
+def test_a_field_that_nothing_reads_is_refused_and_so_is_one_that_lacks(section):
+    more, less = config(), config()
+    place = more
+    for name in filter(None, section.split(".")):
+        place = place[name]
+    place.warmup = 5
+    with pytest.raises(ValueError, match=rf"config.{section}warmup is no field\."):
+        check(more)
+    del less.train.ramp
+    with pytest.raises(ValueError, match=r"config.train.ramp is missing\."):
+        check(less)
+    check(complete(less))
+
+
+@pytest.mark.parametrize("channels", [("a",), (-2,), (8, 0), (1.5,)])
+def test_the_sizes_of_a_model_are_whole_numbers(channels):
+    found = config()
+    found.model.settings = {"channels": (8, 16)}
+    check(found)
+    found.model.settings.channels = channels
+    with pytest.raises(ValueError, match=r"config.model.settings.channels = .*whole numbers"):
+        check(found)
+
+
+def test_a_seed_is_one_of_those_that_differ():
+    check(config(seed=2**32 - 1))
+    with pytest.raises(ValueError, match=r"config.seed = 4294967296; it must be less than 2\^32"):
+        check(config(seed=2**32))
+
+
+def test_fields_that_differ_are_named_with_both_values():
+    assert differing(config(), config(seed=3, **{"train.epochs": 2})) == {
+        "seed": (0, 3),
+        "train.epochs": (10, 2),
+    }
+
+
+def test_a_set_that_must_be_streamed_is_told_the_field_that_does_it():
+    with pytest.raises(ValueError, match=r"No data set 'folder'; .*, or set config.data.side"):
+        data.load("folder", "train")

@@ -1,0 +1,209 @@
+"""A row is a config less its seed; what was measured otherwise is refused, naming the fields."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from lipreg import curves, files, report, runs
+from lipreg.config import base_config
+
+STRENGTHS = {"j0": {}, "j2": {"eps": 0.1}}
+DISTANCES = np.array([0.0, 0.05, 0.2, np.inf])
+
+
+def a_run(folder, row="j0", *, distances=DISTANCES, record=None, robust=None, **changes):
+    """A run that was evaluated on four images, as its files say; `robust` by protocol."""
+    config = base_config(row, STRENGTHS)
+    config.evaluation.examples = len(distances)
+    config.update_from_flattened_dict(changes)
+    runs.claim(folder, config.to_dict(), steps=6)
+    found = {"l2": distances, "linf": distances / 2}
+    files.write_arrays(folder / "distances.npz", **found)
+    whole = {
+        "row": curves.summary(found["l2"], found["linf"]),
+        "data": config.data.name,
+        "split": "test",
+        "seed": 0,
+        "step": 6,
+        "steps": 6,
+        "settings": config.evaluation.to_dict(),
+    }
+    files.write_json(folder / "evaluation.json", whole | (record or {}))
+    for protocol, changed in (robust or {}).items():
+        files.write_json(folder / f"robustness_{protocol}.json", an_attack(protocol) | changed)
+    return folder
+
+
+def an_attack(protocol="autoattack", error=0.25):
+    errors = {"0.5": {"clean": 0.1, "apgd-ce": 0.2, "square": error}}
+    checks = [{"status": "pass"}, {"status": "warn"}]
+    norms = {norm: {"errors": errors, "checks": checks} for norm in ("l2", "linf")}
+    place = {"data": "digits", "split": "test", "step": 6, "n": 4}
+    return place | {"protocol": protocol, "norms": norms}
+
+
+def cells(text):
+    """The table's cells by name of row and of column."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    head, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+
+
+def test_seeds_are_one_row_of_mean_and_deviation_and_one_curve(tmp_path):
+    seeds = [
+        a_run(tmp_path / "0", seed=0),
+        a_run(tmp_path / "1", seed=1, distances=np.array([0.0, 0.0, 0.0, np.inf])),
+        a_run(tmp_path / "2", "j2"),
+    ]
+    text, written = report.table(seeds, tmp_path / "out")
+    assert cells(text)["J0"]["% clean error"] == "50 ± 35"
+    assert cells(text)["J2"]["% clean error"] == "25"
+    assert "1 or 2 seeds a row, mean ± standard deviation" in text
+    assert {file.suffix for file in written} == {".md", ".csv", ".png", ".svg"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        file.name for file in written
+    )
+
+
+def test_configs_that_share_label_and_folders_name_are_rows_of_their_own(tmp_path):
+    found = [
+        a_run(tmp_path / place / "lam=0", "j2", distances=distances, **{"train.epochs": epochs})
+        for epochs, (place, distances) in enumerate(
+            (("a", DISTANCES), ("b", np.zeros(4)), ("c", np.full(4, np.inf))), 1
+        )
+    ]
+    found.append(a_run(tmp_path / "d"))
+    rows = cells(report.table(found, tmp_path / "out")[0])
+    assert list(rows) == ["J2 (a/lam=0)", "J2 (b/lam=0)", "J2 (c/lam=0)", "J0"]
+    assert [row["% clean error"] for row in rows.values()] == ["25", "100", "0", "25"]
+
+
+def test_a_run_counts_once(tmp_path):
+    one, two = (a_run(tmp_path / name) for name in "ab")
+    for other in (one, tmp_path / "a/../a", two):
+        with pytest.raises(ValueError, match=r"a and .* are of one config and seed: name one"):
+            report.table([one, other], tmp_path / "out")
+
+
+VALIDATION = {"split": "validation"}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "fields"),
+    [
+        ({}, {"evaluation.steps": 40}, "evaluation.steps is 20 and 40"),
+        ({}, {"evaluation.l2.largest": 9.0}, "evaluation.l2.largest is 2.0 and 9.0"),
+        ({}, {"data.name": "mnist"}, "data.name is 'digits' and 'mnist'"),
+        ({}, {"record": VALIDATION}, "split is 'test' and 'validation (0.1"),
+        (
+            {"record": VALIDATION},
+            {"record": VALIDATION, "data.seed": 3},
+            "split is 'validation (0.1 of the images, by seed 0)' and 'validation (0.1 of the",
+        ),
+        ({"data.name": "folder"}, {"data.name": "folder", "data.dir": "x"}, "data.dir is '' and"),
+        (
+            {"distances": np.zeros(2)},
+            {},
+            "evaluation.examples is 2 and 4",
+        ),
+        ({"robust": {"full": {}}}, {"robust": {"autoattack": {}}}, "protocol is 'full' and 'auto"),
+    ],
+)
+def test_what_was_measured_otherwise_is_refused_naming_runs_and_field(a, b, fields, tmp_path):
+    pair = a_run(tmp_path / "a", **a), a_run(tmp_path / "b", "j2", **b)
+    message = rf"a and \S*b do not go into one table: {re.escape(fields)}"
+    with pytest.raises(ValueError, match=message) as caught:
+        report.table(pair, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"n": 2}, "n is 2 and 4"),
+        ({"split": "validation"}, "split is 'validation' and 'test'"),
+        ({"step": 3}, "step is 3 and 6"),
+    ],
+)
+def test_autoattack_of_other_images_or_weights_is_refused(change, field, tmp_path):
+    runs_ = [
+        a_run(tmp_path / "a", robust={"autoattack": {}}),
+        a_run(tmp_path / "b", "j2", robust={"autoattack": change}),
+    ]
+    message = rf"b/robustness_autoattack.json and evaluation.json do not go .*: {field}\."
+    with pytest.raises(ValueError, match=message):
+        report.table(runs_, tmp_path / "out")
+
+
+def test_autoattack_at_other_radii_is_refused(tmp_path):
+    other = json.loads(json.dumps(an_attack()).replace('"0.5"', '"0.4"'))
+    runs_ = [
+        a_run(tmp_path / "a", robust={"autoattack": {}}),
+        a_run(tmp_path / "b", "j2", robust={"autoattack": other}),
+    ]
+    with pytest.raises(ValueError, match=re.escape("radii.l2 is ['0.5'] and ['0.4']")):
+        report.table(runs_, tmp_path / "out")
+
+
+def test_errors_under_autoattack_become_columns_when_every_run_has_them(tmp_path):
+    found = [a_run(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    found.append(a_run(tmp_path / "2", "j2"))
+    files.write_json(found[0] / "robustness_full.json", an_attack("full", error=0.9))
+    for place, run in enumerate(found):
+        text, _ = report.table(found, tmp_path / "out")
+        assert "AutoAttack" not in text
+        files.write_json(run / "robustness_autoattack.json", an_attack(error=0.25 + 0.05 * place))
+    rows = cells(report.table(found, tmp_path / "out")[0])
+    column = "% AutoAttack error at l2 0.5"
+    assert [row[column] for row in rows.values()] == ["27.5 ± 3.5", "35"]
+    assert rows["J2"]["masking flags"] == "2"
+
+
+def test_radii_that_are_close_have_a_column_each(tmp_path):
+    errors = {"0.0314": {"square": 0.5}, "0.0313725": {"square": 0.25}}
+    norms = {norm: {"errors": errors, "checks": []} for norm in ("l2", "linf")}
+    run = a_run(tmp_path / "run", robust={"full": {"norms": norms}})
+    row = cells(report.table([run], tmp_path / "out")[0])["J0"]
+    assert row["% AutoAttack error at linf 0.0314"] == "50"
+    assert row["% AutoAttack error at linf 0.0313725"] == "25"
+
+
+def test_an_evaluation_is_believed_if_its_files_belong_together_and_to_the_config(tmp_path):
+    run = a_run(tmp_path / "run")
+    assert report.evaluated(run)
+    assert not report.evaluated(run, seed=1)
+    record = files.read(run / "evaluation.json")
+
+    files.write_json(run / "evaluation.json", record | {"step": 3})
+    assert not report.evaluated(run)
+    files.write_json(run / "evaluation.json", {"row": {}})
+    assert not report.evaluated(run)
+    (run / "evaluation.json").write_text("")
+    assert not report.evaluated(run)
+
+    files.write_json(run / "evaluation.json", record)
+    files.write_arrays(run / "distances.npz", l2=np.zeros(4), linf=np.zeros(4))
+    assert not report.evaluated(run)
+    with pytest.raises(ValueError, match=r"distances\.npz are of two evaluations: run python"):
+        report.table([run], tmp_path / "out")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "table.md"
+    files.write(path, "± ε\n")
+    assert path.read_bytes() == "± ε\n".encode()
+
+    def full():
+        with files.replacing(path) as part:
+            part.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        full()
+    assert [file.name for file in tmp_path.iterdir()] == ["table.md"]
+    assert path.read_text(encoding="utf-8") == "± ε\n"
+    files.write_arrays(tmp_path / "a.npz", x=np.arange(3))
+    np.testing.assert_array_equal(files.read(tmp_path / "a.npz")["x"], np.arange(3))
