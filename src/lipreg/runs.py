@@ -82,7 +82,9 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
             raise ValueError(f"--workdir={workdir} is not empty and not a run; name a new folder.")
         changed = [
             f"{name} ({there!r} there, {asked!r} asked)"
-            for name, (there, asked) in differing(read_config(workdir), _tuples(config)).items()
+            for name, (there, asked) in differing(
+                complete(read_config(workdir)), complete(ConfigDict(_tuples(dict(config))))
+            ).items()
         ]
         if changed:
             raise ValueError(
