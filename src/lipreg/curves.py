@@ -27,7 +27,7 @@ from lipreg.attacks.start import (
     select,
     to_boundary,
 )
-from lipreg.norms import L2, Norm
+from lipreg.norms import L2, Norm, wide
 
 __all__ = [
     "distance",
@@ -74,7 +74,7 @@ def distance(
     low, high = bounds
     inside = ((x_adv >= low) & (x_adv <= high)).reshape(x.shape[0], -1).all(1)
     fooled = misclassified(logits_fn, x_adv, y) & inside
-    found = jnp.where(fooled, norm.size(x_adv - x), jnp.inf)
+    found = jnp.where(fooled, norm.size(wide(x_adv) - wide(x)), jnp.inf)
     return jnp.where(misclassified(logits_fn, x, y), 0.0, found)
 
 

@@ -3,6 +3,7 @@
 A function of this room that treats examples one by one takes and returns batches.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -28,10 +29,12 @@ __all__ = [
     "fold_in",
     "likeliest_wrong",
     "misclassified",
+    "nudge",
     "random_in_ball",
     "select",
     "strongest_copy",
     "to_boundary",
+    "within",
 ]
 
 LogitsFn = Callable[[Array], Array]
@@ -112,9 +115,24 @@ def select(mask: Array, a: Array, b: Array) -> Array:
     return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
 
 
+def nudge(x: Array, norm: Norm, bounds: Bounds) -> Array:
+    """The least that a search moves, where the model says that the boundary is at x itself: in
+    `norm`, a millionth of the box in every pixel.
+    """
+    return norm.size(jnp.full((1, *x.shape[1:]), 1e-6 * (bounds[1] - bounds[0]), x.dtype))[0]
+
+
+def within(slope: Array, x: Array, bounds: Bounds) -> Array:
+    """The slope in the entries that can follow it in the box: 0 where x is at the bound ahead."""
+    low, high = bounds
+    return jnp.where(jnp.where(slope > 0, x < high, x > low), slope, 0.0)
+
+
 def likeliest_wrong(logits: Array, y: Array, n: int) -> Array:
     """The n classes other than y with the largest logits, the likeliest first, `[B, n]`."""
-    others = jnp.where(jax.nn.one_hot(y, logits.shape[1], dtype=bool), -jnp.inf, logits)
+    # A masked class, of logit -inf, is less unlikely than y itself.
+    others = jnp.maximum(logits, jnp.finfo(logits.dtype).min)
+    others = jnp.where(jax.nn.one_hot(y, logits.shape[1], dtype=bool), -jnp.inf, others)
     return jax.lax.top_k(others, n)[1]
 
 
@@ -190,7 +208,9 @@ def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
     size is: nearly all of a ball's volume is at its surface when there are hundreds of pixels, and
     noise of full size is one that an attack has to undo.
     """
-    shape, dtype, n = x.shape[1:], x.dtype, x[0].size
+    shape, dtype, n = x.shape[1:], x.dtype, math.prod(x.shape[1:])
+    if not n:
+        return x
 
     def start(key: Array) -> Array:
         if norm.p == float("inf"):
@@ -200,7 +220,7 @@ def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
             point = jax.random.normal(to_point, (1, n), dtype)
         else:
             point = jax.random.ball(to_point, n, norm.p, dtype=dtype)[None]
-        size = jax.random.uniform(to_size, (1,), dtype) / norm.size(point)
+        size = jax.random.uniform(to_size, (1,), dtype) / jnp.maximum(norm.size(point), 1e-30)
         return (point * size[:, None]).reshape(shape)
 
     return jax.vmap(start)(keys)
