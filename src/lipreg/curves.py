@@ -110,7 +110,7 @@ def minimal_distance(
     >>> d.round(2)  # the exact one is 0.2 / sqrt(2)
     Array([0.14], dtype=float32)
     """
-    epsilons = jnp.asarray(epsilons, x.dtype)
+    epsilons = jnp.asarray(epsilons, wide(x).dtype)
     if epsilons.ndim != 1 or epsilons.size == 0:
         raise ValueError(f"epsilons has shape {list(epsilons.shape)}; want a list of radii [E].")
     concrete = not isinstance(epsilons, Tracer)
@@ -137,7 +137,7 @@ def minimal_distance(
     low = jnp.zeros(batch, jnp.int32)
     high = jnp.full(batch, epsilons.size, jnp.int32)
     rounds = math.ceil(math.log2(epsilons.size + 1))
-    best = jnp.where(misclassified(logits_fn, x, y), 0.0, jnp.full(batch, jnp.inf, x.dtype))
+    best = jnp.where(misclassified(logits_fn, x, y), 0.0, jnp.full(batch, jnp.inf, epsilons.dtype))
     _, _, best, point = jax.lax.fori_loop(0, rounds, body, (low, high, best, x), unroll=unroll)
 
     closest = to_boundary(logits_fn, x, y, point, steps=refine)

@@ -49,12 +49,17 @@ def apgd(
     2 eps; at checkpoints, which come closer and closer, it is halved and the ascent goes on at the
     best point so far, where fewer than 3/4 of the steps have raised the loss or where neither best
     loss nor step size has changed. For L1 (2103.01208) d has as many entries as two thirds of the
-    best perturbation, and the step size is set back where that number falls.
+    best perturbation, and the step size is set back where that number falls; other than in the
+    paper, they are the largest of those that can move in the box.
 
     `loss` is ascended; with `targets` (a number of likeliest wrong classes, or classes `[B, T]`),
-    the loss of the target is descended, and `losses.dlr` takes its targeted form. With restarts and
-    targets as one batch, the point with the largest margin is returned, the clean one included. The
-    loop ends when every example is misclassified. Norms: L1, L2, LINF.
+    the loss of the target is descended, and `losses.dlr` takes its targeted form. Returned is the
+    first point that is misclassified, and until then the one with the largest margin; of restarts
+    and targets, which run as one batch, again that with the largest margin. The loop ends when
+    every example is misclassified. Norms: L1, L2, LINF.
+
+    `from_larger` (2103.01208) spends 30 % of the steps in the ball of 3 eps, 30 % in that of 2 eps
+    and the rest in its own, each from the best point of the one before, projected.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> apgd(jax.random.key(0), lambda x: x, x, y, 0.25).argmax(-1)
@@ -162,9 +167,10 @@ def _phases(
     """Of each phase its checkpoints, `[P, steps]`, its steps and its multiple of eps, `[P]`."""
     early = 3 * steps // 10
     counts = [early, early, steps - 2 * early] if from_larger else [steps]
-    lengths = [np.resize(np.append(_checkpoints(n, sparse), [0] * steps), steps) for n in counts]
-    multiples = np.arange(len(counts), 0, -1)
-    return np.stack(lengths), np.array(counts, np.int32), multiples.astype(np.int32)
+    lengths = np.zeros((len(counts), steps), np.int32)
+    for row, count in zip(lengths, counts, strict=True):
+        row[:count] = _checkpoints(count, sparse)
+    return lengths, np.array(counts, np.int32), np.arange(len(counts), 0, -1, np.int32)
 
 
 def _checkpoints(steps: int, sparse: bool) -> np.ndarray:
@@ -203,9 +209,6 @@ def _into(x: Array, point: Array, *, eps: Array, norm: Norm, bounds: Bounds) -> 
     _, amount = jax.lax.fori_loop(0, 25, halve, (nothing, LINF.size(v).astype(eps.dtype)))
     amount = jnp.where(L1.size(left(nothing)) <= eps, 0.0, amount)
     return jnp.clip(x + jnp.sign(v) * left(amount), low, high)
-
-
-MASK = True
 
 
 class _Step:
@@ -249,9 +252,7 @@ class _SparseStep:
         return (jnp.abs(moved) > 1e-10).sum(1).astype(self.x.dtype)
 
     def step(self, rule: dict[str, Array], x: Array, grad: Array) -> Array:
-        if MASK:
-            grad = within(grad, x, self.bounds)
-        flat = grad.reshape(len(x), self.pixels)
+        flat = within(grad, x, self.bounds).reshape(len(x), self.pixels)
         ranked = jnp.sort(jnp.abs(flat), axis=1, descending=True)
         last = jnp.clip(rule["entries"].astype(jnp.int32), 1, self.pixels) - 1
         enough = jnp.abs(flat) >= jnp.take_along_axis(ranked, last[:, None], 1)

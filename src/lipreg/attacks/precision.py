@@ -39,10 +39,18 @@ def _rounded(points: Array, x: Array) -> Array:
     """Points `[C * B, ...]`, copy by copy, in the type of x `[B, ...]` and no farther from it."""
     copies = len(points) // max(len(x), 1)
     x = jnp.tile(x, (copies,) + (1,) * (x.ndim - 1))
-    nearest, single = points.astype(x.dtype), x.astype(points.dtype)
-    rounded = nearest.astype(points.dtype)
-    beyond = jnp.where(points > single, rounded > points, rounded < points)
-    return jnp.where(beyond, jnp.nextafter(nearest, x), nearest)
+    kind = jnp.finfo(x.dtype)
+    # XLA is free to leave out the cast to half precision and back again, but not this.
+    rounded = jax.lax.reduce_precision(points, kind.nexp, kind.nmant)
+    beyond = jnp.where(points > x.astype(points.dtype), rounded > points, rounded < points)
+    nearest = rounded.astype(x.dtype)
+    nearest = jnp.where(beyond, jnp.nextafter(nearest, x), nearest)
+    # It makes 0 of subnormal numbers, which may be the farther end from x of what they lie between.
+    tiny = float(kind.tiny)
+    ends = jnp.where(points < 0, -tiny, 0.0), jnp.where(points > 0, tiny, 0.0)
+    return jnp.where(
+        jnp.abs(points) < tiny, jnp.clip(x, *(e.astype(x.dtype) for e in ends)), nearest
+    )
 
 
 @_rounded.defjvp

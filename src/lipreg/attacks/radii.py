@@ -93,7 +93,9 @@ def fmn(
     never grow. From then on e shrinks by the factor 1 - gamma where the point is misclassified,
     never above the best length found, and grows by 1 + gamma where it is not. The step a falls from
     1 to 0.01 in units of the box, gamma to a fiftieth, along cosines. The closest misclassified
-    point is returned. Deterministic. Norms: L1, L2, LINF.
+    point is returned. Two more things differ from the paper: e grows by a thousandth at least, as
+    the distance that the linearised model sees is next to nothing at the boundary; and for L1 g has
+    those entries alone that can move in the box. Deterministic. Norms: L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> fmn(jax.random.key(0), lambda x: x, x, y).round(2)

@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.norms import Norm, expand
+from lipreg.norms import Norm, expand, wide
 
 __all__ = [
     "Bounds",
@@ -186,18 +186,20 @@ def to_boundary(logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, *, steps:
     x itself where it is misclassified, and where x_adv is not: an attack that failed.
     """
     fooled = misclassified(logits_fn, x_adv, y)
+    start, way = wide(x), wide(x_adv) - wide(x)
+    at = lambda fraction: (start + expand(fraction, way) * way).astype(x.dtype)
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         """Fractions of the way to x_adv: right at the first, misclassified at the second."""
         right, wrong = ends
         middle = (right + wrong) / 2
-        fooled = misclassified(logits_fn, x + expand(middle, x) * (x_adv - x), y)
+        fooled = misclassified(logits_fn, at(middle), y)
         return jnp.where(fooled, right, middle), jnp.where(fooled, middle, wrong)
 
-    ends = jnp.zeros(x.shape[0], x.dtype), jnp.ones(x.shape[0], x.dtype)
+    ends = jnp.zeros(x.shape[0], way.dtype), jnp.ones(x.shape[0], way.dtype)
     _, fraction = jax.lax.fori_loop(0, steps, halve, ends)
     # The end itself as it was handed in: x + 1 (x_adv - x) may round to another point.
-    nearest = select(fraction < 1, x + expand(fraction, x) * (x_adv - x), x_adv)
+    nearest = select(fraction < 1, at(fraction), x_adv)
     # Classified again: in another program the last bit may differ.
     nearest = select(misclassified(logits_fn, nearest, y), nearest, x_adv)
     return select(misclassified(logits_fn, x, y) | ~fooled, x, nearest)
