@@ -117,7 +117,7 @@ def hopskipjump(
     check_inputs(logits_fn, x, y, bounds)
     check_norm("hopskipjump", norm, L2, LINF)
     at_least_one("hopskipjump", steps=steps, evaluations=evaluations, starts=starts)
-    keys, pixels = example_keys(key, x.shape[0]), math.prod(x.shape[1:])
+    keys, pixels = example_keys(key, x.shape[0]), max(math.prod(x.shape[1:]), 1)
     halvings = max(10, math.ceil(1.5 * math.log2(pixels)))
 
     def wrong(points: Array) -> Array:

@@ -122,7 +122,7 @@ def square(
 
 def _sides(share: float, shape: tuple[int, ...], least: int) -> tuple[int, int]:
     """The window of `share` of the pixels: a square, or longer where the image is too narrow."""
-    pixels, narrow = share * shape[0] * shape[1], min(shape[:2])
+    pixels, narrow = share * shape[0] * shape[1], max(min(shape[:2]), 1)
     side = max(round(math.sqrt(pixels)), least)
     side = side if side <= narrow else max(round(pixels / narrow), least)
     return min(side, shape[0]), min(side, shape[1])
