@@ -67,14 +67,14 @@ def _power_size(v: Array, p: float) -> Array:
     # Divided by its largest entry, a gradient of 1e-30 (a saturated network's) keeps its norm.
     # The norm does not depend on this scale, so its derivative may ignore it.
     scale = jax.lax.stop_gradient(v.max(1, keepdims=True, initial=0.0))
-    scale = jnp.where(scale > 0, scale, 1.0)
+    scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, 1.0)
     v = v / scale
     # Both selections of the double `where` matter: the inner one keeps 0 out of the power, whose
-    # derivative is infinite there, and the outer one restores the value.
-    entries = jnp.where(v > 0, jnp.where(v > 0, v, 1.0) ** p, 0.0)
+    # derivative is infinite there, and the outer one restores the value. NaN is not 0 and stays.
+    entries = jnp.where(v == 0, 0.0, jnp.where(v == 0, 1.0, v) ** p)
     total = entries.sum(1)
-    root = jnp.where(total > 0, total, 1.0) ** (1 / p)
-    return jnp.where(total > 0, root, 0.0) * scale[:, 0]
+    root = jnp.where(total == 0, 1.0, total) ** (1 / p)
+    return jnp.where(total == 0, 0.0, root) * scale[:, 0]
 
 
 def _size(v: Array, p: float) -> Array:
