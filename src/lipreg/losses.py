@@ -5,14 +5,28 @@ classes `[B, K]`. Bind a model to get the loss of an image that objectives and a
 `loss = lambda x, y: cross_entropy(logits_fn(x), y)`.
 """
 
+import functools
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lipreg.norms import wide
+
 __all__ = ["cross_entropy", "dlr", "kl", "margin", "squared_l2"]
+
+
+def _in_single(loss: Callable[..., Array]) -> Callable[..., Array]:
+    """The loss, in float32 where logits are in half precision."""
+
+    @functools.wraps(loss)
+    def widened(logits: Array, *classes: Array, **named: Array) -> Array:
+        return loss(wide(logits), *classes, **named)
+
+    return widened
 
 
 def _distribution(y: Array, logits: Array) -> Array:
@@ -21,6 +35,7 @@ def _distribution(y: Array, logits: Array) -> Array:
     return y.astype(logits.dtype)
 
 
+@_in_single
 def cross_entropy(logits: Array, y: Array) -> Array:
     """`-sum_k y_k log softmax(z)_k`; for a class y, `-log softmax(z)_y`.
 
@@ -30,6 +45,7 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     return optax.softmax_cross_entropy(logits, _distribution(y, logits))
 
 
+@_in_single
 def kl(logits: Array, y: Array) -> Array:
     """`KL(y || softmax(z))`, zero iff `softmax(z) = y`; cross entropy minus the entropy of y.
 
@@ -41,6 +57,7 @@ def kl(logits: Array, y: Array) -> Array:
     return optax.kl_divergence(jax.nn.log_softmax(logits), _distribution(y, logits))
 
 
+@_in_single
 def squared_l2(logits: Array, y: Array) -> Array:
     """`||softmax(z) - y||_2^2` on the simplex, y one-hot or a distribution (Ex. 2.4, 1808.09540).
 
@@ -50,6 +67,7 @@ def squared_l2(logits: Array, y: Array) -> Array:
     return jnp.square(jax.nn.softmax(logits) - _distribution(y, logits)).sum(-1)
 
 
+@_in_single
 def margin(logits: Array, y: Array) -> Array:
     """`max_{j != y} z_j - z_y`: positive where misclassified (Carlini & Wagner 2017).
 
@@ -61,6 +79,7 @@ def margin(logits: Array, y: Array) -> Array:
     return other - jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
 
 
+@_in_single
 def dlr(logits: Array, y: Array) -> Array:
     """`(max_{j != y} z_j - z_y) / (z_(1) - z_(3))`, blind to the logits' scale (Croce & Hein 2020).
 
@@ -71,7 +90,7 @@ def dlr(logits: Array, y: Array) -> Array:
     Array([-0.6666667], dtype=float32)
     """
     if logits.shape[-1] < 3:
-        warnings.warn(f"dlr needs 3 classes and has {logits.shape[-1]}: used margin.", stacklevel=2)
+        warnings.warn(f"dlr needs 3 classes and has {logits.shape[-1]}: used margin.", stacklevel=3)
         return margin(logits, y)
     top, _ = jax.lax.top_k(logits, 3)
     # Three equal logits have margin 0 or more anyway: any positive denominator will do.
@@ -79,6 +98,7 @@ def dlr(logits: Array, y: Array) -> Array:
     return margin(logits, y) / jnp.where(spread > 0, spread, 1.0)
 
 
+@_in_single
 def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
     """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4))/2)`: dlr towards class t (Croce & Hein 2020).
 
@@ -95,7 +115,7 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
         warnings.warn(
             f"targeted_dlr needs 4 classes and has {classes}: used "
             f"{'the denominator of dlr' if classes == 3 else 'margin'}.",
-            stacklevel=2,
+            stacklevel=3,
         )
     if classes < 3:
         return towards
