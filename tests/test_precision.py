@@ -146,12 +146,12 @@ def test_a_loss_of_logits_in_half_precision_is_that_of_the_same_in_float32(loss,
 @each_network
 def test_an_unknown_dtype_is_met_with_the_choices(name):
     for dtype in ("float16", "fp32", jnp.float16):
-        with pytest.raises(ValueError, match="No dtype '.*'; choose one of float32, bfloat16."):
+        with pytest.raises(ValueError, match=r"No dtype '.*'; choose one of float32, bfloat16."):
             models.build(name, classes=3, dtype=dtype)
 
 
 def test_an_unknown_precision_is_met_with_the_choices():
-    with pytest.raises(ValueError, match="No precision 'tf32'; choose one of default, highest."):
+    with pytest.raises(ValueError, match=r"No precision 'tf32'; choose one of default, highest."):
         config(**{"train.precision": "tf32"})
 
 

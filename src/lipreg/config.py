@@ -217,7 +217,8 @@ def check(config: Config) -> None:
     for name, value in leaves(config).items():
         if value is None:
             raise ValueError(f"config.{name} = None; give it a value.")
-        if isinstance(value, tuple) and not all(type(n) is int and n > 0 for n in value):
+        sizes = isinstance(value, tuple) and name.startswith("model.settings.")
+        if sizes and not all(type(n) is int and n > 0 for n in value):
             raise ValueError(f"config.{name} = {value}; it must be whole numbers greater than 0.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
