@@ -75,7 +75,7 @@ def test_autoattack_finds_the_exact_error_of_a_linear_model(classes, norm):
     np.testing.assert_array_equal(outcome.x_adv[~broken], x[~broken])
 
 
-def test_each_attack_sees_only_what_is_left_and_compiles_once_per_shape_for_all_radii():
+def test_each_attack_sees_only_what_is_left_and_is_traced_once_per_shape_at_each_radius():
     """A stage that breaks the odd rows of what it gets; the second must never see those."""
     model, x, y, _ = linear(3)
     seen = []
@@ -87,8 +87,8 @@ def test_each_attack_sees_only_what_is_left_and_compiles_once_per_shape_for_all_
     traced = chex.assert_max_traces(breaks_some, n=2)  # a full batch and a quarter
     half = Stage("half", traced)
     flip = lambda x: model(jnp.where(x > 0.5, x, x))
-    chex.clear_trace_counter()
     for eps in (0.3, 0.9):
+        chex.clear_trace_counter()
         outcome = evaluation.cascade(
             KEY, flip, x, y, eps, [half, half._replace(name="again")], norm=LINF, batch_size=12
         )

@@ -18,6 +18,7 @@ from lipreg.attacks.start import (
 )
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L2, LINF, Norm, expand
+from lipreg.tracing import output
 
 
 def fgsm(
@@ -118,7 +119,7 @@ def pgd(
         start = x
         if random_start:
             start = jnp.clip(x + expand(eps, x) * random_in_ball(keys, x, norm), *bounds)
-        nothing = jnp.full(y.shape, -jnp.inf, jax.eval_shape(logits_fn, x).dtype)
+        nothing = jnp.full(y.shape, -jnp.inf, output(logits_fn, x).dtype)
         carry = start, jnp.zeros_like(x), (x, nothing)
         x_adv, _, best = jax.lax.fori_loop(0, steps, body, carry, unroll=unroll)
         return keep(best, x_adv, margin(logits_fn(x_adv), y))

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.norms import Norm, expand
+from lipreg.tracing import output
 
 __all__ = [
     "Bounds",
@@ -85,7 +86,7 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
         raise ValueError(f"x has dtype {x.dtype}; attacks need floating-point pixels in {bounds}.")
     if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"y has shape {list(y.shape)}, dtype {y.dtype}; want classes [{len(x)}].")
-    logits = jax.eval_shape(logits_fn, x)
+    logits = output(logits_fn, x)
     if not hasattr(logits, "shape") or logits.ndim != 2 or logits.shape[0] != x.shape[0]:
         got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"logits_fn must return [{x.shape[0]}, K]; it returned {got}.")
@@ -137,7 +138,7 @@ def strongest_copy(
     traced; with 0 `target` is None. Returns, `[B, ...]`, the copy with the largest score of each
     example, without a derivative.
     """
-    batch, classes = x.shape[0], jax.eval_shape(logits_fn, x).shape[1]
+    batch, classes = x.shape[0], output(logits_fn, x).shape[1]
     at_least_one("an attack", restarts=restarts)
     if isinstance(targets, int):
         if not 0 <= targets < classes:

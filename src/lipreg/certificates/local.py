@@ -21,6 +21,7 @@ from lipreg.certificates.constants import (
 from lipreg.lipschitz.bounds import bounder, interval
 from lipreg.losses import margin
 from lipreg.norms import expand
+from lipreg.tracing import snapshot
 
 __all__ = ["interval_bound", "margin_local"]
 
@@ -79,6 +80,7 @@ def interval_bound(
     >>> interval_bound(lambda x: x, jnp.array([[0.75, 0.25]]), jnp.array([0])).radius.round(4)
     Array([0.25], dtype=float32)
     """
+    logits_fn = snapshot(logits_fn)
     check_inputs(logits_fn, x, y, bounds)
     at_least_one("interval_bound", steps=steps)
     low, high = bounds

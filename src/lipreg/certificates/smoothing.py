@@ -18,6 +18,7 @@ from scipy.special import betaincinv, ndtri
 
 from lipreg.attacks.start import LogitsFn, at_least_one, check_inputs, example_keys, fold_in
 from lipreg.certificates.constants import ANYWHERE
+from lipreg.tracing import output, snapshot
 
 __all__ = ["Smoothed", "certify", "predict"]
 
@@ -62,6 +63,7 @@ def certify(
     >>> found.classes, found.radius.round(1)  # the exact one is 0.8 / sqrt(2)
     (Array([0], dtype=int32), Array([0.5], dtype=float32))
     """
+    logits_fn = snapshot(logits_fn)
     _check("certify", logits_fn, x, sigma, alpha)
     at_least_one("certify", n0=n0, n=n, batch=batch)
     first, others = _count(example_keys(key, x.shape[0]), logits_fn, x, sigma, n0, n, batch)
@@ -94,6 +96,7 @@ def predict(
     >>> predict(jax.random.key(0), lambda x: x, x, sigma=0.5)
     Array([ 0, -1], dtype=int32)
     """
+    logits_fn = snapshot(logits_fn)
     _check("predict", logits_fn, x, sigma, alpha)
     at_least_one("predict", n=n, batch=batch)
     _, counts = _count(example_keys(key, x.shape[0]), logits_fn, x, sigma, 0, n, batch)
@@ -132,5 +135,5 @@ def _count(
         part = jnp.stack([draws < n0, (draws >= n0) & (draws < n0 + n)]).astype(counts.dtype)
         return counts + jnp.einsum("pd,dbk->pbk", part, hits)
 
-    counts = jnp.zeros((2, *jax.eval_shape(logits_fn, x).shape), jnp.int32)
+    counts = jnp.zeros((2, *output(logits_fn, x).shape), jnp.int32)
     return jax.lax.fori_loop(0, -(-(n0 + n) // batch), body, counts)

@@ -1,7 +1,6 @@
 """One call that measures a model: clean error, distances, robust errors, and their worth."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +17,12 @@ from lipreg.attacks.start import (
     example_keys,
     misclassified,
 )
-from lipreg.evaluation.autoattack import Outcome, autoattack
+from lipreg.evaluation.autoattack import Outcome, cascade, stages
 from lipreg.evaluation.masking import Check, masking_report
 from lipreg.evaluation.store import Store, fingerprint
 from lipreg.norms import L2, LINF, Norm
 from lipreg.parallel import gather, multiple, split
+from lipreg.tracing import captured, compiled, output, snapshot
 
 __all__ = ["PROTOCOLS", "RADII", "Evaluation", "evaluate", "to_json", "to_markdown"]
 
@@ -117,8 +117,7 @@ def evaluate(
             raise ValueError(f"No norm {name!r} in radii; choose one of {', '.join(NORMS)}.")
         if not values or not all(eps > 0 for eps in values):
             raise ValueError(f"radii of {name} = {tuple(values)}; give radii greater than 0.")
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
+    logits_fn = snapshot(logits_fn)
     x, y = np.asarray(x), np.asarray(y, np.int32)
     check_inputs(logits_fn, jnp.asarray(x), jnp.asarray(y), bounds)
     key, plan = jax.random.key(seed), PROTOCOLS[protocol]
@@ -134,24 +133,25 @@ def evaluate(
         }
         store = Store(folder, identity)
     tell = progress or (lambda message: None)
-    clean = _batched(_wrong, key, logits_fn, x, y, batch_size, None, "clean", tell)
+    clean = _batched(compiled(logits_fn, _wrong), key, logits_fn, x, y, batch_size, None, "clean", tell)
     found = Evaluation(protocol, clean, {}, {}, {})
     for name, values in radii.items():
         norm = NORMS[name]
         found.distances[name], found.outcomes[name] = {}, {}
         for label, attack in plan[name].items():
-            run = _nearest(attack, norm, bounds)
+            run = compiled(logits_fn, _nearest, attack, norm, bounds)
             found.distances[name][label] = _batched(
                 run, key, logits_fn, x, y, batch_size, store, f"{name}-{label}", tell
             )
-        known = None
+        known, every = None, stages("standard", output(logits_fn, x[:1]).shape[1], norm, bounds)
         for eps in sorted(values) if plan["autoattack"] else ():
-            outcome = autoattack(
+            outcome = cascade(
                 key,
                 logits_fn,
                 x,
                 y,
                 eps,
+                every,
                 norm=norm,
                 bounds=bounds,
                 batch_size=batch_size,
@@ -175,21 +175,22 @@ def evaluate(
     return found
 
 
-@jax.jit
 def _wrong(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
     return misclassified(logits_fn, x, y)
 
 
-@cache
-def _nearest(attack: Callable[..., Array], norm: Norm, bounds: Bounds) -> Callable[..., Array]:
-    """The distances [B] that a minimum-norm attack finds, compiled."""
-
-    @jax.jit
-    def run(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
-        x_adv = attack(keys, logits_fn, x, y, norm=norm, bounds=bounds)
-        return curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
-
-    return run
+def _nearest(
+    attack: Callable[..., Array],
+    norm: Norm,
+    bounds: Bounds,
+    keys: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+) -> Array:
+    """The distances [B] that a minimum-norm attack finds."""
+    x_adv = attack(keys, logits_fn, x, y, norm=norm, bounds=bounds)
+    return curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
 
 
 def _batched(

@@ -32,6 +32,7 @@ from jax.typing import ArrayLike
 from lipreg.lipschitz import mixing
 from lipreg.lipschitz.slopes import ELEMENTWISE, Box, most, product
 from lipreg.lipschitz.values import Root, Value, bound, settle
+from lipreg.tracing import trace
 
 __all__ = ["LipschitzBound", "bounder", "interval", "lipschitz"]
 
@@ -67,7 +68,7 @@ def interval(f: Callable[[Array], Array], low: Array, high: Array) -> Box:
         count = int((~(np.asarray(low) <= np.asarray(high))).sum())
         if count:
             raise ValueError(f"low <= high does not hold in {count} of {low.size} entries.")
-    traced = jax.make_jaxpr(f)(low[:1])
+    traced, _ = trace(f, low[:1])
 
     def one(low: Array, high: Array) -> Box:
         centre, value = _walk_from(traced, traced.consts, (low + high) / 2, (low, high), None)
@@ -125,7 +126,7 @@ def bounder(
         raise ValueError(f"bounds = {bounds}: want two finite numbers, the first the smaller.")
     if x.ndim < 2 or not len(x):
         raise ValueError(f"x has shape {list(x.shape)}; want examples [B, ...], B >= 1.")
-    traced = jax.make_jaxpr(f)(x[:1])
+    traced, _ = trace(f, x[:1])
     shape = traced.out_avals[0].shape
     if len(traced.out_avals) != 1 or len(shape) != 2 or shape[0] != 1:
         raise ValueError(f"f must return [B, K]; for one example it returned {list(shape)}.")

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from lipreg.attacks.start import Bounds, at_least_one, check_inside, example_keys, select
 from lipreg.norms import L1, L2, LINF, Norm, expand
+from lipreg.tracing import output
 
 __all__ = [
     "Constant",
@@ -212,7 +213,7 @@ def ascended_pairs(
 def _check(f: Callable[[Array], Array], x: Array) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x has dtype {x.dtype}; want floating points [B, ...].")
-    out = jax.eval_shape(f, x)
+    out = output(f, x)
     if not hasattr(out, "shape") or out.ndim not in (1, 2) or out.shape[0] != x.shape[0]:
         got = list(out.shape) if hasattr(out, "shape") else type(out).__name__
         raise ValueError(f"f must return [{x.shape[0]}] or [{x.shape[0]}, K]; it returned {got}.")
