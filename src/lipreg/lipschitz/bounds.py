@@ -79,9 +79,20 @@ def interval(f: Callable[[Array], Array], low: Array, high: Array) -> Box:
         return box[0][0], box[1][0]
 
     dtype = traced.out_avals[0].dtype
-    with jax.enable_x64(True):
-        box = run(traced.consts, low.astype(float), high.astype(float))
-        return tuple(_widened(end, sign, dtype) for end, sign in zip(box, (-1, 1), strict=True))
+
+    def wide(constants: list[Array], low: Array, high: Array) -> Box:
+        least, most = run(constants, low.astype(float), high.astype(float))
+        return _widened(least, -1, dtype), _widened(most, 1, dtype)
+
+    return _in_float64(wide)(traced.consts, low, high)
+
+
+def _in_float64(f: Callable) -> Callable:
+    """Forwards and backwards; left to itself, jax takes the derivative in the caller's precision."""
+    within = lambda f: lambda *args: jax.enable_x64(True)(f)(*args)
+    wide = jax.custom_vjp(within(f))
+    wide.defvjp(within(partial(jax.vjp, f)), within(lambda pull, cotangents: pull(cotangents)))
+    return wide
 
 
 def lipschitz(
@@ -140,10 +151,11 @@ def bounder(
 
     @jax.jit
     @partial(jax.vmap, in_axes=(None, 0, 0))
-    def run(constants: list[Array], x: Array, eps: Array) -> tuple[Array, Array]:
-        ball = outward((x - eps, x + eps))
+    def run(constants: list[Array], x: Array, eps: Array | None) -> tuple[Array, Array]:
+        ball = (-jnp.inf, jnp.inf) if eps is None else outward((x - eps, x + eps))
         box = jnp.maximum(ball[0], low), jnp.minimum(ball[1], high)
-        out = walk_from(traced, constants, x, box, eps)
+        box = tuple(jnp.broadcast_to(end, x.shape) for end in box)
+        out = walk_from(traced, constants, None if eps is None else x, box, eps)
         if not isinstance(out, Value):
             return jnp.zeros(()), jnp.zeros((shape[1], shape[1]))
         return _constants(out)
@@ -157,7 +169,8 @@ def bounder(
         whole = bool(np.isinf(radii).all())
         radii = np.broadcast_to(radii, points.shape[:1])
         with jax.enable_x64(True):
-            found = run(traced.consts, *(a[:1] if whole else a for a in (points, radii)))
+            # The whole box is one for all examples, and has no centre.
+            found = run(traced.consts, *((points[:1], None) if whole else (points, radii)))
             found = [_widened(upper(a), 1, x.dtype) for a in found]
         output, margins = (jnp.broadcast_to(a, (len(x), *a.shape[1:])) for a in found)
         return LipschitzBound(output, margins)

@@ -44,17 +44,16 @@ def hull(*values: Any) -> Box:
     return reduce(jnp.minimum, values), reduce(jnp.maximum, values)
 
 
+# Compiled, and so traced once for many calls.
+@partial(jax.jit, static_argnames="ulps")
 def outward(a: Box, ulps: float = 2.0) -> Box:
     """Wider by so many units in the last place; what is no number is anything.
 
-    Where nothing larger than the largest number is known, low is that number, not inf: then sums of
-    boxes are never `inf - inf`.
+    A low end is never inf and a high end never -inf, so that sums of boxes are never `inf - inf`.
     """
-    info = jnp.finfo(jnp.result_type(*a))
-    far, unit = float(info.max), ulps * float(info.eps)
-    low, high = jnp.minimum(a[0], far), jnp.maximum(a[1], -far)
-    low, high = low - unit * jnp.abs(low), high + unit * jnp.abs(high)
-    return jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)
+    unit = ulps * float(jnp.finfo(jnp.result_type(*a)).eps)
+    low = jnp.where(a[0] < jnp.inf, a[0] - unit * jnp.abs(a[0]), -jnp.inf)
+    return low, jnp.where(a[1] > -jnp.inf, a[1] + unit * jnp.abs(a[1]), jnp.inf)
 
 
 def upper(a: Any) -> Array:
@@ -73,7 +72,16 @@ def times(a: Any, b: Any) -> Array:
 
 
 def product(a: Box, b: Box) -> Box:
-    return outward(hull(*(times(x, y) for x in a for y in b)))
+    if a is ONE:
+        return b
+    return negative(b) if a is MINUS else _product(a, b)
+
+
+@jax.jit
+def _product(a: Box, b: Box) -> Box:
+    """The ends of boxes are never not a number: where their product is, it is 0 inf, and 0."""
+    ends = (x * y for x in a for y in b)
+    return outward(hull(*(jnp.where(jnp.isnan(end), 0.0, end) for end in ends)))
 
 
 def plus(a: Box, b: Box) -> Box:

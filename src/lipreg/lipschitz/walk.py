@@ -51,10 +51,11 @@ def walk_from(
 
 
 def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *args), strict=True))
+    known = {v: _typed(c, v) for v, c in zip(jaxpr.constvars, constants, strict=True)}
+    known.update(zip(jaxpr.invars, args, strict=True))
 
     def read(v: Any) -> Any:
-        return jnp.asarray(v.val, v.val.dtype) if isinstance(v, Literal) else known[v]
+        return _typed(v.val, v) if isinstance(v, Literal) else known[v]
 
     for eqn in jaxpr.eqns:
         name, inputs = eqn.primitive.name, [read(v) for v in eqn.invars]
@@ -78,6 +79,12 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
             outputs = _step(eqn, inputs, eps)
         known.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _typed(constant: Any, v: Any) -> Array:
+    """As the function was traced with it: numpy's float64 is float32 there, and is not here."""
+    dtype = v.aval.dtype
+    return constant if jnp.issubdtype(dtype, jax.dtypes.extended) else jnp.asarray(constant, dtype)
 
 
 def _bind(eqn: Any, *args: Any) -> list[Array]:
