@@ -18,7 +18,7 @@ from scipy.special import betaincinv, ndtri
 
 from lipreg.attacks.start import LogitsFn, at_least_one, check_inputs, example_keys, fold_in
 from lipreg.certificates.constants import ANYWHERE
-from lipreg.tracing import output, snapshot
+from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["Smoothed", "certify", "predict"]
 
@@ -66,7 +66,8 @@ def certify(
     logits_fn = snapshot(logits_fn)
     _check("certify", logits_fn, x, sigma, alpha)
     at_least_one("certify", n0=n0, n=n, batch=batch)
-    first, others = _count(example_keys(key, x.shape[0]), logits_fn, x, sigma, n0, n, batch)
+    keys = example_keys(key, x.shape[0])
+    first, others = compiled(logits_fn, _count, n0, n, batch)(keys, logits_fn, x, sigma)
     guess = first.argmax(1)
     hits = jnp.take_along_axis(others, guess[:, None], 1)[:, 0]
     # The bound is a function of the hits: a table of it needs no inverse inside the program.
@@ -99,7 +100,8 @@ def predict(
     logits_fn = snapshot(logits_fn)
     _check("predict", logits_fn, x, sigma, alpha)
     at_least_one("predict", n=n, batch=batch)
-    _, counts = _count(example_keys(key, x.shape[0]), logits_fn, x, sigma, 0, n, batch)
+    keys = example_keys(key, x.shape[0])
+    _, counts = compiled(logits_fn, _count, 0, n, batch)(keys, logits_fn, x, sigma)
     (most, second), (winner, _) = (a.T for a in jax.lax.top_k(counts, 2))
     # P(a or more heads of a + b throws) = I_1/2(a, b + 1), which needs a > 0.
     a, b = jnp.maximum(most, 1).astype(x.dtype), second.astype(x.dtype)
@@ -116,7 +118,7 @@ def _check(what: str, logits_fn: LogitsFn, x: Array, sigma: ArrayLike, alpha: fl
 
 
 def _count(
-    keys: Array, logits_fn: LogitsFn, x: Array, sigma: ArrayLike, n0: int, n: int, batch: int
+    n0: int, n: int, batch: int, keys: Array, logits_fn: LogitsFn, x: Array, sigma: ArrayLike
 ) -> Array:
     """How often each class is drawn, of n0 draws and of n others, `[2, B, K]`.
 

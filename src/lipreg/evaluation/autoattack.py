@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -109,7 +108,10 @@ def cascade(
     x_adv, broken_by = x.copy(), np.full(len(x), -1)
 
     def run(place: int, label: str, attack: Callable, round_: int) -> None:
-        program, left = compiled(logits_fn, _attacked, attack, norm, bounds), np.flatnonzero(broken_by < 0)
+        program, left = (
+            compiled(logits_fn, _attacked, attack, norm, bounds),
+            np.flatnonzero(broken_by < 0),
+        )
         for start, rows, count in _packed(left, batch_size):
             unit = f"{name}-{label}-{round_}-{start}"
             found = store.get(unit) if store else None

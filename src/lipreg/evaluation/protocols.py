@@ -22,7 +22,7 @@ from lipreg.evaluation.masking import Check, masking_report
 from lipreg.evaluation.store import Store, fingerprint
 from lipreg.norms import L2, LINF, Norm
 from lipreg.parallel import gather, multiple, split
-from lipreg.tracing import captured, compiled, output, snapshot
+from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["PROTOCOLS", "RADII", "Evaluation", "evaluate", "to_json", "to_markdown"]
 
@@ -133,7 +133,9 @@ def evaluate(
         }
         store = Store(folder, identity)
     tell = progress or (lambda message: None)
-    clean = _batched(compiled(logits_fn, _wrong), key, logits_fn, x, y, batch_size, None, "clean", tell)
+    clean = _batched(
+        compiled(logits_fn, _wrong), key, logits_fn, x, y, batch_size, None, "clean", tell
+    )
     found = Evaluation(protocol, clean, {}, {}, {})
     for name, values in radii.items():
         norm = NORMS[name]
