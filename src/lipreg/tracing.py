@@ -7,6 +7,7 @@ program, is compiled once for all functions that compute the same (`compiled`).
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
@@ -165,10 +166,8 @@ class _Program:
 
     def __init__(self, jaxpr: Jaxpr):
         self.jaxpr, self.text = jaxpr, None
-        try:
+        with suppress(_Unlike):
             self.text = _text(jaxpr)
-        except _Unlike:
-            pass
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Program) and self.text == other.text

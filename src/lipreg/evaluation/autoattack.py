@@ -87,8 +87,8 @@ def cascade(
 
     The survivors are packed into full batches of `batch_size` (the rest into quarters), so the cost
     follows them. The model is measured as it is at this call; an attack compiles once per batch
-    shape, whatever eps, and not again for a model that only its weights tell from one before. An attack's word is
-    not taken: its points are classified again and measured. `known [N, ...]` are adversarial
+    shape, whatever eps, and not again for a model that only its weights tell from one before. An
+    attack's word is not taken: its points are classified again and measured. `known [N, ...]` are adversarial
     examples to begin with, from a smaller radius for instance. After each batch `progress` is told
     the attack and how many images are left. With a `store` a killed run goes on where it was.
 

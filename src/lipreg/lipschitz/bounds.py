@@ -155,7 +155,7 @@ def bounder(
         raise ValueError("lipschitz needs numbers, not tracers: call it outside of jit and grad.")
     points = np.asarray(x, np.float64)
     # The rows of margins that are asked for: all of each example's, or that of its class.
-    every = np.arange(shape[1])
+    every = np.arange(shape[1], dtype=np.int32)
     rows, row_of = (every, None) if y is None else np.unique(np.asarray(y), return_inverse=True)
     own = np.broadcast_to(every, (len(x), len(every))) if y is None else np.asarray(y)[:, None]
     if not ((points >= low) & (points <= high)).all():
@@ -206,7 +206,7 @@ def _widened(a: Array, sign: int, dtype: Any) -> Array:
 
 
 def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
-    """Lipschitz constants of the outputs `[1, K]` and of those of `classes [R]` less each, `[R, K]`.
+    """Lipschitz constants of the outputs `[1, K]`, and of `classes [R]` less each, `[R, K]`.
 
     `d(z_j - z_k) = (s_j a_j - s_k a_k) dx` with rows a of A and slopes s in a box: the norm is
     convex in s, so largest at a corner.
@@ -218,7 +218,7 @@ def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
     rows = times(most, root.rows[0])
     norm = root.norm or (lambda c: times(largest(c), root.lip))
     output = jnp.minimum(upper(norm(most[None])), upper(jnp.linalg.norm(rows)))
-    one_of = jnp.arange(low.size)[None] == classes[:, None]
+    one_of = jnp.arange(low.size, dtype=classes.dtype)[None] == classes[:, None]
     if root.matrix is None:
         squares, terms = jnp.full(low.shape, norm(jnp.ones_like(root.rows)) ** 2), 1
         gram = jnp.where(one_of, squares[None], 0.0)

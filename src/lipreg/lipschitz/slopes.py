@@ -24,6 +24,7 @@ __all__ = [
     "divide",
     "hull",
     "largest",
+    "length",
     "most",
     "outward",
     "plus",
@@ -49,11 +50,17 @@ def hull(*values: Any) -> Box:
 def outward(a: Box, ulps: float = 2.0) -> Box:
     """Wider by so many units in the last place; what is no number is anything.
 
-    A low end is never inf and a high end never -inf, so that sums of boxes are never `inf - inf`.
+    A low end is never inf and a high end never -inf, but the largest number of that sign, so that
+    sums of boxes are never `inf - inf`.
     """
-    unit = ulps * float(jnp.finfo(jnp.result_type(*a)).eps)
-    low = jnp.where(a[0] < jnp.inf, a[0] - unit * jnp.abs(a[0]), -jnp.inf)
-    return low, jnp.where(a[1] > -jnp.inf, a[1] + unit * jnp.abs(a[1]), jnp.inf)
+    info = jnp.finfo(jnp.result_type(*a))
+    unit, far = ulps * float(info.eps), float(info.max)
+
+    def farther(end: Array, sign: int) -> Array:
+        past = jnp.where(sign * end < 0, -sign * far, sign * jnp.inf)  # inf, or not a number
+        return jnp.where(jnp.isfinite(end), end + sign * unit * jnp.abs(end), past)
+
+    return farther(a[0], -1), farther(a[1], 1)
 
 
 def upper(a: Any) -> Array:
@@ -64,6 +71,12 @@ def upper(a: Any) -> Array:
 def largest(a: Array) -> Array:
     """Of sizes: 0 where there are none."""
     return a.max(initial=0.0)
+
+
+def length(a: Array) -> Array:
+    """`||a||_2`, in units of the largest entry: the squares of small ones would be 0."""
+    unit = largest(jnp.abs(a))
+    return upper(jnp.linalg.norm(a / jnp.where(unit > 0, unit, 1.0)) * unit)
 
 
 def times(a: Any, b: Any) -> Array:
@@ -79,9 +92,7 @@ def product(a: Box, b: Box) -> Box:
 
 @jax.jit
 def _product(a: Box, b: Box) -> Box:
-    """The ends of boxes are never not a number: where their product is, it is 0 inf, and 0."""
-    ends = (x * y for x in a for y in b)
-    return outward(hull(*(jnp.where(jnp.isnan(end), 0.0, end) for end in ends)))
+    return outward(hull(*(times(x, y) for x in a for y in b)))
 
 
 def plus(a: Box, b: Box) -> Box:
@@ -208,11 +219,11 @@ def _select(which: Box, *cases: Box) -> tuple[Box, tuple[Box, ...]]:
     both = hull(*on, *off)
     meet = jnp.maximum(on[0], off[0]) <= jnp.minimum(on[1], off[1])
     jump = jnp.where(sure | (tie & meet), 0.0, jnp.inf)
-    value = tuple(
+    low, high = (
         jnp.where(sure, jnp.where(yes, t, f), end) for f, t, end in zip(off, on, both, strict=True)
     )
     pick = jnp.where(yes & ~no, 1.0, 0.0), jnp.where(no & ~yes, 0.0, 1.0)
-    return value, ((-jump, jump), (1 - pick[1], 1 - pick[0]), pick)
+    return (low, high), ((-jump, jump), (1 - pick[1], 1 - pick[0]), pick)
 
 
 def _erf_slope(x: Array) -> Array:
