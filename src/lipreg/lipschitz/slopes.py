@@ -52,8 +52,8 @@ def outward(a: Box, ulps: float = 2.0) -> Box:
     A low end is never inf and a high end never -inf, so that sums of boxes are never `inf - inf`.
     """
     unit = ulps * float(jnp.finfo(jnp.result_type(*a)).eps)
-    low = jnp.where(a[0] < jnp.inf, a[0] - unit * jnp.abs(a[0]), -jnp.inf)
-    return low, jnp.where(a[1] > -jnp.inf, a[1] + unit * jnp.abs(a[1]), jnp.inf)
+    low = jnp.where(jnp.isfinite(a[0]), a[0] - unit * jnp.abs(a[0]), -jnp.inf)
+    return low, jnp.where(jnp.isfinite(a[1]), a[1] + unit * jnp.abs(a[1]), jnp.inf)
 
 
 def upper(a: Any) -> Array:
@@ -79,9 +79,7 @@ def product(a: Box, b: Box) -> Box:
 
 @jax.jit
 def _product(a: Box, b: Box) -> Box:
-    """The ends of boxes are never not a number: where their product is, it is 0 inf, and 0."""
-    ends = (x * y for x in a for y in b)
-    return outward(hull(*(jnp.where(jnp.isnan(end), 0.0, end) for end in ends)))
+    return outward(hull(*(times(x, y) for x in a for y in b)))
 
 
 def plus(a: Box, b: Box) -> Box:
