@@ -27,6 +27,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from lipreg.float64 import in_float64
 from lipreg.lipschitz.slopes import Box, largest, outward, product, times, upper
 from lipreg.lipschitz.values import Value, bound
 from lipreg.lipschitz.walk import walk_from
@@ -84,15 +85,7 @@ def interval(f: Callable[[Array], Array], low: Array, high: Array) -> Box:
         least, most = run(constants, low.astype(float), high.astype(float))
         return _widened(least, -1, dtype), _widened(most, 1, dtype)
 
-    return _in_float64(wide)(traced.consts, low, high)
-
-
-def _in_float64(f: Callable) -> Callable:
-    """Forwards and backwards; left to itself, jax takes the derivative in the caller's precision."""
-    within = lambda f: lambda *args: jax.enable_x64(True)(f)(*args)
-    wide = jax.custom_vjp(within(f))
-    wide.defvjp(within(partial(jax.vjp, f)), within(lambda pull, cotangents: pull(cotangents)))
-    return wide
+    return in_float64(wide)(traced.consts, low, high)
 
 
 def lipschitz(

@@ -1,0 +1,35 @@
+"""Arithmetic in float64 inside of programs in float32, for numbers that are to be proved."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+__all__ = ["in_float64"]
+
+
+def in_float64(f: Callable) -> Callable:
+    """f with float64 switched on, forwards and backwards; may be jitted and differentiated, in reverse.
+
+    f casts its arguments to float64 and what it returns back; numpy's float64 reaches it as it is.
+    Left to itself, jax would take the derivative in the precision of the caller.
+
+    >>> in_float64(lambda x: (jnp.asarray(x, float) - 1).astype(jnp.float32))(np.array([1 + 1e-9]))
+    Array([1.e-09], dtype=float32)
+    """
+
+    def within(f: Callable) -> Callable:
+        return lambda *args: jax.enable_x64(True)(f)(*args)
+
+    wide = jax.custom_vjp(within(f))
+    wide.defvjp(
+        within(lambda *args: jax.vjp(f, *args)), within(lambda pull, cotangents: pull(cotangents))
+    )
+
+    def run(*args: np.ndarray | Array) -> Array:
+        traced = any(isinstance(a, Tracer) for a in jax.tree.leaves(args))
+        return wide(*args) if traced else within(f)(*args)
+
+    return run
