@@ -166,7 +166,9 @@ def move(draw, shape):
             lambda x: jnp.concatenate([x, const(x, np.ones(x.shape)), x], axis),
             lambda x: jnp.stack([x, lax.rev(x, (axis,))], axis),
             lambda x: jnp.concatenate(jnp.array_split(x, parts, axis)[::-1], axis),
-            lambda x: reduce(jnp.add, [lax.slice_in_dim(x, i, i + 1, 1, axis) for i in range(side)]),
+            lambda x: reduce(
+                jnp.add, [lax.slice_in_dim(x, i, i + 1, 1, axis) for i in range(side)]
+            ),
         ]
     return draw.one(*options)
 

@@ -11,10 +11,11 @@ __all__ = ["in_float64"]
 
 
 def in_float64(f: Callable) -> Callable:
-    """f with float64 switched on, forwards and backwards; may be jitted and differentiated, in reverse.
+    """f with float64 switched on, forwards and backwards.
 
-    f casts its arguments to float64 and what it returns back; numpy's float64 reaches it as it is.
-    Left to itself, jax would take the derivative in the precision of the caller.
+    It may be jitted, and differentiated in reverse. f casts its arguments to float64 and what it
+    returns back; numpy's float64 reaches it as it is. Left to itself, jax would take the derivative
+    in the precision of the caller.
 
     >>> in_float64(lambda x: (jnp.asarray(x, float) - 1).astype(jnp.float32))(np.array([1 + 1e-9]))
     Array([1.e-09], dtype=float32)

@@ -11,8 +11,16 @@ operation asks for them. So a normalisation joins the weights before it, relu un
 drop out of the weights after it, and an activation written in several operations, `x sigmoid(x)`,
 is bounded cell by cell as one function.
 
-The function is taken one example at a time and in exact arithmetic: what its own floating point
-adds is not bounded. A primitive without a rule is refused by name.
+What "proved" means. The function is that of one example, in exact arithmetic, its parameters and
+constants being the numbers that they are: for it the bounds hold. The walk is in float64; boxes and
+slopes are rounded outwards at each step, sums by the largest error of any order (Higham 2002,
+section 3.1), XLA's functions by twice the largest error that was measured; norms are right to
+MARGIN, by which results are widened. Two cases of a `where` meet if float64 cannot tell them apart.
+
+What the network's own rounding adds is not bounded. In float32 it is some 1e-7 of the largest
+numbers on the way, and points whose values are as close as that can seem to contradict a constant.
+What rounds more coarsely is refused: casts to integers, booleans and 16 bits, and arithmetic in
+those. So are random numbers, complex ones, and by its name every primitive without a rule.
 """
 
 import math
@@ -55,16 +63,18 @@ class LipschitzBound(NamedTuple):
 def interval(f: Callable[[Array], Array], low: Array, high: Array) -> Box:
     """`low' <= f(x) <= high'` for all `low <= x <= high`: interval propagation (1810.12715).
 
-    `low` and `high` are `[B, ...]`, the results as f's output. May be jitted and differentiated;
-    outside of `jit` it compiles at every call.
+    `low` and `high` are `[B, ...]`, the results as f's output: computed in float64, rounded
+    outwards and widened by 1e-6 of their size, and inf where nothing is proved, as of `1 / x` about
+    0. May be jitted and differentiated, in reverse; outside of `jit` it compiles at every call.
 
     Raises: ValueError where a primitive has no rule, or `low > high`.
 
     >>> interval(lambda x: x @ jnp.array([[1.0], [-2.0]]), jnp.zeros((1, 2)), jnp.ones((1, 2)))
-    (Array([[-2.]], dtype=float32), Array([[1.]], dtype=float32))
+    (Array([[-2.0000021]], dtype=float32), Array([[1.0000011]], dtype=float32))
     """
     if low.shape != high.shape or low.ndim < 2 or not low.size:
         raise ValueError(f"low {list(low.shape)} and high {list(high.shape)}: want [B, ...] twice.")
+    _check_floating(low=low, high=high)
     if not isinstance(low, Tracer) and not isinstance(high, Tracer):
         count = int((~(np.asarray(low) <= np.asarray(high))).sum())
         if count:
@@ -80,6 +90,7 @@ def interval(f: Callable[[Array], Array], low: Array, high: Array) -> Box:
         return box[0][0], box[1][0]
 
     dtype = traced.out_avals[0].dtype
+    _check_floating(**{"f's output": traced.out_avals[0]})
 
     def wide(constants: list[Array], low: Array, high: Array) -> Box:
         least, most = run(constants, low.astype(float), high.astype(float))
@@ -105,7 +116,8 @@ def lipschitz(
 
     Called outside of `jit`, the parameters being numbers: each call compiles a program of its own,
     in float64, and takes the norms of all layers anew, so hand in many examples at once, and take
-    `bounder` for several eps. A bound is inf where nothing is proved, as for a step. Norms of wide
+    `bounder` for several eps. A bound is inf where nothing is proved, as for a step; in the type of
+    x it is rounded up. Norms of wide
     layers cost the cube of their smaller side, per example where eps is finite.
 
     Raises: ValueError where a primitive has no rule, or x is outside of `bounds`.
@@ -125,17 +137,19 @@ def bounder(
 
     >>> of_radius = bounder(lambda x: jax.nn.relu(x - 0.5), jnp.zeros((1, 1)))
     >>> [of_radius(eps).output.item() for eps in (0.25, 0.75)]
-    [0.0, 1.0000009536743164]
+    [0.0, 1.0000011920928955]
     """
     low, high = bounds
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"bounds = {bounds}: want two finite numbers, the first the smaller.")
-    if x.ndim < 2 or not len(x):
+    if x.ndim < 2 or not x.size:
         raise ValueError(f"x has shape {list(x.shape)}; want examples [B, ...], B >= 1.")
+    _check_floating(x=x)
     traced = jax.make_jaxpr(f)(x[:1])
     shape = traced.out_avals[0].shape
     if len(traced.out_avals) != 1 or len(shape) != 2 or shape[0] != 1:
         raise ValueError(f"f must return [B, K]; for one example it returned {list(shape)}.")
+    _check_floating(**{"f's output": traced.out_avals[0]})
     if any(isinstance(value, Tracer) for value in (x, *traced.consts)):
         raise ValueError("lipschitz needs numbers, not tracers: call it outside of jit and grad.")
     points = np.asarray(x, np.float64)
@@ -145,9 +159,10 @@ def bounder(
     @jax.jit
     @partial(jax.vmap, in_axes=(None, 0, 0))
     def run(constants: list[Array], x: Array, eps: Array | None) -> tuple[Array, Array]:
-        ball = (-jnp.inf, jnp.inf) if eps is None else outward((x - eps, x + eps))
-        box = jnp.maximum(ball[0], low), jnp.minimum(ball[1], high)
-        box = tuple(jnp.broadcast_to(end, x.shape) for end in box)
+        box = jnp.full_like(x, low), jnp.full_like(x, high)
+        if eps is not None:
+            ball = outward((x - eps, x + eps))
+            box = jnp.maximum(ball[0], box[0]), jnp.minimum(ball[1], box[1])
         out = walk_from(traced, constants, None if eps is None else x, box, eps)
         if not isinstance(out, Value):
             return jnp.zeros(()), jnp.zeros((shape[1], shape[1]))
@@ -171,10 +186,14 @@ def bounder(
     return of_radius
 
 
+def _check_floating(**arrays: Any) -> None:
+    for name, a in arrays.items():
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            raise ValueError(f"{name} has dtype {a.dtype}; want real floating numbers.")
+
+
 def _widened(a: Array, sign: int, dtype: Any) -> Array:
-    """Farther out by MARGIN and by the rounding to dtype; 0 stays 0. Constants are what they are."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return a
+    """Farther out by MARGIN and by the rounding to dtype; 0 stays 0."""
     info = jnp.finfo(dtype)
     room = (MARGIN + float(info.eps)) * jnp.abs(a) + jnp.where(a == 0, 0.0, float(info.tiny))
     return (a + sign * room).astype(dtype)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.lipschitz.slopes import Box, Rule, hull, largest, most, outward, product, times, upper
+from lipreg.lipschitz.slopes import Box, Rule, largest, most, outward, product, times, upper
 from lipreg.lipschitz.values import Root, Value, settle
 
 __all__ = [
@@ -196,7 +196,7 @@ def combine(rule: Rule, args: list, shape: tuple[int, ...]) -> Root:
     """An elementwise operation on several roots: `||dv|| <= sum_k max|d_k v| ||du_k||`."""
     roots = [settle(a) if isinstance(a, Value) else None for a in args]
     ends = lambda which: [which(r) if r else (a, a) for r, a in zip(roots, args, strict=True)]
-    full = lambda box: tuple(jnp.broadcast_to(end, shape) for end in box)
+    full = lambda box: (jnp.broadcast_to(box[0], shape), jnp.broadcast_to(box[1], shape))
     box, partials = rule(*ends(lambda r: r.box))
     centred = all(r.centre for r in roots if r)
     centre = full(rule(*ends(lambda r: r.centre))[0]) if centred else None
@@ -226,21 +226,21 @@ def either(args: list, alike: Array) -> Root:
     """One of several values, it is not known which; all are the last where they are alike."""
     roots = [settle(a) if isinstance(a, Value) else a for a in args]
     centred = all(r.centre for r in roots if isinstance(r, Root))
-    *_, last = roots = [r if isinstance(r, Root) else _constant(r, centred) for r in roots]
-    unless = lambda one, all: jax.tree.map(partial(jnp.where, alike), one, all)
-    box, centre, slope = (
-        last_box and unless(last_box, hull(*(end for box in boxes for end in box)))
-        for last_box, boxes in (
-            (last.box, [r.box for r in roots]),
-            (last.centre, [r.centre for r in roots]),
-            (last.slope, [r.slope for r in roots]),
-        )
+    roots = [r if isinstance(r, Root) else _constant(r, centred) for r in roots]
+
+    def widest(boxes: list) -> Any:
+        low, high = (jnp.stack(ends) for ends in zip(*boxes, strict=True))
+        all_of_them = low.min(0), high.max(0)
+        return jax.tree.map(partial(jnp.where, alike), boxes[-1], all_of_them)
+
+    largest_of = lambda sizes: jnp.where(alike, sizes[-1], jnp.stack(sizes).max(0))
+    return Root(
+        widest([r.box for r in roots]),
+        widest([r.centre for r in roots]) if centred else None,
+        widest([r.slope for r in roots]),
+        largest_of([r.lip for r in roots]),
+        largest_of([r.rows for r in roots]),
     )
-    lip, rows = (
-        unless(getattr(last, name), jnp.stack([getattr(r, name) for r in roots]).max(0))
-        for name in ("lip", "rows")
-    )
-    return Root(box, centre, slope, lip, rows)
 
 
 def move(apply: Callable, apply_slopes: Callable, root: Root, copies: Callable) -> list[Root]:
@@ -250,6 +250,4 @@ def move(apply: Callable, apply_slopes: Callable, root: Root, copies: Callable) 
     centres = columns(root.centre) if root.centre else [None] * len(boxes)
     rows = apply_slopes(root.rows)
     lip = root.lip * jnp.sqrt(copies(rows[0]))
-    return [
-        Root(b, c, s, lip, r) for b, c, s, r in zip(boxes, centres, slopes, rows, strict=True)
-    ]
+    return [Root(b, c, s, lip, r) for b, c, s, r in zip(boxes, centres, slopes, rows, strict=True)]

@@ -206,11 +206,11 @@ def _select(which: Box, *cases: Box) -> tuple[Box, tuple[Box, ...]]:
     both = hull(*on, *off)
     meet = jnp.maximum(on[0], off[0]) <= jnp.minimum(on[1], off[1])
     jump = jnp.where(sure | (tie & meet), 0.0, jnp.inf)
-    value = tuple(
+    low, high = (
         jnp.where(sure, jnp.where(yes, t, f), end) for f, t, end in zip(off, on, both, strict=True)
     )
     pick = jnp.where(yes & ~no, 1.0, 0.0), jnp.where(no & ~yes, 0.0, 1.0)
-    return value, ((-jump, jump), (1 - pick[1], 1 - pick[0]), pick)
+    return (low, high), ((-jump, jump), (1 - pick[1], 1 - pick[0]), pick)
 
 
 def _erf_slope(x: Array) -> Array:
@@ -245,7 +245,12 @@ ELEMENTWISE: dict[str, Rule] = {
     "log1p": partial(_monotone, jnp.log1p, lambda x: 1 / (1 + x), domain=-1.0),
     "sqrt": partial(_monotone, jnp.sqrt, lambda x: 0.5 / jnp.sqrt(x), domain=0.0, least=0.0),
     "rsqrt": partial(
-        _monotone, jax.lax.rsqrt, lambda x: -0.5 * jax.lax.rsqrt(x) / x, domain=0.0, least=0.0, sign=-1
+        _monotone,
+        jax.lax.rsqrt,
+        lambda x: -0.5 * jax.lax.rsqrt(x) / x,
+        domain=0.0,
+        least=0.0,
+        sign=-1,
     ),
     "tanh": partial(_sigmoid, jnp.tanh, lambda x: 1 / jnp.cosh(x) ** 2),
     "logistic": partial(_sigmoid, jax.lax.logistic, _logistic_slope, least=0.0),

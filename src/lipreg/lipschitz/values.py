@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def evaluate(value: Value, box: Box, seen: dict | None = None) -> tuple[Box, Box
         pairs = [
             evaluate(a, box, seen) if isinstance(a, Value) else ((a, a), None) for a in value.args
         ]
-        out, partials = value.rule(*(box for box, _ in pairs))
+        out, partials = cast(Rule, value.rule)(*(box for box, _ in pairs))
         slopes = [product(d, s) for d, (_, s) in zip(partials, pairs, strict=True) if s is not None]
         slope = ANY if value.name in CONDITIONS else reduce(plus, slopes)
         like = box[0]
@@ -124,8 +124,8 @@ def bound(value: Value) -> tuple[Box, Box, Box]:
         return (widen(found[0], now[0]), widen(found[1], now[1])), None
 
     def within(part: Box) -> tuple[Box, Box]:
-        roots = divide(plus(part, (-shift[1], -shift[0])), scale)
-        roots = tuple(jnp.clip(end, *box) for end in roots)
+        low, high = divide(plus(part, (-shift[1], -shift[0])), scale)
+        roots = jnp.clip(low, *box), jnp.clip(high, *box)
         return evaluate(value, roots, {start: (part, scale)})
 
     pairs = jnp.asarray(np.stack([EDGES[:-1], EDGES[1:]], 1), box[0].dtype)

@@ -7,7 +7,6 @@ example are not those of the batch that it is taken from.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -33,15 +32,13 @@ WEIGHTED = {"dot_general", "conv_general_dilated"}
 SAME = {"convert_element_type", "stop_gradient"}  # of what is not refused before
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
-# These return numbers that they were given, and so do not round.
-CHOICES = {"abs", "clamp", "max", "min", "neg", "select_n", "sign", "stop_gradient"}
-CHOICES |= MOVES | CONDITIONS | JOINS.keys() | EXTREMES.keys()
 RULES = {*ELEMENTWISE, *MOVES, *JOINS, *SUMS, *EXTREMES, *WEIGHTED, *SAME}
+# These return numbers that they were given.
+CHOICES = {"abs", "clamp", "max", "min", "neg", "select_n", "sign", *CONDITIONS, *EXTREMES}
+ROUNDED = RULES - {*CHOICES, *MOVES, *JOINS, *SAME}
 
 
-def walk_from(
-    traced: ClosedJaxpr, constants: Any, centre: Array | None, box: Box, eps: Any
-) -> Any:
+def walk_from(traced: ClosedJaxpr, constants: Any, centre: Array | None, box: Box, eps: Any) -> Any:
     """The output of one example, for inputs in the box and, if not None, within eps of a centre."""
     box = box[0][None], box[1][None]
     ones = jnp.ones_like(box[0])
@@ -94,20 +91,20 @@ def _bind(eqn: Any, *args: Any) -> list[Array]:
 
 def _refuse_steps(eqn: Any) -> None:
     """Values that depend on x are to be real, and rounded no more coarsely than float32 rounds."""
-    name = eqn.primitive.name
-    for out in eqn.outvars:
-        dtype = out.aval.dtype
-        if name == "convert_element_type" and dtype == eqn.invars[0].aval.dtype:
-            continue
-        if not (dtype == bool or jnp.issubdtype(dtype, jnp.floating)):
-            why = "want real floating numbers"
-        elif name == "convert_element_type" and dtype == bool or eqn.invars[0].aval.dtype == bool and name == "convert_element_type":
+    name, source = eqn.primitive.name, eqn.invars[0].aval.dtype
+    for dtype in (v.aval.dtype for v in eqn.outvars):
+        cast = name == "convert_element_type" and dtype != source
+        real = jnp.issubdtype(dtype, jnp.floating)
+        condition = jnp.issubdtype(dtype, jnp.bool_) and name in {*CONDITIONS, "select_n"}
+        if cast and not jnp.issubdtype(source, jnp.floating):
             why = "it is a step"
-        elif dtype != bool and jnp.finfo(dtype).bits < 32 and name not in CHOICES:
+        elif real and jnp.finfo(dtype).bits < 32 and (cast or name in ROUNDED):
             why = "it rounds in steps; compute in float32"
+        elif not (real or condition):
+            why = "want real floating numbers"
         else:
             continue
-        raise ValueError(f"No bound for {name!r} to {dtype} of a value that depends on x: {why}.")
+        raise ValueError(f"No bound for {name!r} in {dtype} of a value that depends on x: {why}.")
 
 
 def _step(eqn: Any, inputs: list, eps: Any) -> list:
