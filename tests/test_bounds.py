@@ -299,8 +299,10 @@ def test_a_kink_counts_however_small_its_units():
 def test_a_jump_counts_where_the_condition_is_flat_on_one_side():
     jump = lambda x: jnp.where(jnp.maximum(0.0, x) > 0, x + 5, 0.0)
     assert lipschitz(jump, jnp.zeros((1, 1)), bounds=(-1.0, 1.0)).output == jnp.inf
-    # A condition that never changes chooses one case; which is not looked at where they differ.
-    assert lipschitz(lambda x: jnp.where(0 * x > 0, x, 5 * x), jnp.zeros((1, 1))).output >= 5
+    # A condition that never changes chooses one case, at every x.
+    never = lambda x: jnp.where(0 * x > 0, x, 5 * x)
+    assert lipschitz(never, jnp.zeros((1, 1))).output >= 5
+    assert interval(never, jnp.zeros((1, 1)), jnp.ones((1, 1)))[1] >= 5
 
 
 def test_rows_that_nearly_agree_have_no_margin_below_the_difference():
@@ -311,12 +313,13 @@ def test_rows_that_nearly_agree_have_no_margin_below_the_difference():
 
 
 def test_slopes_that_underflow_when_squared_are_not_0():
-    weak = lambda x: jnp.exp(-400.0 * (x @ jnp.ones((2, 2)) + 0.5)) * 1e30 * 1e30
-    amplified = lambda x: weak(weak(x) * 0.0 + x)
+    def f(x):
+        weak = jnp.exp(-400 * x) @ jnp.ones((2, 2), x.dtype)  # of slope 1e-171
+        return weak * 1e38 * 1e38 * 1e38 * 1e38
+
+    found = float(lipschitz(f, jnp.ones((1, 2)), 0.01).output[0])
     with jax.enable_x64(True):
-        x = jnp.full((1, 2), 0.5)
-        slope = spectral(amplified, x)[0]
-        assert 0 < slope <= lipschitz(amplified, x, 0.01).output[0]
+        assert 0 < spectral(f, jnp.ones((1, 2)))[0] <= found
 
 
 def test_a_function_of_the_platform_has_the_bound_of_its_steepest_form():
@@ -330,8 +333,8 @@ def test_a_function_of_the_platform_has_the_bound_of_its_steepest_form():
     nearly = both(lambda x: x * 1.0001, lambda x: x)
     assert lipschitz(nearly, x).output >= 1.0001
     # Of two ways to write one affine map, the default's bound.
-    halves = both(lambda x: x @ jnp.ones((3, 3)), lambda x: x.sum(1, keepdims=True) * jnp.ones(3))
-    np.testing.assert_allclose(lipschitz(halves, x).output, 3, rtol=1e-5)
+    alike = both(lambda x: x[:, :1] + x[:, 1:2] + x[:, 2:], lambda x: x.sum(1, keepdims=True))
+    np.testing.assert_allclose(lipschitz(alike, x).output, np.sqrt(3), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -365,10 +368,9 @@ def test_an_inverse_about_0_is_anything():
 
 def test_weights_of_numpy_are_those_that_the_function_computes_with():
     """In float32, where numpy's own have digits that the function never sees."""
-    way = np.array([[2.0**24 + 1.0], [0.0]])  # 2^24 in float32
-    f = lambda x: x @ way - x[:, :1] * 2.0**24
-    assert spectral(f, jnp.zeros((1, 2)))[0] == 0
-    assert lipschitz(f, jnp.zeros((1, 2))).output[0] < 1e-4
+    way = np.array([[2.0**24 + 1.0]])  # 2^24 in float32
+    found = lipschitz(lambda x: x * way - x * 2.0**24, jnp.zeros((1, 1)))
+    assert found.output[0] < 1e-4
 
 
 HARMLESS = {
@@ -552,7 +554,7 @@ def test_what_does_not_depend_on_x_has_constant_zero():
         (lambda x: linear(x).astype(jnp.bfloat16), "in bfloat16 .* rounds in steps"),
         (lambda x: linear(x).astype(bool).astype(x.dtype), "element_type' in bool"),
         (lambda x: jnp.where(linear(x) > 0, 1, 2).astype(x.dtype), "'select_n' in int32"),
-        (lambda x: jnp.real(linear(x) * 1j), "element_type' in complex64"),
+        (lambda x: jnp.real(linear(x).astype(complex)), "element_type' in complex64"),
         (lambda x: jnp.real(jnp.fft.fft(linear(x))), "element_type' in complex64"),
         (lambda x: linear(x) > 0, "f's output has dtype bool"),
         (lambda x: linear(x) + jax.random.normal(KEY, (len(x), 4)), "No bound for 'random_bits'"),
@@ -569,7 +571,7 @@ def test_what_has_no_rule_is_refused_by_name(f, said):
 
 def test_arithmetic_in_16_bits_is_refused_and_moving_is_not():
     half = jnp.zeros((1, 4), jnp.bfloat16)
-    with pytest.raises(ValueError, match="'mul' in bfloat16 .* compute in float32"):
+    with pytest.raises(ValueError, match=r"'mul' in bfloat16 .* compute in float32"):
         lipschitz(lambda x: x * jnp.bfloat16(3), half)
     wide = lambda x: 3 * jnp.maximum(x.reshape(1, 2, 2)[:, ::-1], 0.0).reshape(1, 4).astype(float)
     assert 3 <= lipschitz(wide, half).output[0] < 3.1
@@ -590,7 +592,7 @@ def test_noise_is_refused_in_an_interval():
         (X[:0], {}, "want examples"),
         (X[..., :0], {}, "want examples"),
         (X.astype(int), {}, "x has dtype int32"),
-        (X * 1j, {}, "x has dtype complex64"),
+        (X.astype(complex), {}, "x has dtype complex64"),
         (X, {"eps": -1.0}, "want a radius >= 0"),
         (X, {"eps": jnp.ones(2)}, r"one per example \[3\]"),
         (X, {"bounds": (0.0, np.inf)}, "two finite numbers"),

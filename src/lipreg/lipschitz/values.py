@@ -125,7 +125,10 @@ def bound(value: Value) -> tuple[Box, Box, Box]:
 
     def within(part: Box) -> tuple[Box, Box]:
         low, high = divide(plus(part, (-shift[1], -shift[0])), scale)
-        roots = jnp.clip(low, *box), jnp.clip(high, *box)
+        # An affine part that is constant has its value at every root.
+        moves = (scale[0] > 0) | (scale[1] < 0)
+        low, high = (jnp.where(moves, jnp.clip(end, *box), at) for end, at in zip((low, high), box))
+        roots = low, high
         return evaluate(value, roots, {start: (part, scale)})
 
     pairs = jnp.asarray(np.stack([EDGES[:-1], EDGES[1:]], 1), box[0].dtype)
