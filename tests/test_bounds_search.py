@@ -24,13 +24,13 @@ def points_of(rng, x, low, high, eps):
     grid = np.round(8 * rng.uniform(low, high, shape)) / 8 + 1e-4 * rng.normal(size=shape)
     near = x + 10.0 ** rng.integers(-4, 0) * rng.normal(size=shape)
     every = np.concatenate([corners, grid, near, rng.uniform(low, high, shape)])
-    # Off the edge of the box, where jax may choose the slope of its other side.
-    inside = 1e-6 * (high - low) * rng.random(every.shape)
-    return np.clip(into(every, x, low, high, eps), low + inside, high - inside)
+    return into(rng, every, x, low, high, eps)
 
 
-def into(points, x, low, high, eps):
-    away = np.clip(points, low, high) - x
+def into(rng, points, x, low, high, eps):
+    """Off the edge of the box by a little: there jax may choose the slope of the other side."""
+    edge = 1e-6 * (high - low) * rng.random(points.shape)
+    away = np.clip(points, low + edge, high - edge) - x
     size = np.sqrt(np.square(away).sum(tuple(range(1, away.ndim)), keepdims=True))
     return x + away * np.minimum(1.0, eps / np.maximum(size, 1e-300))
 
@@ -74,7 +74,7 @@ def contradiction(f, x, low, high, eps, rng):
         fine = np.isfinite(rows).all((1, 2), keepdims=True)
         way = np.linalg.svd(np.where(fine, rows, 0.0))[2][:, 0].reshape(p.shape)
         step = 10.0 ** rng.integers(-4, 0)
-        u, v = (into(p + s * step * way, x, low, high, eps) for s in (1, -1))
+        u, v = (into(rng, p + s * step * way, x, low, high, eps) for s in (1, -1))
         signs = np.sign(np.where(fine, rows, 0.0)[:, rng.integers(rows.shape[1])])
         turn = np.where(np.arange(len(p)) % 2, 1, -1)[:, None]
         ends = np.where((turn * signs).reshape(p.shape) > 0, box_high, box_low)
@@ -102,7 +102,7 @@ def contradiction(f, x, low, high, eps, rng):
     gaps = np.append(gaps, np.linalg.norm(flat(p) - flat(p)[pairs], axis=1))
     rises = np.append(rises, np.linalg.norm(values - values[pairs], axis=1))
     seen = np.isfinite(rises) & (gaps > 1e-9)
-    noise = 1e-13 * np.abs(every).max(initial=0) + 1e-300
+    noise = 1e-13 * np.abs(every).max(initial=0) + 1e-8  # of 2^20 added and taken away
     over = (rises - output * gaps * (1 + 1e-4) - noise)[seen]
     if (over > 0).any():
         worst = (rises[seen] / gaps[seen]).max()

@@ -1,10 +1,9 @@
 """Arithmetic in float64 inside of programs in float32, for numbers that are to be proved."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import numpy as np
-from jax import Array
 from jax.core import Tracer
 
 __all__ = ["in_float64"]
@@ -22,14 +21,19 @@ def in_float64(f: Callable) -> Callable:
     """
 
     def within(f: Callable) -> Callable:
-        return lambda *args: jax.enable_x64(True)(f)(*args)
+        def run(*args: Any) -> Any:
+            with jax.enable_x64(True):
+                return f(*args)
+
+        return run
 
     wide = jax.custom_vjp(within(f))
     wide.defvjp(
         within(lambda *args: jax.vjp(f, *args)), within(lambda pull, cotangents: pull(cotangents))
     )
 
-    def run(*args: np.ndarray | Array) -> Array:
+    def run(*args: Any) -> Any:
+        # What is traced has been cast already, and custom_vjp would cast the rest.
         traced = any(isinstance(a, Tracer) for a in jax.tree.leaves(args))
         return wide(*args) if traced else within(f)(*args)
 
