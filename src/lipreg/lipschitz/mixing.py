@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.lipschitz.slopes import Box, Rule, largest, most, outward, product, times, upper
+from lipreg.lipschitz.slopes import Box, Rule, largest, length, most, outward, product, times, upper
 from lipreg.lipschitz.values import Root, Value, settle
 
 __all__ = [
@@ -219,7 +219,7 @@ def concatenate(join: Callable, args: list) -> Root:
         jax.tree.map(lambda *pieces: join(pieces), *parts)
         for parts in zip(*((r.box, r.centre, r.slope, r.rows) for r in roots), strict=True)
     )
-    return Root(box, centre, slope, jnp.linalg.norm(jnp.stack([r.lip for r in roots])), rows)
+    return Root(box, centre, slope, length(jnp.stack([r.lip for r in roots])), rows)
 
 
 def either(args: list, alike: Array) -> Root:

@@ -24,6 +24,7 @@ __all__ = [
     "divide",
     "hull",
     "largest",
+    "length",
     "most",
     "outward",
     "plus",
@@ -64,6 +65,12 @@ def upper(a: Any) -> Array:
 def largest(a: Array) -> Array:
     """Of sizes: 0 where there are none."""
     return a.max(initial=0.0)
+
+
+def length(a: Array) -> Array:
+    """`||a||_2`, in units of the largest entry: the squares of small ones would be 0."""
+    unit = largest(jnp.abs(a))
+    return upper(jnp.linalg.norm(a / jnp.where(unit > 0, unit, 1.0)) * unit)
 
 
 def times(a: Any, b: Any) -> Array:

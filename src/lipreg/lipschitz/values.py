@@ -17,6 +17,7 @@ from lipreg.lipschitz.slopes import (
     Box,
     Rule,
     divide,
+    length,
     most,
     outward,
     plus,
@@ -127,9 +128,9 @@ def bound(value: Value) -> tuple[Box, Box, Box]:
         low, high = divide(plus(part, (-shift[1], -shift[0])), scale)
         # An affine part that is constant has its value at every root.
         moves = (scale[0] > 0) | (scale[1] < 0)
-        low, high = (jnp.where(moves, jnp.clip(end, *box), at) for end, at in zip((low, high), box))
-        roots = low, high
-        return evaluate(value, roots, {start: (part, scale)})
+        low = jnp.where(moves, jnp.clip(low, *box), box[0])
+        high = jnp.where(moves, jnp.clip(high, *box), box[1])
+        return evaluate(value, (low, high), {start: (part, scale)})
 
     pairs = jnp.asarray(np.stack([EDGES[:-1], EDGES[1:]], 1), box[0].dtype)
     nothing = jnp.full_like(box[0], jnp.inf), jnp.full_like(box[0], -jnp.inf)
@@ -148,5 +149,5 @@ def settle(value: Value) -> Root:
     unit = most(scale)
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
     rows = unit * root.rows
-    lip = jnp.minimum(upper(root.norm(unit)), upper(jnp.linalg.norm(rows)))
+    lip = jnp.minimum(upper(root.norm(unit)), length(rows))
     return Root(box, centre, product(slope, outward((1 / unit, 1 / unit))), lip, rows)

@@ -206,6 +206,7 @@ def _trimmed(root: Root, eps: Any) -> Root:
         return root
     reach = most(root.slope) * root.rows
     reach = jnp.where(reach > 0, reach * eps, 0.0)
+    reach = reach * (1 + 1e-9)  # more than the rounding of sums of squares
     low, high = outward((root.centre[0] - reach, root.centre[1] + reach))
     # The centre is in the box, whatever rounding says.
     low = jnp.minimum(jnp.maximum(root.box[0], low), root.centre[0])
