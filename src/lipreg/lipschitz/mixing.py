@@ -107,17 +107,17 @@ def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Ro
         raise ValueError("No bound for a dot_general with batch dimensions; write it as matrices.")
     summed, of_x = (second, first) if left else (first, second)
     free = [i for i in range(w.ndim) if i not in summed]
-    matrix = w.transpose(*free, *summed)
-    matrix = matrix.reshape(-1, math.prod(w.shape[i] for i in summed))
     mask = most(root.slope)
     kept = [i for i in range(mask.ndim) if i not in of_x]
-    mask = mask.transpose(*kept, *of_x).reshape(-1, matrix.shape[1])
-    copies = len(mask)
+    size = lambda array, axes: math.prod(array.shape[i] for i in axes)
+    outputs, terms, copies = size(w, free), size(w, summed), size(mask, kept)
+    matrix = w.transpose(*free, *summed).reshape(outputs, terms)
+    mask = mask.transpose(*kept, *of_x).reshape(copies, terms)
     masked = times(matrix, mask.max(0, initial=0.0)[None])
 
     def norm(c: Array) -> Array:
         # One matrix for all copies: the largest c, and the largest mask, among them.
-        c = c.reshape(copies, -1).max(0) if left else c.reshape(-1, copies).max(1)
+        c = c.reshape(copies, outputs).max(0) if left else c.reshape(outputs, copies).max(1)
         return times(root.lip, _largest_singular(times(c[:, None], masked)))
 
     return _weighted(apply, w, root, norm, masked * root.lip if copies == 1 else None)

@@ -50,11 +50,17 @@ def hull(*values: Any) -> Box:
 def outward(a: Box, ulps: float = 2.0) -> Box:
     """Wider by so many units in the last place; what is no number is anything.
 
-    A low end is never inf and a high end never -inf, so that sums of boxes are never `inf - inf`.
+    A low end is never inf and a high end never -inf, but the largest number of that sign, so that
+    sums of boxes are never `inf - inf`.
     """
-    unit = ulps * float(jnp.finfo(jnp.result_type(*a)).eps)
-    low = jnp.where(jnp.isfinite(a[0]), a[0] - unit * jnp.abs(a[0]), -jnp.inf)
-    return low, jnp.where(jnp.isfinite(a[1]), a[1] + unit * jnp.abs(a[1]), jnp.inf)
+    info = jnp.finfo(jnp.result_type(*a))
+    unit, far = ulps * float(info.eps), float(info.max)
+
+    def farther(end: Array, sign: int) -> Array:
+        past = jnp.where(sign * end < 0, -sign * far, sign * jnp.inf)  # inf, or not a number
+        return jnp.where(jnp.isfinite(end), end + sign * unit * jnp.abs(end), past)
+
+    return farther(a[0], -1), farther(a[1], 1)
 
 
 def upper(a: Any) -> Array:
