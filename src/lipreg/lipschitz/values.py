@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from lipreg.lipschitz.slopes import (
     Box,
     Rule,
     divide,
+    length,
     most,
     outward,
     plus,
@@ -86,7 +87,7 @@ def evaluate(value: Value, box: Box, seen: dict | None = None) -> tuple[Box, Box
         pairs = [
             evaluate(a, box, seen) if isinstance(a, Value) else ((a, a), None) for a in value.args
         ]
-        out, partials = value.rule(*(box for box, _ in pairs))
+        out, partials = cast(Rule, value.rule)(*(box for box, _ in pairs))
         slopes = [product(d, s) for d, (_, s) in zip(partials, pairs, strict=True) if s is not None]
         slope = ANY if value.name in CONDITIONS else reduce(plus, slopes)
         like = box[0]
@@ -124,9 +125,12 @@ def bound(value: Value) -> tuple[Box, Box, Box]:
         return (widen(found[0], now[0]), widen(found[1], now[1])), None
 
     def within(part: Box) -> tuple[Box, Box]:
-        roots = divide(plus(part, (-shift[1], -shift[0])), scale)
-        roots = tuple(jnp.clip(end, *box) for end in roots)
-        return evaluate(value, roots, {start: (part, scale)})
+        low, high = divide(plus(part, (-shift[1], -shift[0])), scale)
+        # An affine part that is constant has its value at every root.
+        moves = (scale[0] > 0) | (scale[1] < 0)
+        low = jnp.where(moves, jnp.clip(low, *box), box[0])
+        high = jnp.where(moves, jnp.clip(high, *box), box[1])
+        return evaluate(value, (low, high), {start: (part, scale)})
 
     pairs = jnp.asarray(np.stack([EDGES[:-1], EDGES[1:]], 1), box[0].dtype)
     nothing = jnp.full_like(box[0], jnp.inf), jnp.full_like(box[0], -jnp.inf)
@@ -145,5 +149,5 @@ def settle(value: Value) -> Root:
     unit = most(scale)
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
     rows = unit * root.rows
-    lip = jnp.minimum(upper(root.norm(unit)), upper(jnp.linalg.norm(rows)))
+    lip = jnp.minimum(upper(root.norm(unit)), length(rows))
     return Root(box, centre, product(slope, outward((1 / unit, 1 / unit))), lip, rows)
