@@ -82,6 +82,18 @@ def test_a_distance_is_measured_in_its_norm_and_its_box(norm):
     np.testing.assert_array_equal(jnp.isinf(measure(bounds=(-1.5, 1.5))), outside)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_distance_between_images_in_half_precision_is_measured_in_single(dtype):
+    """Their difference has no exact form in their own type."""
+    x, x_adv = (jnp.array([row], dtype) for row in ([0.7, 0.001], [0.3, 0.9]))
+    exact = np.abs(np.asarray(x_adv, float) - np.asarray(x, float)).sum()
+    found = curves.distance(lambda x: x, x, jnp.array([0]), x_adv, norm=L1)
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+    search = partial(curves.minimal_distance, KEY, lambda x: x, x, jnp.array([0]))
+    least = search(jnp.linspace(0.1, 1.0, 7), attack=attacks.pgd)
+    assert 0.99 < least[0] / (0.699 / np.sqrt(2)) < 1.1
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_a_wrong_answer(value):
     broken = lambda x: jnp.where(x > 0.5, value, jnp.array([[1.0, 0.0]]))

@@ -168,7 +168,13 @@ def test_a_damaged_result_is_computed_again(tmp_path):
 def test_the_versions_of_autoattack_have_their_attacks():
     names = lambda *args: [(stage.name, stage.rounds) for stage in stages(*args)]
     assert names("standard", 10) == [("apgd-ce", 1), ("apgd-t", 9), ("fab-t", 9), ("square", 1)]
-    assert names("standard", 3, L1) == [("apgd-ce", 1), ("apgd-t", 2), ("fab-t", 2)]
+    # In l_1 five starts, and targets, from larger radii.
+    assert names("standard", 10, L1) == [("apgd-ce", 5), ("apgd-t", 5), ("fab-t", 9)]
+    assert names("standard", 3, L1) == [("apgd-ce", 5), ("apgd-t", 2), ("fab-t", 2)]
+    larger = lambda *args: [stage.attack.keywords.get("from_larger") for stage in stages(*args)]
+    assert larger("standard", 10, L1) == [True, True, None]
+    assert not any(larger("plus", 10, L1) + larger("standard", 10))
+    assert stages("standard", 10, channels=1)[-1].attack.keywords["channels"] == 1
     assert [name for name, _ in names("plus", 10)] == [
         *("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     ]
@@ -186,6 +192,8 @@ def test_a_random_model_is_attacked_by_its_expectation():
     assert np.abs(np.asarray(logits_fn(x) - logits_fn(x + 1e-6))).max() > 1e-3
     exact, eps = np.asarray(distances(L2)), float(jnp.median(distances(L2)))
     rand = [s._replace(attack=partial(s.attack, steps=25)) for s in stages("rand", 5, L2)]
+    # An image's noise is its own.
+    np.testing.assert_allclose(logits_fn(x[:1]), logits_fn(x)[:1], rtol=1e-5, atol=1e-6)
     outcome = evaluation.cascade(KEY, logits_fn, x, y, eps, rand, norm=L2)
     broken = outcome.broken_by >= 0
     assert broken[exact < 0.5 * eps].all()

@@ -27,7 +27,7 @@ from lipreg.attacks.start import (
     select,
     to_boundary,
 )
-from lipreg.norms import L2, Norm
+from lipreg.norms import L2, Norm, wide
 
 __all__ = [
     "distance",
@@ -74,7 +74,7 @@ def distance(
     low, high = bounds
     inside = ((x_adv >= low) & (x_adv <= high)).reshape(x.shape[0], -1).all(1)
     fooled = misclassified(logits_fn, x_adv, y) & inside
-    found = jnp.where(fooled, norm.size(x_adv - x), jnp.inf)
+    found = jnp.where(fooled, norm.size(wide(x_adv) - wide(x)), jnp.inf)
     return jnp.where(misclassified(logits_fn, x, y), 0.0, found)
 
 
@@ -110,7 +110,7 @@ def minimal_distance(
     >>> d.round(2)  # the exact one is 0.2 / sqrt(2)
     Array([0.14], dtype=float32)
     """
-    epsilons = jnp.asarray(epsilons, x.dtype)
+    epsilons = jnp.asarray(epsilons, wide(x).dtype)
     if epsilons.ndim != 1 or epsilons.size == 0:
         raise ValueError(f"epsilons has shape {list(epsilons.shape)}; want a list of radii [E].")
     concrete = not isinstance(epsilons, Tracer)
@@ -137,7 +137,7 @@ def minimal_distance(
     low = jnp.zeros(batch, jnp.int32)
     high = jnp.full(batch, epsilons.size, jnp.int32)
     rounds = math.ceil(math.log2(epsilons.size + 1))
-    best = jnp.where(misclassified(logits_fn, x, y), 0.0, jnp.full(batch, jnp.inf, x.dtype))
+    best = jnp.where(misclassified(logits_fn, x, y), 0.0, jnp.full(batch, jnp.inf, epsilons.dtype))
     _, _, best, point = jax.lax.fori_loop(0, rounds, body, (low, high, best, x), unroll=unroll)
 
     closest = to_boundary(logits_fn, x, y, point, steps=refine)

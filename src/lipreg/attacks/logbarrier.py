@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
@@ -17,9 +18,10 @@ from lipreg.attacks.start import (
     to_boundary,
 )
 from lipreg.losses import margin
-from lipreg.norms import L2, LINF, Norm, expand
+from lipreg.norms import L2, LINF, Norm, expand, finite
 
 
+@in_single
 def log_barrier(
     key: Array,
     logits_fn: LogitsFn,
@@ -88,7 +90,7 @@ def log_barrier(
             k, active, u, ahead = carry
             slope, wrong = jax.grad(barrier, has_aux=True)(ahead)
             u = select(active & wrong, ahead, u)
-            moved = x + span * follow((ahead - x) / span, weight * span * slope)
+            moved = x + span * follow((ahead - x) / span, weight * span * finite(slope))
             # Where `ahead` is not misclassified the logarithm and its slope are none.
             ahead = select(wrong, jnp.clip(moved, low, high), (u + ahead) / 2)
             return k + 1, active & (distance(ahead, u) > tolerance), u, ahead
@@ -104,7 +106,7 @@ def log_barrier(
         # At 0 it is x: a last bit made of u a point that does not count.
         return u, select((size > 0) & (size < distance(kept, x)), near, kept)
 
-    first = x if start is None else jnp.clip(start, low, high)
+    first = x if start is None else jnp.clip(start.astype(x.dtype), low, high)
     first = _noise(example_keys(key, x.shape[0]), logits_fn, x, y, first, bounds, draws)
     first = to_boundary(logits_fn, x, y, first)
     found = distance(first, x) > 0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
@@ -17,12 +18,13 @@ from lipreg.attacks.start import (
     select,
 )
 from lipreg.losses import margin
-from lipreg.norms import L1, L2, Norm
+from lipreg.norms import L1, L2, Norm, finite
 
 # One iteration, `(k, c [B], state) -> state, (point [B, ...], its logits)`.
 Step = Callable[[Array, Array, tuple], tuple[tuple, tuple[Array, Array]]]
 
 
+@in_single
 def carlini_wagner(
     key: Array,
     logits_fn: LogitsFn,
@@ -75,7 +77,7 @@ def carlini_wagner(
         w, moments = state
         grad, seen = jax.grad(total, has_aux=True)(w, c)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            update, moments = adam.update(grad, moments, w)
+            update, moments = adam.update(finite(grad), moments, w)
         return (w + update, moments), seen
 
     w = jnp.arctanh(inside)
@@ -83,6 +85,7 @@ def carlini_wagner(
     return _closest(step, state, logits_fn, x, y, norm, steps, searches, c, confidence)
 
 
+@in_single
 def ead(
     key: Array,
     logits_fn: LogitsFn,
@@ -130,7 +133,7 @@ def ead(
         k = k.astype(x.dtype)
         grad, logits = jax.grad(total, has_aux=True)(ahead, c)
         # span twice: once for the gradient, once for the step.
-        moved = ahead - learning_rate * jnp.sqrt(1 - k / steps) * span**2 * grad - x
+        moved = ahead - learning_rate * jnp.sqrt(1 - k / steps) * span**2 * finite(grad) - x
         sparse = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - beta * span, 0.0)
         point = jnp.clip(x + sparse, *bounds)
         following = jnp.clip(point + k / (k + 3) * (point - before), *bounds)
@@ -147,7 +150,7 @@ def _penalised(
 
     def objective(point: Array, c: Array) -> tuple[Array, Array]:
         logits = logits_fn(point).astype(x.dtype)
-        square = jnp.square((point - x) / span).reshape(x.shape[0], -1).sum(1)
+        square = jnp.square((point - x) / span).sum(tuple(range(1, x.ndim)))
         return square + c * jnp.maximum(confidence - margin(logits, y), 0.0), logits
 
     return objective

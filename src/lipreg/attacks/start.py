@@ -3,6 +3,7 @@
 A function of this room that treats examples one by one takes and returns batches.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.norms import Norm, expand
+from lipreg.norms import Norm, expand, wide
 from lipreg.tracing import output
 
 __all__ = [
@@ -29,10 +30,12 @@ __all__ = [
     "fold_in",
     "likeliest_wrong",
     "misclassified",
+    "nudge",
     "random_in_ball",
     "select",
     "strongest_copy",
     "to_boundary",
+    "within",
 ]
 
 LogitsFn = Callable[[Array], Array]
@@ -113,9 +116,24 @@ def select(mask: Array, a: Array, b: Array) -> Array:
     return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
 
 
+def nudge(x: Array, norm: Norm, bounds: Bounds) -> Array:
+    """The least that a search moves, where the model says that the boundary is at x itself: in
+    `norm`, a millionth of the box in every pixel.
+    """
+    return norm.size(jnp.full((1, *x.shape[1:]), 1e-6 * (bounds[1] - bounds[0]), x.dtype))[0]
+
+
+def within(slope: Array, x: Array, bounds: Bounds) -> Array:
+    """The slope in the entries that can follow it in the box: 0 where x is at the bound ahead."""
+    low, high = bounds
+    return jnp.where(jnp.where(slope > 0, x < high, x > low), slope, 0.0)
+
+
 def likeliest_wrong(logits: Array, y: Array, n: int) -> Array:
     """The n classes other than y with the largest logits, the likeliest first, `[B, n]`."""
-    others = jnp.where(jax.nn.one_hot(y, logits.shape[1], dtype=bool), -jnp.inf, logits)
+    # A masked class, of logit -inf, is less unlikely than y itself.
+    others = jnp.maximum(logits, jnp.finfo(logits.dtype).min)
+    others = jnp.where(jax.nn.one_hot(y, logits.shape[1], dtype=bool), -jnp.inf, others)
     return jax.lax.top_k(others, n)[1]
 
 
@@ -169,18 +187,20 @@ def to_boundary(logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, *, steps:
     x itself where it is misclassified, and where x_adv is not: an attack that failed.
     """
     fooled = misclassified(logits_fn, x_adv, y)
+    start, way = wide(x), wide(x_adv) - wide(x)
+    at = lambda fraction: (start + expand(fraction, way) * way).astype(x.dtype)
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         """Fractions of the way to x_adv: right at the first, misclassified at the second."""
         right, wrong = ends
         middle = (right + wrong) / 2
-        fooled = misclassified(logits_fn, x + expand(middle, x) * (x_adv - x), y)
+        fooled = misclassified(logits_fn, at(middle), y)
         return jnp.where(fooled, right, middle), jnp.where(fooled, middle, wrong)
 
-    ends = jnp.zeros(x.shape[0], x.dtype), jnp.ones(x.shape[0], x.dtype)
+    ends = jnp.zeros(x.shape[0], way.dtype), jnp.ones(x.shape[0], way.dtype)
     _, fraction = jax.lax.fori_loop(0, steps, halve, ends)
     # The end itself as it was handed in: x + 1 (x_adv - x) may round to another point.
-    nearest = select(fraction < 1, x + expand(fraction, x) * (x_adv - x), x_adv)
+    nearest = select(fraction < 1, at(fraction), x_adv)
     # Classified again: in another program the last bit may differ.
     nearest = select(misclassified(logits_fn, nearest, y), nearest, x_adv)
     return select(misclassified(logits_fn, x, y) | ~fooled, x, nearest)
@@ -191,7 +211,9 @@ def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
     size is: nearly all of a ball's volume is at its surface when there are hundreds of pixels, and
     noise of full size is one that an attack has to undo.
     """
-    shape, dtype, n = x.shape[1:], x.dtype, x[0].size
+    shape, dtype, n = x.shape[1:], x.dtype, math.prod(x.shape[1:])
+    if not n:
+        return x
 
     def start(key: Array) -> Array:
         if norm.p == float("inf"):
@@ -201,7 +223,7 @@ def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
             point = jax.random.normal(to_point, (1, n), dtype)
         else:
             point = jax.random.ball(to_point, n, norm.p, dtype=dtype)[None]
-        size = jax.random.uniform(to_size, (1,), dtype) / norm.size(point)
+        size = jax.random.uniform(to_size, (1,), dtype) / jnp.maximum(norm.size(point), 1e-30)
         return (point * size[:, None]).reshape(shape)
 
     return jax.vmap(start)(keys)

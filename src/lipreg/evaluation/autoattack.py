@@ -21,7 +21,7 @@ from lipreg.attacks.start import (
 )
 from lipreg.evaluation.store import Store
 from lipreg.losses import cross_entropy, dlr
-from lipreg.norms import L1, LINF, Norm
+from lipreg.norms import L1, LINF, Norm, wide
 from lipreg.parallel import gather, multiple, split
 from lipreg.tracing import compiled, output, snapshot
 
@@ -164,7 +164,7 @@ def _broken(
     norm: Norm, bounds: Bounds, logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, eps: Array
 ) -> Array:
     inside = ((x_adv >= bounds[0]) & (x_adv <= bounds[1])).reshape(len(x), -1).all(1)
-    near = norm.size(x_adv - x) <= eps * (1 + 1e-5)
+    near = norm.size(wide(x_adv) - wide(x)) <= eps * (1 + 1e-5)
     return misclassified(logits_fn, x_adv, y) & inside & near
 
 
@@ -223,14 +223,21 @@ def _target(
 
 
 def stages(
-    version: str, classes: int, norm: Norm = LINF, bounds: Bounds = (0.0, 1.0)
+    version: str,
+    classes: int,
+    norm: Norm = LINF,
+    bounds: Bounds = (0.0, 1.0),
+    channels: int | None = None,
 ) -> Sequence[Stage]:
     """The attacks of AutoAttack (2003.01690), in their order, with the authors' settings.
 
     `standard`: APGD on cross entropy, targeted APGD on DLR, targeted FAB (the 9 likeliest wrong
     classes, or as many as there are), Square with 5,000 queries. `plus`: APGD on cross entropy and
     on DLR and FAB, 5 starts each, Square, and the targeted two. `rand`, for random models given as
-    `attacks.expectation.expectation`: APGD on both losses. There is no Square in l_1 here.
+    `attacks.expectation.expectation`: APGD on both losses. `channels` is their axis, for Square.
+
+    In l_1 (2103.01208) both forms of APGD of `standard` begin at three times the radius, the one on
+    cross entropy with 5 starts and the targeted one on 5 classes. There is no Square in l_1 here.
 
     Raises: ValueError, with the choices, for another version.
 
@@ -240,26 +247,36 @@ def stages(
     if version not in VERSIONS:
         raise ValueError(f"No version {version!r}; choose one of {', '.join(VERSIONS)}.")
     common: dict[str, Any] = {"norm": norm, "bounds": bounds}
-    targets = min(9, classes - 1)
-    ce, by_dlr = ({"loss": loss, **common} for loss in (cross_entropy, dlr))
-    targeted = [
-        Stage("apgd-t", partial(_target, apgd, most=targets, **by_dlr), targets),
-        Stage("fab-t", partial(_target, fab, most=targets, **common), targets),
+    larger = norm is L1 and version == "standard"
+    ce, by_dlr = ({"loss": loss, "from_larger": larger, **common} for loss in (cross_entropy, dlr))
+
+    def targeted(name: str, attack: Callable, targets: int, options: dict[str, Any]) -> Stage:
+        most = min(targets, classes - 1)
+        return Stage(name, partial(_target, attack, most=most, **options), most)
+
+    by_target = [
+        targeted("apgd-t", apgd, 5 if larger else 9, by_dlr),
+        targeted("fab-t", fab, 9, common),
     ]
     if version == "rand":
         return (
             Stage("apgd-ce", partial(_round, apgd, **ce)),
             Stage("apgd-dlr", partial(_round, apgd, **by_dlr)),
         )
-    scores = [] if norm is L1 else [Stage("square", partial(_round, square, **common))]
+    scores = [Stage("square", partial(_round, square, channels=channels, **common))]
+    scores = [] if norm is L1 else scores
     if version == "standard":
-        return (Stage("apgd-ce", partial(_round, apgd, **ce)), *targeted, *scores)
+        return (
+            Stage("apgd-ce", partial(_round, apgd, **ce), 5 if larger else 1),
+            *by_target,
+            *scores,
+        )
     return (
         Stage("apgd-ce", partial(_round, apgd, **ce), 5),
         Stage("apgd-dlr", partial(_round, apgd, **by_dlr), 5),
         Stage("fab", partial(_round, fab, **common), 5),
         *scores,
-        *targeted,
+        *by_target,
     )
 
 
@@ -273,14 +290,17 @@ def autoattack(
     norm: Norm = LINF,
     bounds: Bounds = (0.0, 1.0),
     version: str = "standard",
+    channels: int | None = None,
     **options: Any,
 ) -> Outcome:
     """The `stages` of AutoAttack as a `cascade`, whose options it takes (2003.01690).
+
+    `channels` is the axis of an image's channels where that is not the last: 1 in `[B, C, H, W]`.
 
     >>> x, y = np.array([[0.6, 0.3, 0.1, 0.0], [1.0, 0.0, 0.0, 0.0]], np.float32), np.array([0, 0])
     >>> autoattack(jax.random.key(0), lambda x: x, x, y, 0.2).error
     0.5
     """
     classes = output(logits_fn, jnp.asarray(x[:1])).shape[1]
-    attacks = stages(version, classes, norm, bounds)
+    attacks = stages(version, classes, norm, bounds, channels)
     return cascade(key, logits_fn, x, y, eps, attacks, norm=norm, bounds=bounds, **options)
