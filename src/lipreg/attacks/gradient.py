@@ -13,6 +13,7 @@ from lipreg.attacks.start import (
     Targets,
     at_least_one,
     check_inputs,
+    check_radius,
     random_in_ball,
     select,
     strongest_copy,
@@ -45,6 +46,7 @@ def fgsm(
     """
     del key
     check_inputs(logits_fn, x, y, bounds)
+    check_radius(eps)
     grad = finite(jax.grad(lambda x: loss(logits_fn(x), y).sum())(x))
     direction = _direction(grad, x, norm, bounds)
     x_adv = jnp.clip(x + expand(eps, x) * direction, *bounds)

@@ -97,7 +97,7 @@ def _bisected(steps: int, bounds: Bounds, logits_fn: LogitsFn, x: Array, y: Arra
         least, most = interval(
             logits_fn, jnp.maximum(x - expand(eps, x), low), jnp.minimum(x + expand(eps, x), high)
         )
-        is_y = jax.nn.one_hot(y, least.shape[1], dtype=bool)
+        is_y = jax.nn.one_hot(y.astype(jnp.int32), least.shape[1], dtype=bool)
         sure = margin(jnp.where(is_y, least, most), y) < 0
         return jnp.where(sure, eps, proved), jnp.where(sure, failed, eps)
 

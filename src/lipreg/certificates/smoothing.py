@@ -122,7 +122,7 @@ def _count(
 ) -> Array:
     """How often each class is drawn, of n0 draws and of n others, `[2, B, K]`.
 
-    Logits that are not numbers are of no class.
+    Logits that are nan or inf are of no class.
     """
     batch = min(batch, n0 + n)
     normal = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
@@ -132,7 +132,7 @@ def _count(
         noise = jax.vmap(lambda draw: normal(fold_in(keys, draw)))(draws)  # [batch, B, ...]
         noisy = x[None] + jnp.asarray(sigma, x.dtype) * noise
         logits = logits_fn(noisy.reshape(-1, *x.shape[1:]))
-        chosen = jnp.where(jnp.isfinite(logits).all(1), logits.argmax(1), -1)
+        chosen = jnp.where(jnp.isfinite(logits.max(1)), logits.argmax(1), -1)
         hits = jax.nn.one_hot(chosen.reshape(batch, -1), counts.shape[2], dtype=counts.dtype)
         part = jnp.stack([draws < n0, (draws >= n0) & (draws < n0 + n)]).astype(counts.dtype)
         return counts + jnp.einsum("pd,dbk->pbk", part, hits)

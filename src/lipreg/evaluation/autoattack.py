@@ -14,6 +14,7 @@ from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
     check_inputs,
+    check_radius,
     example_keys,
     fold_in,
     likeliest_wrong,
@@ -99,10 +100,8 @@ def cascade(
     {'clean': 0.0, 'pgd': 0.5}
     """
     logits_fn = snapshot(logits_fn)
-    x, y = np.asarray(x), np.asarray(y, np.int32)
-    if not len(x):
-        raise ValueError("No images to attack.")
-    check_inputs(logits_fn, jnp.asarray(x[:1]), jnp.asarray(y[:1]), bounds)
+    x, y = checked(logits_fn, x, y, bounds)
+    check_radius(eps)
     keys = example_keys(key, len(x))
     names = ("clean", *(["known"] if known is not None else []), *(stage.name for stage in attacks))
     x_adv, broken_by = x.copy(), np.full(len(x), -1)
@@ -136,6 +135,15 @@ def cascade(
         for round_ in range(stage.rounds):
             run(place, stage.name, stage.attack, round_)
     return Outcome(x_adv, broken_by, names)
+
+
+def checked(
+    logits_fn: LogitsFn, x: Array | np.ndarray, y: Array | np.ndarray, bounds: Bounds
+) -> tuple[np.ndarray, np.ndarray]:
+    """All images, to the last bit inside `bounds`, and all labels, int32; the device sees none."""
+    x, y = np.asarray(x), np.asarray(y)
+    check_inputs(logits_fn, x, y, bounds)  # pyright: ignore[reportArgumentType]
+    return np.clip(x, *(np.asarray(end, x.dtype) for end in bounds)), y.astype(np.int32)
 
 
 def _nothing(

@@ -26,6 +26,7 @@ from lipreg.attacks.start import (
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     example_keys,
     fold_in,
     misclassified,
@@ -159,6 +160,8 @@ def masking_report(
     if not eps > 0:
         raise ValueError(f"masking_report: eps = {eps}; it must be greater than 0.")
     number = lambda value: np.asarray(value, x.dtype)
+    check_scale("masking_report", bounds)
+    check_surrogate(surrogate, logits_fn, x)
     model, keys = snapshot(logits_fn), example_keys(key, len(x))
     each = partial(_in_batches, batch_size, keys, jnp.asarray(x), jnp.asarray(y))
 
@@ -196,6 +199,15 @@ def masking_report(
         found["transfer"] = broken(source=snapshot(surrogate)) & ~by_any
     counted = {name: max(int(np.sum(found[name])), 0) for name in QUESTIONS if name in found}
     return tuple(_check(name, count, len(x)) for name, count in counted.items())
+
+
+def check_surrogate(surrogate: LogitsFn | None, logits_fn: LogitsFn, x: Array) -> None:
+    """ValueError for a surrogate whose classes are others than the model's."""
+    if surrogate is not None:
+        own, other = output(logits_fn, x), output(surrogate, x)
+        if getattr(other, "shape", None) != own.shape:
+            got = getattr(other, "shape", type(other).__name__)
+            raise ValueError(f"surrogate returned {got}; logits_fn {own.shape}: want one shape.")
 
 
 def _check(name: str, count: int, n: int) -> Check:

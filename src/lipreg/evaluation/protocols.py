@@ -13,12 +13,12 @@ from lipreg import attacks, curves
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
-    check_inputs,
+    check_scale,
     example_keys,
     misclassified,
 )
 from lipreg.evaluation.autoattack import Outcome, cascade, stages
-from lipreg.evaluation.masking import Check, masking_report
+from lipreg.evaluation.masking import Check, check_surrogate, masking_report
 from lipreg.evaluation.store import Store, fingerprint
 from lipreg.norms import L2, LINF, Norm
 from lipreg.parallel import gather, multiple, split
@@ -68,12 +68,23 @@ class Evaluation(NamedTuple):
         return np.min(list(self.distances[norm].values()), axis=0)
 
     def error(self, norm: str, eps: float) -> float:
-        """The fraction misclassified within eps, by all attacks together."""
+        """The fraction misclassified within eps, by all attacks together.
+
+        Where AutoAttack ran, at 0 and at the radii that it was given: no other is measured.
+
+        Raises: ValueError, with the radii, for another one.
+        """
+        if norm not in self.outcomes:
+            raise ValueError(f"No norm {norm!r}; choose one of {', '.join(self.outcomes)}.")
+        measured = (0.0, *self.outcomes[norm])
+        if not eps >= 0 or (len(measured) > 1 and not np.isclose(eps, measured, atol=0).any()):
+            choices = ", ".join(f"{radius:g}" for radius in measured)
+            raise ValueError(f"No error at {norm} {eps:g} was measured; choose one of {choices}.")
         broken = self.clean.copy()
         for found in self.distances[norm].values():
             broken |= found <= eps
         for radius, outcome in self.outcomes[norm].items():
-            if radius <= eps:
+            if radius <= eps * (1 + 1e-5):
                 broken |= outcome.broken_by >= 0
         return float(broken.mean())
 
@@ -99,6 +110,7 @@ def evaluate(
     AutoAttack at each of `radii`; `full` does both and looks for smaller distances by DeepFool, FMN
     and DDN. The first `checked` images go into the masking report, at the smallest radius of each
     norm, with the transfer of attacks from `surrogate`, an undefended model, where one is given.
+    The model is measured as it is at this call.
 
     Any `logits_fn: [B, ...] -> [B, K]` on images inside `bounds` will do. With `folder` a killed
     evaluation goes on where it was; one of another model, other data, settings or seed is refused.
@@ -118,15 +130,16 @@ def evaluate(
         if not values or not all(eps > 0 for eps in values):
             raise ValueError(f"radii of {name} = {tuple(values)}; give radii greater than 0.")
     logits_fn = snapshot(logits_fn)
-    x, y = np.asarray(x), np.asarray(y, np.int32)
-    check_inputs(logits_fn, jnp.asarray(x), jnp.asarray(y), bounds)
+    x, y = checked(logits_fn, x, y, bounds)
+    check_scale("evaluate", bounds)
+    check_surrogate(surrogate, logits_fn, x)
     key, plan = jax.random.key(seed), PROTOCOLS[protocol]
     store = None
     if folder is not None:
         settings = {"radii": {k: list(v) for k, v in radii.items()}, "bounds": list(bounds)}
         identity = {
             "protocol": protocol,
-            "model": fingerprint((logits_fn, logits_fn(jnp.asarray(x[:8])))),
+            "model": _identity(logits_fn, jnp.asarray(x[:8])),
             "data": fingerprint((x, y)),
             "settings": settings | {"batch_size": batch_size},
             "seed": seed,
@@ -175,6 +188,11 @@ def evaluate(
             surrogate=surrogate,
         )
     return found
+
+
+def _identity(logits_fn: LogitsFn, x: Array) -> str:
+    """Of a model: its leaves, all that it reads beside them, and some of its answers."""
+    return fingerprint((logits_fn, captured(logits_fn, x), logits_fn(x)))
 
 
 def _wrong(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
