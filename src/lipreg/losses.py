@@ -1,8 +1,8 @@
 """Losses of logits, one value per example: `(logits [B, K], y) -> [B]`.
 
-`y` is a class `[B]` (integers of any type); a logit of -inf masks a class; cross entropy, KL and squared l2 also take a distribution over
-classes `[B, K]`. Bind a model to get the loss of an image that objectives and attacks work with:
-`loss = lambda x, y: cross_entropy(logits_fn(x), y)`.
+`y` is a class `[B]` (integers of any type); a logit of -inf masks a class. Cross entropy, KL and
+squared l2 also take a distribution over classes `[B, K]`. Bind a model to get the loss of an image
+that objectives and attacks work with: `loss = lambda x, y: cross_entropy(logits_fn(x), y)`.
 """
 
 import warnings

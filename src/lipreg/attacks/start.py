@@ -106,8 +106,9 @@ def check_radius(eps: ArrayLike) -> None:
 
 def check_labels(y: ArrayLike, what: str = "y") -> None:
     """ValueError for what is no integer."""
-    if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
-        raise ValueError(f"{what} has dtype {jnp.result_type(y)}; want classes, which are integers.")
+    dtype = jnp.result_type(y)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{what} has dtype {dtype}; want classes, which are integers.")
 
 
 def check_targets(targets: Array, y: Array, classes: int) -> None:

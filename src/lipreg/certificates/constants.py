@@ -146,7 +146,8 @@ def others(values: Array, y: Array) -> Array:
 
 def gaps(logits: Array, y: Array) -> Array:
     """`(z_y - z_j)^+` for all j other than y, `[B, K - 1]`."""
-    return jnp.maximum(jnp.take_along_axis(logits, y[:, None].astype(jnp.int32), 1) - others(logits, y), 0.0)
+    own = jnp.take_along_axis(logits, y[:, None].astype(jnp.int32), 1)
+    return jnp.maximum(own - others(logits, y), 0.0)
 
 
 def pairs_of(margins: Array, logits: Array, y: Array) -> Array:

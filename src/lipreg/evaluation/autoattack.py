@@ -89,9 +89,12 @@ def cascade(
     The survivors are packed into full batches of `batch_size` (the rest into quarters), so the cost
     follows them. The model is measured as it is at this call; an attack compiles once per batch
     shape, whatever eps, and not again for a model that only its weights tell from one before. An
-    attack's word is not taken: its points are classified again and measured. `known [N, ...]` are adversarial
-    examples to begin with, from a smaller radius for instance. After each batch `progress` is told
-    the attack and how many images are left. With a `store` a killed run goes on where it was.
+    attack's word is not taken: its points are classified again and measured. `known [N, ...]` are
+    adversarial examples to begin with, from a smaller radius for instance. After each batch
+    `progress` is told the attack and how many images are left. With a `store` a killed run goes on
+    where it was.
+
+    Raises: ValueError, before anything runs, for any image, label or radius that is none.
 
     >>> from lipreg.attacks import pgd
     >>> x, y = np.array([[0.6, 0.4], [0.9, 0.1]], np.float32), np.array([0, 0])
@@ -100,7 +103,7 @@ def cascade(
     {'clean': 0.0, 'pgd': 0.5}
     """
     logits_fn = snapshot(logits_fn)
-    x, y = checked(logits_fn, x, y, bounds)
+    x, y = admitted(logits_fn, x, y, bounds)
     check_radius(eps)
     keys = example_keys(key, len(x))
     names = ("clean", *(["known"] if known is not None else []), *(stage.name for stage in attacks))
@@ -137,7 +140,7 @@ def cascade(
     return Outcome(x_adv, broken_by, names)
 
 
-def checked(
+def admitted(
     logits_fn: LogitsFn, x: Array | np.ndarray, y: Array | np.ndarray, bounds: Bounds
 ) -> tuple[np.ndarray, np.ndarray]:
     """All images, to the last bit inside `bounds`, and all labels, int32; the device sees none."""

@@ -17,12 +17,12 @@ from lipreg.attacks.start import (
     example_keys,
     misclassified,
 )
-from lipreg.evaluation.autoattack import Outcome, cascade, stages
+from lipreg.evaluation.autoattack import Outcome, admitted, cascade, stages
 from lipreg.evaluation.masking import Check, check_surrogate, masking_report
 from lipreg.evaluation.store import Store, fingerprint
 from lipreg.norms import L2, LINF, Norm
 from lipreg.parallel import gather, multiple, split
-from lipreg.tracing import compiled, output, snapshot
+from lipreg.tracing import captured, compiled, output, snapshot
 
 __all__ = ["PROTOCOLS", "RADII", "Evaluation", "evaluate", "to_json", "to_markdown"]
 
@@ -130,7 +130,7 @@ def evaluate(
         if not values or not all(eps > 0 for eps in values):
             raise ValueError(f"radii of {name} = {tuple(values)}; give radii greater than 0.")
     logits_fn = snapshot(logits_fn)
-    x, y = checked(logits_fn, x, y, bounds)
+    x, y = admitted(logits_fn, x, y, bounds)
     check_scale("evaluate", bounds)
     check_surrogate(surrogate, logits_fn, x)
     key, plan = jax.random.key(seed), PROTOCOLS[protocol]
