@@ -87,7 +87,8 @@ class OwnDerivative(Closure):
 class AFloat(Closure):
     def __init__(self, w):
         self.w = np.array(w)
-        self.f = lambda x: float(self.w[0, 0]) * x
+        shift = jnp.array([[1.0, 0.0]])
+        self.f = lambda x: float(self.w[0, 0]) * x + float(self.w[1, 0]) * shift
 
     def set(self, w):
         self.w[:] = w
@@ -159,7 +160,7 @@ MEASURES = {
     "smoothing": lambda f: smoothing.predict(KEY, f, X, sigma=0.3, n=64),
     "pgd": lambda f: attacks.pgd(KEY, f, X, Y, 0.1, steps=3),
     "cascade": lambda f: evaluation.cascade(KEY, f, X, Y, 0.3, [PGD], norm=L2).x_adv,
-    "fingerprint": lambda f: [np.asarray(a) for a in tracing.captured(f, X)],
+    "fingerprint": lambda f: [np.array(a) for a in tracing.captured(f, X)],
     "masking report": lambda f: [
         check.value for check in masking_report(KEY, f, X, Y, 0.3, steps=2, queries=2)
     ],
