@@ -304,7 +304,7 @@ def test_the_error_at_a_radius_that_was_not_measured_is_none():
     assert found.error("l2", 0.2) == 0.5
     assert found.error("l2", 0.0) == 0
     for eps in (0.1, 0.3, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="was measured; choose one of 0, 0.2"):
+        with pytest.raises(ValueError, match=r"was measured; choose one of 0, 0\.2"):
             found.error("l2", eps)
     with pytest.raises(ValueError, match="No norm 'l1'; choose one of l2"):
         found.error("l1", 0.2)
