@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jax.extend.core.primitives import closed_call_p
 from jax.sharding import Mesh
 from jax.tree_util import Partial
@@ -89,9 +89,9 @@ class _Snapshot:
 
 def _run(closed: ClosedJaxpr, args: list) -> list:
     """The jaxpr's results. Inner jits that hold arrays are opened."""
-    jaxpr, evaluate = closed.jaxpr, jax.core.eval_jaxpr
+    jaxpr = closed.jaxpr
     if not any(map(_holds_arrays, jaxpr.eqns)):
-        return evaluate(jaxpr, closed.consts, *args)
+        return jaxpr_as_fun(closed)(*args)
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
     read = lambda v: v.val if isinstance(v, Literal) else known[v]
     for eqn in jaxpr.eqns:
@@ -100,7 +100,7 @@ def _run(closed: ClosedJaxpr, args: list) -> list:
         else:
             free = [v for v in eqn.invars if not isinstance(v, Literal)]
             alone = jaxpr.replace(constvars=[], invars=free, outvars=eqn.outvars, eqns=[eqn])
-            outputs = evaluate(alone, (), *map(read, free))
+            outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*map(read, free))
         known.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -158,7 +158,7 @@ class _Traced:
 
 @lru_cache(maxsize=256)
 def _run_of(program: "_Program") -> Callable[[list, list], list]:
-    return jax.jit(lambda arrays, leaves: jax.core.eval_jaxpr(program.jaxpr, arrays, *leaves))
+    return jax.jit(lambda arrays, leaves: jaxpr_as_fun(ClosedJaxpr(program.jaxpr, arrays))(*leaves))
 
 
 class _Program:

@@ -201,7 +201,7 @@ def masking_report(
     return tuple(_check(name, count, len(x)) for name, count in counted.items())
 
 
-def check_surrogate(surrogate: LogitsFn | None, logits_fn: LogitsFn, x: Array) -> None:
+def check_surrogate(surrogate: LogitsFn | None, logits_fn: LogitsFn, x: Any) -> None:
     """ValueError for a surrogate whose classes are others than the model's."""
     if surrogate is not None:
         own, other = output(logits_fn, x), output(surrogate, x)
