@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lipreg import attacks
+from lipreg.attacks.apgd import _phases
 from lipreg.attacks.start import random_in_ball
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L1, L2, LINF, lp
@@ -135,18 +136,6 @@ def test_an_attack_is_not_differentiated(name, norm):
     slopes = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
     for slope in jax.tree.leaves(slopes(MLP, X, radius(norm))):
         np.testing.assert_array_equal(slope, 0.0)
-
-
-@few_members
-def test_an_attack_does_not_depend_on_the_batch_size(name, norm):
-    """A key is folded with the row; a key per example goes with its example."""
-    attack = partial(short(name), norm=norm)
-    run = jax.jit(lambda key, x, y, eps: attack(key, net, x, y, eps))
-    eps = radius(norm) * jnp.linspace(0.5, 1.5, BATCH)
-    keys = jax.vmap(lambda row: jax.random.fold_in(KEY, row))(jnp.arange(BATCH))
-    halves = [run(*(a[rows] for a in (keys, X, Y, eps))) for rows in (slice(0, 4), slice(4, 8))]
-    x_adv, _ = compiled(name, norm)(MLP, KEY, eps, X, Y)
-    assert_close(jnp.concatenate(halves), x_adv)
 
 
 @few_members
@@ -301,6 +290,43 @@ def test_random_points_of_a_ball_are_not_all_at_its_surface(norm):
     np.testing.assert_allclose(np.quantile(sizes, quantiles), quantiles, atol=0.06)
     assert norm.size(points).max() <= 1 + 1e-5
     np.testing.assert_allclose(points.mean(0), 0.0, atol=0.06)
+
+
+@pytest.mark.parametrize("norm", [L1, lp(1.2)], ids=label)
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd"])
+def test_below_l2_a_step_goes_to_the_entries_that_can_move(name, norm):
+    """The steepest entry, at the bound already, does not have it for itself."""
+    if not serves(name, norm):
+        pytest.skip(f"{name} has no form for {norm.name}")
+    slopes = jnp.array([[2.0, 1.0, 0.5]])
+    model = lambda x: jnp.concatenate([(x * slopes).sum(1, keepdims=True) - 0.55, 0 * x[:, :1]], 1)
+    x, y = jnp.array([[0.0, 0.4, 0.4]]), jnp.array([0])
+    x_adv = getattr(attacks, name)(KEY, model, x, y, 0.3, norm=norm)
+    assert margin(model(x), y) < 0 < margin(model(x_adv), y)
+
+
+def test_pgd_fills_the_box_in_l1_in_the_order_of_the_slopes():
+    """From 0.9 everywhere three of four entries go to 0, and of the last what is left of eps."""
+    slopes = jnp.array([[1.0, 0.9, 0.8, 0.7]])
+    model = lambda x: jnp.concatenate([(x * slopes).sum(1, keepdims=True), 0 * x[:, :1]], 1)
+    x = jnp.full((1, 4), 0.9)
+    x_adv = attacks.pgd(KEY, model, x, jnp.array([0]), 3.0, norm=L1, loss=margin)
+    np.testing.assert_allclose(model(x_adv)[0, 0], 0.6 * 0.7, atol=0.02)
+
+
+def test_apgd_may_begin_at_larger_radii_and_ends_in_its_own():
+    """30, 30 and 40 % of the steps at 3, 2 and 1 times eps (2103.01208); of few steps all but the
+    last may be none."""
+    for steps, shares in ((100, [30, 30, 40]), (7, [2, 2, 3]), (1, [0, 0, 1])):
+        lengths, counts, multiples = _phases(steps, from_larger=True, sparse=True)
+        assert counts.tolist() == shares
+        assert multiples.tolist() == [3, 2, 1]
+        assert (lengths.sum(1) <= counts).all()
+    attack = partial(attacks.apgd, KEY, net, X, Y, norm=L1, steps=7, from_larger=True)
+    base = radius(L1)
+    for eps, x_adv in zip((0.0, base), jax.jit(lambda: [attack(0.0), attack(base)])(), strict=True):
+        assert (L1.size(x_adv - X) <= eps * (1 + 1e-5)).all()
+    assert (margin(net(x_adv), Y) > margin(net(X), Y)).any()
 
 
 def test_pgd_starts_at_a_random_point_of_its_key():

@@ -104,6 +104,15 @@ def test_square_needs_scores_only_and_takes_vectors():
     assert (steps(x_adv)[:, 1] >= 4).all()
 
 
+def test_the_channels_may_come_first():
+    """The same search, on images that are laid out otherwise."""
+    first = jnp.moveaxis(X, -1, 1)
+    model = lambda x: linear(WEIGHTS, 100.0, jnp.moveaxis(x, 1, -1))
+    last = square(KEY, partial(linear, WEIGHTS, 100.0), X, ZERO, 0.1, queries=30)
+    x_adv = square(KEY, model, first, ZERO, 0.1, queries=30, channels=1)
+    np.testing.assert_allclose(x_adv, jnp.moveaxis(last, -1, 1), atol=1e-6)
+
+
 def test_more_restarts_are_never_weaker():
     model = partial(linear, WEIGHTS, 100.0)
     run = partial(square, KEY, model, X, ZERO, 0.1, queries=20)
@@ -202,8 +211,13 @@ def test_a_move_in_l2_empties_one_window_and_keeps_the_size():
         ({"queries": 0}, "square: queries = 0; it must be at least 1"),
         ({"initial": 0.0}, r"initial = 0.0; it is a share of the image, in \(0, 1\]"),
         ({"restarts": 0}, "restarts = 0; it must be at least 1"),
+        ({"channels": 0}, r"channels = 0 of images \[8, 5, 7, 2\]; choose one of the axes from 1"),
+        ({"channels": -1}, "channels = -1 of images"),
+        ({"x": X[..., 0], "channels": 1}, r"channels = 1 of images \[8, 5, 7\]; .* a height and a"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_choices(given, said):
+    inputs = {"x": X, "y": ZERO, "eps": 0.1, **given}
+    weights = WEIGHTS if inputs["x"].ndim == 4 else WEIGHTS[:35]
     with pytest.raises(ValueError, match=said):
-        square(KEY, partial(linear, WEIGHTS, 0.0), X, ZERO, 0.1, **given)
+        square(KEY, partial(linear, weights, 0.0), **inputs)

@@ -203,6 +203,14 @@ def test_the_second_order_radius_is_where_a_quadratic_crosses():
     np.testing.assert_allclose(radius, gap**0.5, rtol=1e-5)
 
 
+def test_a_slope_that_is_no_number_certifies_nothing():
+    """A root's at 0: what it hides brings the boundary nearer, by `sqrt(2)` here."""
+    f = lambda x: jnp.stack([1 - x[:, 0] - jnp.sqrt(jnp.square(x[:, 1])), 0 * x[:, 0]], 1)
+    x, y = jnp.array([[0.5, 0.0], [0.5, 0.1]]), jnp.zeros(2, int)
+    found = second_order(f, x, y, curvature=EXACT(0.0)).radius
+    np.testing.assert_allclose(found, [0.0, 0.4 / np.sqrt(2)], rtol=1e-5)
+
+
 def test_the_second_order_radius_minds_all_classes_and_not_only_the_runner_up():
     steep = jnp.asarray([[0.0, 1.0, 50.0]])
     f = lambda x: x @ steep + jnp.asarray([[1.0, 0.5, 0.0]])

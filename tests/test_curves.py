@@ -82,6 +82,18 @@ def test_a_distance_is_measured_in_its_norm_and_its_box(norm):
     np.testing.assert_array_equal(jnp.isinf(measure(bounds=(-1.5, 1.5))), outside)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_distance_between_images_in_half_precision_is_measured_in_single(dtype):
+    """Their difference has no exact form in their own type."""
+    x, x_adv = (jnp.array([row], dtype) for row in ([0.7, 0.001], [0.3, 0.9]))
+    exact = np.abs(np.asarray(x_adv, float) - np.asarray(x, float)).sum()
+    found = curves.distance(lambda x: x, x, jnp.array([0]), x_adv, norm=L1)
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+    search = partial(curves.minimal_distance, KEY, lambda x: x, x, jnp.array([0]))
+    least = search(jnp.linspace(0.1, 1.0, 7), attack=attacks.pgd)
+    assert 0.99 < least[0] / (0.699 / np.sqrt(2)) < 1.1
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_a_wrong_answer(value):
     broken = lambda x: jnp.where(x > 0.5, value, jnp.array([[1.0, 0.0]]))
@@ -312,7 +324,7 @@ def test_a_table_in_markdown_has_four_digits_and_the_columns_of_the_first_row():
     assert curves.to_markdown(TABLE).split("\n") == [
         "|  | l2 median | linf median | seeds |",
         "|---|---|---|---|",
-        "| J0, plain | 0.01235 | inf | 3 |",
+        "| J0, plain | 0.01235 | ∞ | 3 |",
         "| J2 | 100 | 0 | 0.1 ± 0.02 |",
     ]
 
@@ -346,3 +358,19 @@ def test_a_grid_that_does_not_increase_and_an_old_key_are_refused(given, said):
     for function in (curves.minimal_distance, curves.error_curve):
         with pytest.raises(ValueError, match=said):
             function(**inputs, attack=exact_attack(L2))
+
+
+def test_labels_of_a_narrow_type_and_masked_classes_are_what_they_say():
+    assert curves.error(lambda x: x, jnp.eye(300)[256:257], np.uint8([0])) == 1
+    assert curves.error(lambda x: x, jnp.array([[4.0, -jnp.inf]]), jnp.array([0])) == 0
+    assert curves.error(lambda x: x, jnp.full((1, 2), -jnp.inf), jnp.array([0])) == 1
+    with pytest.raises(ValueError, match="dtype float32; want classes"):
+        curves.error(lambda x: x, jnp.eye(2), jnp.array([0.9, 0.0]))
+
+
+def test_pixels_one_rounding_outside_are_inside_and_a_refusal_shows_how_far_others_are():
+    x, y = jnp.array([[np.nextafter(np.float32(0.7), np.float32(1)), 0.1]]), jnp.array([1])
+    found = attacks.pgd(KEY, lambda x: x, x, y, 0.1, bounds=(0.0, 0.7))
+    assert (found <= np.float32(0.7)).all()
+    with pytest.raises(ValueError, match=r"from 0.100000001 to 0.700010002, outside"):
+        attacks.pgd(KEY, lambda x: x, x.at[0, 0].set(0.70001), y, 0.1, bounds=(0.0, 0.7))

@@ -373,6 +373,38 @@ def test_pairs_that_would_close_in_on_the_steepest_point_stay_eps_apart():
     np.testing.assert_allclose(found.quotients, np.full(6, 2 * np.tanh(0.4) / 0.2), rtol=1e-2)
 
 
+def test_below_l2_a_pair_moves_along_entries_that_can():
+    """The slope along x_1, `5 x_0 + 2 x_1`, rises the most with x_0, at the bound already."""
+    f = lambda x: 5 * x[:, 0] * x[:, 1] + jnp.square(x[:, 1])
+    search = partial(ascended_pairs, KEY, f, norm=L1, eps=0.1, steps=40)
+    found = jax.jit(search)(jnp.array([[1.0, 0.2]])).quotients[0]
+    assert 6.6 < found <= 7
+
+
+def test_an_entry_without_a_slope_costs_no_pair():
+    f = lambda x: x[:, 0] + jnp.sqrt(jnp.square(x[:, 1]))
+    x = jnp.array([[0.5, 0.0]])
+    found = ascended_pairs(KEYS[:1], f, x, bounds=(0.0, 1.0))
+    assert jnp.isfinite(found.x1).all()
+    assert 1.3 < found.quotients[0] < 1.4143
+
+
+def test_pairs_without_a_box_go_where_the_slope_is():
+    search = partial(ascended_pairs, KEY, lambda x: jnp.tanh(x[:, 0] - 3).sum(keepdims=True))
+    found = search(jnp.array([[1.0]]), bounds=(-np.inf, np.inf), steps=40)
+    np.testing.assert_allclose(found.quotients, 1.0, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_points_in_half_precision_are_paired_in_single(dtype):
+    """The quotient is that of the points returned, which the function has seen as they are."""
+    f = lambda x: 3 * x.astype(jnp.float32)[:, 0]
+    found = ascended_pairs(KEY, f, P.astype(dtype), bounds=(-1.0, 1.0), steps=40)
+    assert found.x1.dtype == dtype
+    assert ((found.quotients > 2.9) & (found.quotients <= 3 * (1 + 1e-5))).all()
+    assert gradient_norms(lambda x: x, P.astype(dtype), label_norm=L2).dtype == jnp.float32
+
+
 def test_where_nothing_changes_the_quotient_is_zero_and_a_number():
     @jax.jit
     def search(scale, eps):

@@ -125,16 +125,6 @@ def test_a_model_that_cannot_be_fooled_gives_x_back(name, norm):
 
 
 @few_members
-def test_a_smallest_perturbation_does_not_depend_on_the_batch_size(name):
-    norm = one_norm(name)
-    keys = jax.vmap(lambda row: jax.random.fold_in(KEY, row))(jnp.arange(BATCH))
-    run = jax.jit(evaluate(name, norm))
-    parts = [run(MLP, *(a[rows] for a in (keys, X, Y))) for rows in (slice(0, 4), slice(4, 8))]
-    whole = compiled(name, norm)(MLP, KEY, X, Y)
-    assert_close(jax.tree.map(lambda *a: jnp.concatenate(a), *parts), whole)
-
-
-@few_members
 def test_a_smallest_perturbation_is_the_same_however_it_is_run(name):
     """Eager, vmapped over models, a batch sharded over four devices: as jitted."""
     norm = one_norm(name)
@@ -217,6 +207,31 @@ def test_deepfool_takes_the_box_into_account(norm):
     x, y = jnp.array([[1.0, 0.1]]), jnp.array([0])
     x_adv = attacks.deepfool(KEY, model, x, y, norm=norm)
     np.testing.assert_allclose(x_adv, [[1.0, 0.2]], atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=label)
+def test_fmn_comes_through_where_the_boundary_it_sees_is_next_to_nothing_ahead(norm):
+    """Linear models from points between which and the boundary lies the box, in l_1 most of all."""
+    weights = normal(8, 5, 3)
+    model = lambda x: 10 * (x - 0.5) @ weights
+    x = 0.5 + 0.3 * jax.random.uniform(KEY, (200, 5), minval=-1.0, maxval=1.0)
+    y = model(x).argmax(-1)
+    x_adv = jax.jit(lambda x: attacks.fmn(KEY, model, x, y, norm=norm))(x)
+    assert (curves.distance(model, x, y, x_adv, norm=norm) < jnp.inf).all()
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=label)
+@pytest.mark.parametrize("name", ["deepfool", "fmn", "fab", "ddn", "carlini_wagner", "ead"])
+def test_an_image_on_the_boundary_itself_is_not_stood_still_at(name, norm):
+    """Its margin is 0 and the first class the answer, so that the linearised model is no step."""
+    attack = partial(getattr(attacks, name), norm=norm)
+    options = {"eps": 0.1} if "eps" in takes(name) else SHORT.get(name, {})
+    x, y = jnp.array([[0.5, 0.5]]), jnp.array([0])
+    try:
+        x_adv = attack(KEY, lambda x: x, x, y, **options)
+    except ValueError as e:
+        pytest.skip(str(e))
+    assert x_adv.argmax(1)[0] == 1
 
 
 # Piecewise affine models in the plane, where brute force is exact enough.

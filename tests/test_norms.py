@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipreg.norms import L1, L2, LINF, expand, lp
+from lipreg.norms import L1, L2, LINF, expand, finite, lp
 
 NORMS = [L1, L2, LINF, lp(1.5), lp(3)]
 each_norm = pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.name)
@@ -205,3 +205,26 @@ def test_equal_exponents_give_the_same_norm():
 def test_an_exponent_below_one_is_refused(p, said):
     with pytest.raises(ValueError, match=rf"p = {said}; choose 1 <= p <= inf"):
         lp(p)
+
+
+def test_an_entry_that_is_no_finite_number_is_none_of_a_finite_gradient():
+    g = jnp.array([[1.0, jnp.nan, -2.0, jnp.inf], [-jnp.inf, 0.0, 3.0, 4.0]])
+    np.testing.assert_array_equal(finite(g), [[1.0, 0.0, -2.0, 0.0], [0.0, 0.0, 3.0, 4.0]])
+
+
+@each_norm
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_size_with_an_entry_that_is_no_finite_number_is_none(norm, value):
+    v = G.at[0, 1, 0, 0].set(value).at[1].set(0.0)
+    expected = jnp.abs(value)
+    for size in (norm.size(v), norm.dual(v)):
+        np.testing.assert_array_equal(size[:2], [expected, 0.0])
+
+
+@each_norm
+@pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0), (2, 3, 0)])
+def test_without_examples_or_pixels_there_is_nothing_to_measure_or_move(norm, shape):
+    v = jnp.zeros(shape)
+    for size in (norm.size(v), norm.dual(v)):
+        np.testing.assert_array_equal(size, np.zeros(shape[0]))
+    assert norm.direction(v).shape == norm.project(v, 0.1).shape == shape

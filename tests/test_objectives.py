@@ -584,6 +584,46 @@ def test_without_a_network_the_constant_is_that_of_the_frozen_loss():
     np.testing.assert_allclose(parts["lip"], BATCH - 1, rtol=1e-6)
 
 
+def test_pairs_stay_in_the_box_of_the_data():
+    """The square is the steeper the farther out, of standardised pixels than of those in [0, 1]."""
+    x = 4 * X - 2
+    f = lambda x: jnp.square(x).sum((1, 2), keepdims=True)[:, 0, 0]  # up to 2 |x|
+    run = partial(objectives.lip_excess, lambda x, y: x.sum((1, 2, 3)), lam=1.0, L0=0.0, f=f)
+    lip = lambda x, **box: run(x, Y, method="pairs", steps=40, **box)[1]["lip"]
+    assert 2 * L2.size(x).max() < lip(x, bounds=(-2.0, 2.0)) < 16
+    assert lip(X) < 8
+    with pytest.raises(ValueError, match=r"outside bounds \(0.0, 1.0\)"):
+        lip(x)
+
+
+# Images and losses in other numbers than float32, and gradients with an entry that is none.
+
+
+@every_member
+def test_a_batch_in_half_precision_is_trained_on_in_single(name, method):
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), MLP)
+    run = value_and_grad(member(name, method))
+    (value, parts), grad = jax.jit(run)(half, some_strengths(name), X.astype(jnp.bfloat16), Y)
+    (expected, _), slope = jax.jit(run)(MLP, some_strengths(name), X, Y)
+    assert value.dtype == parts["loss"].dtype == jnp.float32
+    # A finite difference has the rounding of the loss, divided by h.
+    close = {"rtol": 0.05} if method != "difference" else {"atol": 0.5}
+    np.testing.assert_allclose(value, expected, **close)
+    assert grad["w1"].dtype == jnp.bfloat16
+    if method not in ("difference", "pairs"):
+        assert jnp.abs(grad["w1"].astype(jnp.float32) - slope["w1"]).max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["j1", "j2"])
+def test_an_attack_leaves_out_an_entry_without_a_slope_and_a_penalty_tells_of_it(name):
+    loss = lambda x, y: x[:, 0] + jnp.sqrt(jnp.square(x[:, 1]))
+    run = partial(getattr(objectives, name), loss, jnp.array([[0.5, 0.0]]), None, eps=0.1)
+    value, parts = run()
+    np.testing.assert_allclose(value, 0.6, rtol=1e-5)
+    assert jnp.isnan(parts["grad_norm"])
+    assert jnp.isnan(run(method="penalty")[0])
+
+
 # What users get wrong.
 
 

@@ -21,13 +21,14 @@ from jax.typing import ArrayLike
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
+    check_radius,
     example_keys,
     fold_in,
     misclassified,
     select,
     to_boundary,
 )
-from lipreg.norms import L2, Norm
+from lipreg.norms import L2, Norm, wide
 
 __all__ = [
     "distance",
@@ -74,7 +75,7 @@ def distance(
     low, high = bounds
     inside = ((x_adv >= low) & (x_adv <= high)).reshape(x.shape[0], -1).all(1)
     fooled = misclassified(logits_fn, x_adv, y) & inside
-    found = jnp.where(fooled, norm.size(x_adv - x), jnp.inf)
+    found = jnp.where(fooled, norm.size(wide(x_adv) - wide(x)), jnp.inf)
     return jnp.where(misclassified(logits_fn, x, y), 0.0, found)
 
 
@@ -110,12 +111,14 @@ def minimal_distance(
     >>> d.round(2)  # the exact one is 0.2 / sqrt(2)
     Array([0.14], dtype=float32)
     """
-    epsilons = jnp.asarray(epsilons, x.dtype)
+    epsilons = jnp.asarray(epsilons, wide(x).dtype)
     if epsilons.ndim != 1 or epsilons.size == 0:
         raise ValueError(f"epsilons has shape {list(epsilons.shape)}; want a list of radii [E].")
     concrete = not isinstance(epsilons, Tracer)
     if concrete and not (np.diff(np.asarray(epsilons)) > 0).all():
         raise ValueError(f"epsilons must increase; got {np.asarray(epsilons).tolist()}.")
+    if concrete:
+        check_radius(np.asarray(epsilons))
     keys = example_keys(key, x.shape[0])
 
     def body(round_: Array, carry: tuple) -> tuple:
@@ -137,7 +140,7 @@ def minimal_distance(
     low = jnp.zeros(batch, jnp.int32)
     high = jnp.full(batch, epsilons.size, jnp.int32)
     rounds = math.ceil(math.log2(epsilons.size + 1))
-    best = jnp.where(misclassified(logits_fn, x, y), 0.0, jnp.full(batch, jnp.inf, x.dtype))
+    best = jnp.where(misclassified(logits_fn, x, y), 0.0, jnp.full(batch, jnp.inf, epsilons.dtype))
     _, _, best, point = jax.lax.fori_loop(0, rounds, body, (low, high, best, x), unroll=unroll)
 
     closest = to_boundary(logits_fn, x, y, point, steps=refine)
@@ -215,18 +218,24 @@ def summary(
 
 
 def _cell(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return value if isinstance(value, str) else _number(value, 4)
+
+
+def _number(value: float, digits: int) -> str:
+    return "∞" if value == math.inf else f"{value:.{digits}g}"
 
 
 def spread(values: ArrayLike | Sequence[float]) -> float | str:
-    """One value, or several as mean ± standard deviation (of a sample).
+    """One value, or several as mean ± standard deviation (of a sample); ∞ where one is infinite.
 
-    >>> spread([0.25]), spread([1.0, 2.0, 3.0])
-    (0.25, '2 ± 1')
+    >>> spread([0.25]), spread([1.0, 2.0, 3.0]), spread([0.5, math.inf])
+    (0.25, '2 ± 1', '∞')
     """
     array = np.asarray(values, float)
     if array.size == 1:
         return float(array[0])
+    if np.isinf(array).any():
+        return _number(float(array.mean()), 3)
     return f"{array.mean():.3g} ± {array.std(ddof=1):.2g}"
 
 

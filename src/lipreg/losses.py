@@ -1,8 +1,8 @@
 """Losses of logits, one value per example: `(logits [B, K], y) -> [B]`.
 
-`y` is a class `[B]` (integers); cross entropy, KL and squared l2 also take a distribution over
-classes `[B, K]`. Bind a model to get the loss of an image that objectives and attacks work with:
-`loss = lambda x, y: cross_entropy(logits_fn(x), y)`.
+`y` is a class `[B]` (integers of any type); a logit of -inf masks a class. Cross entropy, KL and
+squared l2 also take a distribution over classes `[B, K]`. Bind a model to get the loss of an image
+that objectives and attacks work with: `loss = lambda x, y: cross_entropy(logits_fn(x), y)`.
 """
 
 import warnings
@@ -17,8 +17,15 @@ __all__ = ["cross_entropy", "dlr", "kl", "margin", "squared_l2"]
 
 def _distribution(y: Array, logits: Array) -> Array:
     if jnp.issubdtype(y.dtype, jnp.integer):
-        return jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+        # As int32: in a narrow type the numbers of many classes wrap around.
+        return jax.nn.one_hot(y.astype(jnp.int32), logits.shape[-1], dtype=logits.dtype)
     return y.astype(logits.dtype)
+
+
+def _log_softmax(logits: Array, p: Array) -> Array:
+    """`log softmax(z)`, 0 for a masked class (a logit of -inf) that the distribution p has not."""
+    likely = jax.nn.log_softmax(logits)
+    return jnp.where((p == 0) & jnp.isneginf(likely), 0.0, likely)
 
 
 def cross_entropy(logits: Array, y: Array) -> Array:
@@ -27,7 +34,8 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     >>> cross_entropy(jnp.zeros((1, 2)), jnp.array([0]))
     Array([0.6931472], dtype=float32)
     """
-    return optax.softmax_cross_entropy(logits, _distribution(y, logits))
+    p = _distribution(y, logits)
+    return -(p * _log_softmax(logits, p)).sum(-1)
 
 
 def kl(logits: Array, y: Array) -> Array:
@@ -38,7 +46,8 @@ def kl(logits: Array, y: Array) -> Array:
     >>> kl(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]]))
     Array([0.], dtype=float32)
     """
-    return optax.kl_divergence(jax.nn.log_softmax(logits), _distribution(y, logits))
+    p = _distribution(y, logits)
+    return optax.kl_divergence(_log_softmax(logits, p), p)
 
 
 def squared_l2(logits: Array, y: Array) -> Array:
@@ -56,6 +65,7 @@ def margin(logits: Array, y: Array) -> Array:
     >>> margin(jnp.array([[3.0, 1.0]]), jnp.array([0]))
     Array([-2.], dtype=float32)
     """
+    y = y.astype(jnp.int32)
     is_y = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
     other = jnp.where(is_y, -jnp.inf, logits).max(-1)
     return other - jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
@@ -74,9 +84,12 @@ def dlr(logits: Array, y: Array) -> Array:
         warnings.warn(f"dlr needs 3 classes and has {logits.shape[-1]}: used margin.", stacklevel=2)
         return margin(logits, y)
     top, _ = jax.lax.top_k(logits, 3)
-    # Three equal logits have margin 0 or more anyway: any positive denominator will do.
-    spread = top[:, 0] - top[:, 2]
-    return margin(logits, y) / jnp.where(spread > 0, spread, 1.0)
+    return margin(logits, y) / _denominator(top[:, 0] - top[:, 2])
+
+
+def _denominator(spread: Array) -> Array:
+    """1 where equal logits have a margin of 0 or more anyway, and where no third is unmasked."""
+    return jnp.where((spread > 0) & (spread < jnp.inf), spread, 1.0)
 
 
 def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
@@ -89,7 +102,7 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
     Array([-0.6666667], dtype=float32)
     """
     classes = logits.shape[-1]
-    pick = lambda c: jnp.take_along_axis(logits, c[:, None], -1)[:, 0]
+    pick = lambda c: jnp.take_along_axis(logits, c[:, None].astype(jnp.int32), -1)[:, 0]
     towards = pick(target) - pick(y)
     if classes < 4:
         warnings.warn(
@@ -100,5 +113,4 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
     if classes < 3:
         return towards
     top, _ = jax.lax.top_k(logits, min(classes, 4))
-    spread = top[:, 0] - top[:, 2:].mean(1)
-    return towards / jnp.where(spread > 0, spread, 1.0)
+    return towards / _denominator(top[:, 0] - top[:, 2:].mean(1))

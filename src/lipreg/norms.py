@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-__all__ = ["L1", "L2", "LINF", "Norm", "expand", "lp"]
+__all__ = ["L1", "L2", "LINF", "Norm", "expand", "finite", "lp", "wide"]
 
 
 class Norm(NamedTuple):
@@ -44,14 +44,19 @@ def expand(s: ArrayLike, v: Array) -> Array:
     return s.reshape(s.shape + (1,) * (v.ndim - s.ndim))
 
 
-def _wide(v: Array) -> Array:
+def finite(g: Array) -> Array:
+    """A gradient with 0 for each entry that is no finite number, as a root has at 0."""
+    return jnp.where(jnp.isfinite(g), g, 0.0)
+
+
+def wide(v: Array) -> Array:
     """In float32, or in its own type where that is wider; promotion would be refused if strict."""
     return v if jnp.finfo(v.dtype).bits >= 32 else v.astype(jnp.float32)
 
 
 def _flat(v: Array) -> Array:
-    v = _wide(v)
-    return v.reshape(v.shape[0], -1)
+    # Not -1: without pixels or examples it could be anything.
+    return wide(v).reshape(v.shape[0], math.prod(v.shape[1:]))
 
 
 def _power_size(v: Array, p: float) -> Array:
@@ -61,24 +66,24 @@ def _power_size(v: Array, p: float) -> Array:
         return v.sum(1)
     # Divided by its largest entry, a gradient of 1e-30 (a saturated network's) keeps its norm.
     # The norm does not depend on this scale, so its derivative may ignore it.
-    scale = jax.lax.stop_gradient(v.max(1, keepdims=True))
-    scale = jnp.where(scale > 0, scale, 1.0)
+    scale = jax.lax.stop_gradient(v.max(1, keepdims=True, initial=0.0))
+    scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, 1.0)
     v = v / scale
     # Both selections of the double `where` matter: the inner one keeps 0 out of the power, whose
-    # derivative is infinite there, and the outer one restores the value.
-    entries = jnp.where(v > 0, jnp.where(v > 0, v, 1.0) ** p, 0.0)
+    # derivative is infinite there, and the outer one restores the value. NaN is not 0 and stays.
+    entries = jnp.where(v == 0, 0.0, jnp.where(v == 0, 1.0, v) ** p)
     total = entries.sum(1)
-    root = jnp.where(total > 0, total, 1.0) ** (1 / p)
-    return jnp.where(total > 0, root, 0.0) * scale[:, 0]
+    root = jnp.where(total == 0, 1.0, total) ** (1 / p)
+    return jnp.where(total == 0, 0.0, root) * scale[:, 0]
 
 
 def _size(v: Array, p: float) -> Array:
-    return jnp.abs(_flat(v)).max(1) if p == math.inf else _power_size(v, p)
+    return jnp.abs(_flat(v)).max(1, initial=0.0) if p == math.inf else _power_size(v, p)
 
 
 def _direction(g: Array, p: float) -> Array:
     flat = _flat(g)
-    if p == math.inf:
+    if p == math.inf or not g.size:
         step = jnp.sign(flat)
     elif p == 1:
         # All the weight on one coordinate: at equal entries the first, not a share for each.
@@ -95,7 +100,9 @@ def _direction(g: Array, p: float) -> Array:
 
 
 def _project(v: Array, eps: ArrayLike, p: float) -> Array:
-    v = _wide(v)
+    v = wide(v)
+    if not v.size:
+        return v
     if p == math.inf:
         radius = expand(eps, v)
         return jnp.clip(v, -radius, radius)

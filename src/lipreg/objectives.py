@@ -12,6 +12,8 @@ strengths: they may be traced, so one compilation serves a sweep. The others (`n
 `top_k`, ...) are static. `norm` is the norm of the *attack*; what is penalised is its dual norm
 of the gradient. `parts` are scalars that name the pieces:
 `loss` (mean at the clean x), `grad_norm` and `max_grad_norm` (over the batch, in the dual norm).
+Entries of a gradient that are not finite are left out of a direction; a part, and a penalty, that
+such a gradient enters is not finite and so tells of it.
 
 To first order in eps the three methods of `j1` and `j2` agree:
 - `attack`: the loss at `x + eps d`, `d` the direction of steepest ascent. One more backward pass
@@ -30,8 +32,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.attacks.start import Bounds
 from lipreg.lipschitz.functions import ascended_pairs, gradient_norms
-from lipreg.norms import L2, LINF, Norm, expand, lp
+from lipreg.norms import L2, LINF, Norm, expand, finite, lp, wide
 
 __all__ = ["grad_lp", "j0", "j1", "j2", "j2_lip", "lip_excess", "tikhonov"]
 
@@ -56,7 +59,7 @@ def _evaluate(loss: Loss, x: Array, y: Array) -> tuple[Array, Any]:
             f"A loss returns one value per example, [{x.shape[0]}]; this one has shape "
             f"{list(values.shape)}."
         )
-    return values, aux
+    return wide(values), aux
 
 
 def value_and_input_grad(loss: Loss, x: Array, y: Array) -> tuple[Array, Array, Any]:
@@ -82,7 +85,12 @@ def _report(values: Array, sizes: Array, aux: Any) -> Parts:
 def _ascent(loss: Loss, x: Array, y: Array, norm: Norm) -> tuple[Array, Array, Array]:
     """Values, dual norms and steepest directions, none of them differentiated in the parameters."""
     values, grad, _ = value_and_input_grad(loss, x, y)
-    return jax.lax.stop_gradient((values, norm.dual(grad), norm.direction(grad)))
+    return jax.lax.stop_gradient((values, norm.dual(grad), norm.direction(finite(grad))))
+
+
+def _moved(x: Array, length: ArrayLike, direction: Array) -> Array:
+    """`x + length direction`, computed in float32 where x is in half precision."""
+    return (wide(x) + expand(length, direction) * direction).astype(x.dtype)
 
 
 def _penalised(
@@ -105,10 +113,10 @@ def _penalised(
         raise ValueError(f"No difference of order {order!r}; choose 1 or 2.")
     _, _, direction = _ascent(frozen or loss, x, y, norm)
     values, aux = _evaluate(loss, x, y)
-    ahead, _ = _evaluate(loss, x + h * direction, y)
+    ahead, _ = _evaluate(loss, _moved(x, h, direction), y)
     if order == 1:
         return values, (ahead - values) / h, aux
-    behind, _ = _evaluate(loss, x - h * direction, y)
+    behind, _ = _evaluate(loss, _moved(x, -h, direction), y)
     return values, (ahead - behind) / (2 * h), aux
 
 
@@ -140,7 +148,7 @@ def _first_order(
         raise ValueError(f"No method {method!r}; choose one of {', '.join(METHODS)}.")
     if method == "attack":
         values, sizes, direction = _ascent(frozen or loss, x, y, norm)
-        penalised, aux = _evaluate(loss, x + expand(eps, x) * direction, y)
+        penalised, aux = _evaluate(loss, _moved(x, eps, direction), y)
     else:
         values, sizes, aux = _penalised(loss, frozen, x, y, norm, method, h, order)
         penalised = values + eps * sizes
@@ -247,6 +255,7 @@ def lip_excess(
     norm: Norm = L2,
     method: str = "gradient",
     steps: int = 5,
+    bounds: Bounds = (0.0, 1.0),
     frozen: Loss | None = None,
 ) -> tuple[Array, Parts]:
     """`E l(x) + lam max(Lip(f) - L0, 0)` (Oberman & Calder 1808.09540, J^Lip,n).
@@ -255,8 +264,9 @@ def lip_excess(
     it the constant is that of the loss. Lip(f), from `norm` to l_inf, is what the batch shows, an
     estimate from below: by `method="gradient"` the largest norm of a gradient of an f_k; by
     `"pairs"` the largest quotient `|f_k(u) - f_k(v)| / ||u - v||`, u and v ascended in `steps` from
-    each x (CLIP, 2103.12531). The derivative of the maximum is that of the one example or pair that
-    attains it. L0 is the constant of the data, `lipschitz.of_data`.
+    each x (CLIP, 2103.12531) inside `bounds`, the box of the data. The derivative of the maximum is
+    that of the one example or pair that attains it. L0 is the constant of the data,
+    `lipschitz.of_data`.
 
     >>> f = lambda x: 3 * x
     >>> lip_excess(lambda x, y: 0 * x[:, 0], jnp.eye(2), None, lam=2.0, L0=1.0, f=f)[0]
@@ -272,10 +282,10 @@ def lip_excess(
         lip = gradient_norms(at(jax.tree.map(lambda a: a[top], y)), x[top], norm=norm)[0]
     elif method == "pairs":
         # What draws the first directions need not change: the batches do.
-        pairs = ascended_pairs(jax.random.key(0), at(y), x, norm=norm, steps=steps)
+        pairs = ascended_pairs(jax.random.key(0), at(y), x, norm=norm, steps=steps, bounds=bounds)
         top = pairs.quotients.argmax()[None]
         one, u, v = at(jax.tree.map(lambda a: a[top], y)), pairs.x1[top], pairs.x2[top]
-        lip = jnp.abs(one(u) - one(v)).max() / norm.size(u - v)[0]
+        lip = jnp.abs(wide(one(u)) - wide(one(v))).max() / norm.size(wide(u) - wide(v))[0]
     else:
         raise ValueError(f"No method {method!r} here; choose gradient or pairs.")
     parts = {"loss": values.mean(), "lip": lip}

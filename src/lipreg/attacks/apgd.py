@@ -1,5 +1,6 @@
 """Auto-PGD: projected gradient ascent whose step size looks after itself."""
 
+import math
 from functools import partial
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
@@ -19,11 +21,13 @@ from lipreg.attacks.start import (
     random_in_ball,
     select,
     strongest_copy,
+    within,
 )
 from lipreg.losses import cross_entropy, dlr, margin, targeted_dlr
-from lipreg.norms import L1, L2, LINF, Norm, expand
+from lipreg.norms import L1, L2, LINF, Norm, expand, finite
 
 
+@in_single
 def apgd(
     key: Array,
     logits_fn: LogitsFn,
@@ -37,6 +41,7 @@ def apgd(
     steps: int = 100,
     restarts: int = 1,
     targets: Targets = 0,
+    from_larger: bool = False,
 ) -> Array:
     """`x <- P(x + 3/4 (P(x + a d) - x) + 1/4 (x - x'))`, x' the point before (2003.01690).
 
@@ -44,12 +49,17 @@ def apgd(
     2 eps; at checkpoints, which come closer and closer, it is halved and the ascent goes on at the
     best point so far, where fewer than 3/4 of the steps have raised the loss or where neither best
     loss nor step size has changed. For L1 (2103.01208) d has as many entries as two thirds of the
-    best perturbation, and the step size is set back where that number falls.
+    best perturbation, and the step size is set back where that number falls; other than in the
+    paper, they are the largest of those that can move in the box.
 
     `loss` is ascended; with `targets` (a number of likeliest wrong classes, or classes `[B, T]`),
-    the loss of the target is descended, and `losses.dlr` takes its targeted form. With restarts and
-    targets as one batch, the point with the largest margin is returned, the clean one included. The
-    loop ends when every example is misclassified. Norms: L1, L2, LINF.
+    the loss of the target is descended, and `losses.dlr` takes its targeted form. Returned is the
+    first point that is misclassified, and until then the one with the largest margin; of restarts
+    and targets, which run as one batch, again that with the largest margin. The loop ends when
+    every example is misclassified. Norms: L1, L2, LINF.
+
+    `from_larger` (2103.01208) spends 30 % of the steps in the ball of 3 eps, 30 % in that of 2 eps
+    and the rest in its own, each from the best point of the one before, projected.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> apgd(jax.random.key(0), lambda x: x, x, y, 0.25).argmax(-1)
@@ -58,7 +68,7 @@ def apgd(
     check_inputs(logits_fn, x, y, bounds)
     check_norm("apgd", norm, L1, L2, LINF)
     at_least_one("apgd", steps=steps)
-    lengths = _checkpoints(steps, sparse=norm is L1)
+    phases = _phases(steps, from_larger, sparse=norm is L1)
 
     def one(
         keys: Array, x: Array, y: Array, eps: Array, target: Array | None
@@ -73,64 +83,94 @@ def apgd(
                 values = -loss(logits, target)
             return values.sum(), (values, margin(logits, y))
 
-        ascend = jax.grad(total, has_aux=True)
-        into = partial(_into, x, eps=eps, norm=norm, bounds=bounds)
-        start = into(x + expand(eps, x) * random_in_ball(keys, x, norm))
-        grad, (value, score) = ascend(start)
-        clean = margin(logits_fn(x).astype(x.dtype), y)
-        rule = _SparseStep(x, eps) if norm is L1 else _Step(norm, eps)
-        state = {
-            "x": start,
-            "before": start,
-            "grad": grad,
-            "value": value,
-            # The point to go on from after a checkpoint: the largest loss.
-            "best": (start, grad, value),
-            # The point to return: the largest margin.
-            "kept": (select(score > clean, start, x), jnp.maximum(score, clean)),
-            "improved": jnp.zeros(y.shape, jnp.int32),
-            "rule": rule.init(value),
-        }
+        def ascend(point: Array) -> tuple[Array, Array, Array]:
+            grad, (value, score) = jax.grad(total, has_aux=True)(point)
+            return finite(grad), jnp.where(jnp.isnan(value), -jnp.inf, value), score
 
-        def body(carry: tuple[Array, dict]) -> tuple[Array, dict]:
-            step, s = carry
-            moved = into(s["x"] + rule.step(s["rule"], s["grad"]).astype(x.dtype))
-            share = jnp.where(step > 0, 0.75, 1.0).astype(x.dtype)
-            point = into(s["x"] + share * (moved - s["x"]) + (1 - share) * (s["x"] - s["before"]))
-            grad, (value, score) = ascend(point)
-            better = value > s["best"][2]
-            best = (
-                select(better, point, s["best"][0]),
-                select(better, grad, s["best"][1]),
-                jnp.where(better, value, s["best"][2]),
-            )
-            farther = score > s["kept"][1]
-            kept = select(farther, point, s["kept"][0]), jnp.where(farther, score, s["kept"][1])
-            improved = s["improved"] + (value > s["value"]).astype(jnp.int32)
-            length = jnp.asarray(lengths)[step]
-            checked, back = rule.check(s["rule"], best, improved, length)
-            is_check = length > 0
-            back = back & is_check
-            return step + 1, {
-                "x": select(back, best[0], point),
-                "before": s["x"],
-                "grad": select(back, best[1], grad),
-                # Of the point that was looked at, also where the ascent goes back to the best one:
-                # what follows need not be better than that to count as improved.
+        def phase(k: Array, carry: tuple) -> tuple:
+            """The ascent in the ball of one radius, from the best point of the phase before."""
+            lengths, steps, multiple = (jnp.asarray(values)[k] for values in phases)
+            best, kept = carry
+            radius = multiple.astype(x.dtype) * eps
+            into = partial(_into, x, eps=radius, norm=norm, bounds=bounds)
+            rule = _SparseStep(x, radius, bounds) if norm is L1 else _Step(norm, radius)
+
+            def keep(kept: tuple[Array, Array], point: Array, score: Array) -> tuple[Array, Array]:
+                # What is misclassified stays: the loop goes on for its neighbours' sake.
+                farther = (score > kept[1]) & (kept[1] <= 0) & (multiple == 1)
+                return select(farther, point, kept[0]), jnp.where(farther, score, kept[1])
+
+            def body(carry: tuple[Array, dict]) -> tuple[Array, dict]:
+                step, s = carry
+                moved = into(s["x"] + rule.step(s["rule"], s["x"], s["grad"]).astype(x.dtype))
+                share = jnp.where(step > 0, 0.75, 1.0).astype(x.dtype)
+                point = s["x"] + share * (moved - s["x"]) + (1 - share) * (s["x"] - s["before"])
+                point = into(point)
+                grad, value, score = ascend(point)
+                better = value > s["best"][2]
+                best = (
+                    select(better, point, s["best"][0]),
+                    select(better, grad, s["best"][1]),
+                    jnp.where(better, value, s["best"][2]),
+                )
+                improved = s["improved"] + (value > s["value"]).astype(jnp.int32)
+                length = lengths[step]
+                checked, back = rule.check(s["rule"], best, improved, length)
+                is_check = length > 0
+                back = back & is_check
+                return step + 1, {
+                    "x": select(back, best[0], point),
+                    "before": s["x"],
+                    "grad": select(back, best[1], grad),
+                    # Of the point that was looked at, also where the ascent goes back to the best
+                    # one: what follows need not be better than that to count as improved.
+                    "value": value,
+                    "best": best,
+                    "kept": keep(s["kept"], point, score),
+                    "improved": jnp.where(is_check, 0, improved),
+                    "rule": jax.tree.map(
+                        lambda a, b: jnp.where(is_check, a, b), checked, s["rule"]
+                    ),
+                }
+
+            def goes_on(carry: tuple[Array, dict]) -> Array:
+                return (carry[0] < steps) & (carry[1]["kept"][1] <= 0).any()
+
+            start = into(best)
+            grad, value, score = ascend(start)
+            state = {
+                "x": start,
+                "before": start,
+                "grad": grad,
                 "value": value,
-                "best": best,
-                "kept": kept,
-                "improved": jnp.where(is_check, 0, improved),
-                "rule": jax.tree.map(lambda a, b: jnp.where(is_check, a, b), checked, s["rule"]),
+                # The point to go on from after a checkpoint: the largest loss.
+                "best": (start, grad, value),
+                # The point to return: the first that is misclassified, or the largest margin.
+                "kept": keep(kept, start, score),
+                "improved": jnp.zeros(y.shape, jnp.int32),
+                "rule": rule.init(start, value, k == 0),
             }
+            _, state = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state))
+            return state["best"][0], state["kept"]
 
-        def goes_on(carry: tuple[Array, dict]) -> Array:
-            return (carry[0] < steps) & (carry[1]["kept"][1] <= 0).any()
-
-        _, state = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state))
-        return state["kept"]
+        largest = phases[2][0].astype(x.dtype) * eps
+        start = x + expand(largest, x) * random_in_ball(keys, x, norm)
+        kept = x, margin(logits_fn(x).astype(x.dtype), y)
+        return jax.lax.fori_loop(0, len(phases[0]), phase, (start, kept))[1]
 
     return strongest_copy(one, key, logits_fn, x, y, eps, restarts=restarts, targets=targets)
+
+
+def _phases(
+    steps: int, from_larger: bool, sparse: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each phase its checkpoints, `[P, steps]`, its steps and its multiple of eps, `[P]`."""
+    early = 3 * steps // 10
+    counts = [early, early, steps - 2 * early] if from_larger else [steps]
+    lengths = np.zeros((len(counts), steps), np.int32)
+    for row, count in zip(lengths, counts, strict=True):
+        row[:count] = _checkpoints(count, sparse)
+    return lengths, np.array(counts, np.int32), np.arange(len(counts), 0, -1, np.int32)
 
 
 def _checkpoints(steps: int, sparse: bool) -> np.ndarray:
@@ -177,10 +217,10 @@ class _Step:
     def __init__(self, norm: Norm, eps: Array):
         self.norm, self.eps = norm, eps
 
-    def init(self, value: Array) -> dict[str, Array]:
+    def init(self, start: Array, value: Array, first: Array) -> dict[str, Array]:
         return {"size": 2 * self.eps, "halved": jnp.ones(value.shape, bool), "best": value}
 
-    def step(self, rule: dict[str, Array], grad: Array) -> Array:
+    def step(self, rule: dict[str, Array], x: Array, grad: Array) -> Array:
         direction = self.norm.direction(grad)
         return expand(rule["size"], direction) * direction
 
@@ -197,17 +237,22 @@ class _Step:
 class _SparseStep:
     """The step of L1: on the largest entries of the gradient, as many as the best point needs."""
 
-    def __init__(self, x: Array, eps: Array):
-        self.x, self.eps = x, eps
-        self.pixels = x[0].size
+    def __init__(self, x: Array, eps: Array, bounds: Bounds):
+        self.x, self.eps, self.bounds = x, eps, bounds
+        self.pixels = math.prod(x.shape[1:])
 
-    def init(self, value: Array) -> dict[str, Array]:
-        few = jnp.full(value.shape, max(0.2 * self.pixels, 1.0), self.x.dtype)
-        used = jnp.full_like(few, self.pixels)
-        return {"size": self.eps, "entries": few, "used": used, "best": value}
+    def init(self, start: Array, value: Array, first: Array) -> dict[str, Array]:
+        used = jnp.where(first, float(self.pixels), self.used(start))
+        entries = jnp.maximum(jnp.where(first, 0.2 * self.pixels, used / 1.5), 1.0)
+        return {"size": self.eps, "entries": entries, "used": used, "best": value}
 
-    def step(self, rule: dict[str, Array], grad: Array) -> Array:
-        flat = grad.reshape(grad.shape[0], -1)
+    def used(self, point: Array) -> Array:
+        """The entries of the perturbation that are not 0, [B]."""
+        moved = (point - self.x).reshape(len(self.x), self.pixels)
+        return (jnp.abs(moved) > 1e-10).sum(1).astype(self.x.dtype)
+
+    def step(self, rule: dict[str, Array], x: Array, grad: Array) -> Array:
+        flat = within(grad, x, self.bounds).reshape(len(x), self.pixels)
         ranked = jnp.sort(jnp.abs(flat), axis=1, descending=True)
         last = jnp.clip(rule["entries"].astype(jnp.int32), 1, self.pixels) - 1
         enough = jnp.abs(flat) >= jnp.take_along_axis(ranked, last[:, None], 1)
@@ -218,8 +263,7 @@ class _SparseStep:
     def check(
         self, rule: dict[str, Array], best: tuple, improved: Array, length: Array
     ) -> tuple[dict[str, Array], Array]:
-        moved = (best[0] - self.x).reshape(self.x.shape[0], -1)
-        used = (jnp.abs(moved) > 1e-10).sum(1).astype(self.x.dtype)
+        used = self.used(best[0])
         sparser = used < 0.95 * rule["used"]
         size = jnp.where(sparser, self.eps, jnp.maximum(rule["size"] / 1.5, self.eps / 10))
         # Two entries of three, or half as many as last time where that did not help.

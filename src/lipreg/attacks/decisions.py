@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     example_keys,
     fold_in,
     misclassified,
@@ -27,6 +29,7 @@ from lipreg.norms import L2, LINF, Norm, expand
 __all__ = ["boundary", "hopskipjump"]
 
 
+@in_single
 def boundary(
     key: Array,
     logits_fn: LogitsFn,
@@ -55,6 +58,7 @@ def boundary(
     """
     check_inputs(logits_fn, x, y, bounds)
     check_norm("boundary", norm, L2)
+    check_scale("boundary", bounds)
     at_least_one("boundary", steps=steps, starts=starts)
     keys = example_keys(key, x.shape[0])
 
@@ -65,7 +69,7 @@ def boundary(
         x_adv, around, inwards = carry
         size, radial = norm.size(x_adv - x), norm.direction(x_adv - x)
         noise = _normal(fold_in(keys, step + 1), x)
-        along = (noise * radial).reshape(x.shape[0], -1).sum(1)
+        along = (noise * radial).sum(tuple(range(1, x.ndim)))
         tangent = norm.direction(noise - expand(along, x) * radial)
         v = expand(size / jnp.sqrt(1 + around**2), x) * (radial + expand(around, x) * tangent)
         nearer = place(expand(1 - inwards, x) * v)
@@ -80,6 +84,7 @@ def boundary(
     return jax.lax.stop_gradient(x_adv)
 
 
+@in_single
 def hopskipjump(
     key: Array,
     logits_fn: LogitsFn,
@@ -113,8 +118,9 @@ def hopskipjump(
     """
     check_inputs(logits_fn, x, y, bounds)
     check_norm("hopskipjump", norm, L2, LINF)
+    check_scale("hopskipjump", bounds)
     at_least_one("hopskipjump", steps=steps, evaluations=evaluations, starts=starts)
-    keys, pixels = example_keys(key, x.shape[0]), x[0].size
+    keys, pixels = example_keys(key, x.shape[0]), max(math.prod(x.shape[1:]), 1)
     halvings = max(10, math.ceil(1.5 * math.log2(pixels)))
 
     def wrong(points: Array) -> Array:

@@ -14,8 +14,9 @@ def expectation(
 ) -> LogitsFn:
     """`x -> log mean_s softmax(f(key_s, x))`, the model of a random f (EOT, 1707.07397).
 
-    `random_logits_fn(key, x [B, ...]) -> logits [B, K]`. The keys come from `key` and from the bits
-    of x: each step of an attack sees other draws, and the function is pure all the same. Its
+    `random_logits_fn(key, x [B, ...]) -> logits [B, K]` is called on one image at a time, under
+    `vmap`, with keys that come from `key` and from the bits of the image: each step of an attack
+    sees other draws, and the function is pure all the same, whatever else is in the batch. Its
     gradient is that of the averaged prediction, which is what a random model is judged by; with
     `samples=1` it is the random model itself.
 
@@ -25,13 +26,13 @@ def expectation(
     """
     at_least_one("expectation", samples=samples)
 
-    def logits_fn(x: Array) -> Array:
+    def of_image(x: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(
             jax.lax.stop_gradient(x.astype(jnp.float32)), jnp.uint32
         )
         own = jax.random.fold_in(key, bits.sum())
-        draws = jax.vmap(lambda s: random_logits_fn(jax.random.fold_in(own, s), x))
+        draws = jax.vmap(lambda s: random_logits_fn(jax.random.fold_in(own, s), x[None])[0])
         likely = jax.nn.log_softmax(draws(jnp.arange(samples)))
         return jax.nn.logsumexp(likely, 0) - jnp.log(float(samples))
 
-    return logits_fn
+    return jax.vmap(of_image)

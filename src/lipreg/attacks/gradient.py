@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
@@ -12,14 +13,18 @@ from lipreg.attacks.start import (
     Targets,
     at_least_one,
     check_inputs,
+    check_radius,
     random_in_ball,
     select,
     strongest_copy,
+    within,
 )
 from lipreg.losses import cross_entropy, margin
-from lipreg.norms import L2, LINF, Norm, expand
+from lipreg.norms import L2, LINF, Norm, expand, finite
+from lipreg.tracing import output
 
 
+@in_single
 def fgsm(
     key: Array,
     logits_fn: LogitsFn,
@@ -33,18 +38,22 @@ def fgsm(
 ) -> Array:
     """`x + eps d`, `d` the steepest direction of the norm: `sign(g)` in l_inf (1412.6572).
 
-    Deterministic: `key` is there for the common contract.
+    Below l_2 it is that of the entries which can move in the box. Deterministic: `key` is there for
+    the common contract.
 
     >>> fgsm(jax.random.key(0), lambda x: x, jnp.array([[0.6, 0.4]]), jnp.array([0]), 0.1)
     Array([[0.5, 0.5]], dtype=float32)
     """
     del key
     check_inputs(logits_fn, x, y, bounds)
-    grad = jax.grad(lambda x: loss(logits_fn(x), y).sum())(x)
-    x_adv = jnp.clip(x + expand(eps, x) * norm.direction(grad).astype(x.dtype), *bounds)
+    check_radius(eps)
+    grad = finite(jax.grad(lambda x: loss(logits_fn(x), y).sum())(x))
+    direction = _direction(grad, x, norm, bounds)
+    x_adv = jnp.clip(x + expand(eps, x) * direction, *bounds)
     return jax.lax.stop_gradient(x_adv)
 
 
+@in_single
 def pgd(
     key: Array,
     logits_fn: LogitsFn,
@@ -69,7 +78,9 @@ def pgd(
     1810.00953, with `momentum=1` the momentum iterative FGSM (1710.06081: gradients of unit dual
     norm are accumulated).
 
-    `step_size` is the fraction `a` of eps that one step moves, by default `2.5 / steps`.
+    In norms below l_2, where a few entries have all of a step, d is that of the entries which can
+    move in the box. `step_size` is the fraction `a` of eps that one step moves, by default
+    `2.5 / steps`.
     `restarts` and `targets` (the so many likeliest wrong classes, or classes `[B, T]`, each
     approached by descending its own loss; 0 for the untargeted attack) run as one batch,
     `restarts * max(targets, 1)` times as large. Of all the points that an example visits the one
@@ -97,7 +108,8 @@ def pgd(
                 value = loss(logits, y) if target is None else -loss(logits, target)
                 return value.sum(), margin(logits, y)
 
-            return jax.grad(total, has_aux=True)(x_adv)
+            grad, score = jax.grad(total, has_aux=True)(x_adv)
+            return finite(grad), score
 
         def keep(best: tuple[Array, Array], x_adv: Array, score: Array) -> tuple[Array, Array]:
             better = score > best[1]
@@ -111,16 +123,24 @@ def pgd(
                 size = norm.dual(grad)
                 velocity = momentum * velocity + grad / expand(jnp.where(size > 0, size, 1.0), grad)
                 grad = velocity
-            moved = x_adv + expand(rate * eps, x) * norm.direction(grad).astype(x.dtype)
+            moved = x_adv + expand(rate * eps, x) * _direction(grad, x_adv, norm, bounds)
             inside = x + norm.project(moved - x, eps).astype(x.dtype)
             return jnp.clip(inside, *bounds), velocity, best
 
         start = x
         if random_start:
             start = jnp.clip(x + expand(eps, x) * random_in_ball(keys, x, norm), *bounds)
-        nothing = jnp.full(y.shape, -jnp.inf, jax.eval_shape(logits_fn, x).dtype)
+        nothing = jnp.full(y.shape, -jnp.inf, output(logits_fn, x).dtype)
         carry = start, jnp.zeros_like(x), (x, nothing)
         x_adv, _, best = jax.lax.fori_loop(0, steps, body, carry, unroll=unroll)
         return keep(best, x_adv, margin(logits_fn(x_adv), y))
 
     return strongest_copy(one, key, logits_fn, x, y, eps, restarts=restarts, targets=targets)
+
+
+def _direction(grad: Array, x: Array, norm: Norm, bounds: Bounds) -> Array:
+    """The norm's steepest direction; below l_2, where few entries have all of the step, of those
+    that can move.
+    """
+    grad = within(grad, x, bounds) if norm.p < 2 else grad
+    return norm.direction(grad).astype(x.dtype)

@@ -1,10 +1,13 @@
 """Attacks that step to the boundary of the linearised model: DeepFool and FAB."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
@@ -14,14 +17,17 @@ from lipreg.attacks.start import (
     check_norm,
     likeliest_wrong,
     misclassified,
+    nudge,
     random_in_ball,
     select,
     strongest_copy,
     to_boundary,
+    within,
 )
-from lipreg.norms import L1, L2, LINF, Norm, expand
+from lipreg.norms import L1, L2, LINF, Norm, expand, finite
 
 
+@in_single
 def deepfool(
     key: Array,
     logits_fn: LogitsFn,
@@ -59,13 +65,13 @@ def deepfool(
     def body(carry: tuple) -> tuple:
         step, total, point, active = carry
         gap, slope = _nearest_boundary(logits_fn, point, y, norm, classes, None)
-        open_ = jnp.where(slope > 0, point < bounds[1], point > bounds[0])
         # One entry has the whole step in l_1: it must be one that can move.
         late = jnp.bool_(norm is L1) | (step >= steps // 2)
-        slope = jnp.where(open_ | ~late, slope, 0.0)
+        slope = jnp.where(late, within(slope, point, bounds), slope)
         size = norm.dual(slope)
         # What is lost at the box may leave every step short: hence the thousandth.
-        length = -gap / jnp.where(size > 0, size, jnp.inf) + 1e-3 * norm.size(total)
+        further = jnp.maximum(1e-3 * norm.size(total), nudge(x, norm, bounds))
+        length = -gap / jnp.where(size > 0, size, jnp.inf) + further
         move = expand(length, x) * norm.direction(slope)
         ahead = inside(total + move)
         crossed = misclassified(logits_fn, ahead, y)
@@ -81,6 +87,7 @@ def deepfool(
     return jax.lax.stop_gradient(to_boundary(logits_fn, x, y, point, steps=refine))
 
 
+@in_single
 def fab(
     key: Array,
     logits_fn: LogitsFn,
@@ -120,9 +127,11 @@ def fab(
         def body(_: int, carry: tuple) -> tuple:
             point, best, least = carry
             gap, slope = _nearest_boundary(logits_fn, point, y, norm, classes, target)
-            step = _towards(point, slope, -gap, norm, bounds)
+            least_gap = nudge(x, norm, bounds) * norm.dual(slope)
+            to_meet = jnp.where(jnp.abs(gap) < least_gap, least_gap, -gap)
+            step = _towards(point, slope, to_meet, norm, bounds)
             # <slope, z - point> = -gap is the same hyperplane seen from x.
-            offset = (slope * (point - x)).reshape(len(x), -1).sum(1)
+            offset = (slope * (point - x)).sum(tuple(range(1, x.ndim)))
             from_x = _towards(x, slope, offset - gap, norm, bounds)
             length, length_x = norm.size(step), norm.size(from_x)
             share = length / jnp.maximum(length + length_x, 1e-12)
@@ -156,12 +165,16 @@ def _nearest_boundary(
     Nearest is the least `|z_k - z_y| / ||grad||_*` among the `classes` likeliest, or k = target.
     """
     logits, pullback = jax.vjp(logits_fn, x)
-    onehot = lambda k: jax.nn.one_hot(k, logits.shape[1], dtype=logits.dtype)
+    onehot = lambda k: jax.nn.one_hot(k.astype(jnp.int32), logits.shape[1], dtype=logits.dtype)
+
+    pick = lambda k: jnp.take_along_axis(logits, k[:, None], 1)[:, 0].astype(x.dtype)
 
     def boundary(k: Array) -> tuple[Array, Array]:
-        towards = onehot(k) - onehot(y)
-        (slope,) = pullback(towards)
-        return (towards * logits).sum(1).astype(x.dtype), slope.astype(x.dtype)
+        (slope,) = pullback(onehot(k) - onehot(y))
+        gap = pick(k) - pick(y)
+        # There is no boundary to a masked class, of logit -inf.
+        exists = jnp.isfinite(gap)
+        return jnp.where(exists, gap, 0.0), select(exists, finite(slope), jnp.zeros_like(x))
 
     if target is not None:
         return boundary(target)
@@ -183,11 +196,11 @@ def _towards(x: Array, w: Array, c: Array, norm: Norm, bounds: Bounds) -> Array:
     met the box, and again; ten times are exact but for odd cases, where they fall short.
     """
     low, high = bounds
-    shape, batch = x.shape, x.shape[0]
-    w, c = w.reshape(batch, -1), c[:, None]
+    shape, flat = x.shape, (x.shape[0], math.prod(x.shape[1:]))
+    w, c = w.reshape(flat), c[:, None]
     w, c = jnp.where(c < 0, -w, w), jnp.abs(c)
-    flat, size = x.reshape(batch, -1), jnp.abs(w)
-    room = jnp.where(w > 0, high - flat, flat - low)
+    x, size = x.reshape(flat), jnp.abs(w)
+    room = jnp.where(w > 0, high - x, x - low)
     if norm is L1:
         order = jnp.argsort(size, axis=1, descending=True)
         ranked, gain = (jnp.take_along_axis(a, order, 1) for a in (size, size * room))

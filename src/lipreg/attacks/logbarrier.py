@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     example_keys,
     fold_in,
     misclassified,
@@ -17,9 +19,10 @@ from lipreg.attacks.start import (
     to_boundary,
 )
 from lipreg.losses import margin
-from lipreg.norms import L2, LINF, Norm, expand
+from lipreg.norms import L2, LINF, Norm, expand, finite
 
 
+@in_single
 def log_barrier(
     key: Array,
     logits_fn: LogitsFn,
@@ -61,6 +64,7 @@ def log_barrier(
     """
     check_inputs(logits_fn, x, y, bounds)
     check_norm("log_barrier", norm, L2, LINF)
+    check_scale("log_barrier", bounds)
     at_least_one("log_barrier", outer=outer, inner=inner, draws=draws)
     low, high = bounds
     span = high - low
@@ -88,7 +92,7 @@ def log_barrier(
             k, active, u, ahead = carry
             slope, wrong = jax.grad(barrier, has_aux=True)(ahead)
             u = select(active & wrong, ahead, u)
-            moved = x + span * follow((ahead - x) / span, weight * span * slope)
+            moved = x + span * follow((ahead - x) / span, weight * span * finite(slope))
             # Where `ahead` is not misclassified the logarithm and its slope are none.
             ahead = select(wrong, jnp.clip(moved, low, high), (u + ahead) / 2)
             return k + 1, active & (distance(ahead, u) > tolerance), u, ahead
@@ -104,7 +108,7 @@ def log_barrier(
         # At 0 it is x: a last bit made of u a point that does not count.
         return u, select((size > 0) & (size < distance(kept, x)), near, kept)
 
-    first = x if start is None else jnp.clip(start, low, high)
+    first = x if start is None else jnp.clip(start.astype(x.dtype), low, high)
     first = _noise(example_keys(key, x.shape[0]), logits_fn, x, y, first, bounds, draws)
     first = to_boundary(logits_fn, x, y, first)
     found = distance(first, x) > 0

@@ -7,22 +7,25 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     misclassified,
     select,
 )
 from lipreg.losses import margin
-from lipreg.norms import L1, L2, Norm
+from lipreg.norms import L1, L2, Norm, finite
 
 # One iteration, `(k, c [B], state) -> state, (point [B, ...], its logits)`.
 Step = Callable[[Array, Array, tuple], tuple[tuple, tuple[Array, Array]]]
 
 
+@in_single
 def carlini_wagner(
     key: Array,
     logits_fn: LogitsFn,
@@ -59,6 +62,7 @@ def carlini_wagner(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("carlini_wagner", norm, L2)
+    check_scale("carlini_wagner", bounds)
     at_least_one("carlini_wagner", steps=steps, searches=searches)
     low, high = bounds
     half = (high - low) / 2
@@ -75,7 +79,7 @@ def carlini_wagner(
         w, moments = state
         grad, seen = jax.grad(total, has_aux=True)(w, c)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            update, moments = adam.update(grad, moments, w)
+            update, moments = adam.update(finite(grad), moments, w)
         return (w + update, moments), seen
 
     w = jnp.arctanh(inside)
@@ -83,6 +87,7 @@ def carlini_wagner(
     return _closest(step, state, logits_fn, x, y, norm, steps, searches, c, confidence)
 
 
+@in_single
 def ead(
     key: Array,
     logits_fn: LogitsFn,
@@ -117,6 +122,7 @@ def ead(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("ead", norm, L1)
+    check_scale("ead", bounds)
     at_least_one("ead", steps=steps, searches=searches)
     span = bounds[1] - bounds[0]
     objective = _penalised(logits_fn, x, y, bounds, confidence)
@@ -130,7 +136,7 @@ def ead(
         k = k.astype(x.dtype)
         grad, logits = jax.grad(total, has_aux=True)(ahead, c)
         # span twice: once for the gradient, once for the step.
-        moved = ahead - learning_rate * jnp.sqrt(1 - k / steps) * span**2 * grad - x
+        moved = ahead - learning_rate * jnp.sqrt(1 - k / steps) * span**2 * finite(grad) - x
         sparse = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - beta * span, 0.0)
         point = jnp.clip(x + sparse, *bounds)
         following = jnp.clip(point + k / (k + 3) * (point - before), *bounds)
@@ -147,7 +153,7 @@ def _penalised(
 
     def objective(point: Array, c: Array) -> tuple[Array, Array]:
         logits = logits_fn(point).astype(x.dtype)
-        square = jnp.square((point - x) / span).reshape(x.shape[0], -1).sum(1)
+        square = jnp.square((point - x) / span).sum(tuple(range(1, x.ndim)))
         return square + c * jnp.maximum(confidence - margin(logits, y), 0.0), logits
 
     return objective

@@ -1,22 +1,29 @@
 """Minimum-norm attacks that follow the gradient while the radius adapts to what they find."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     misclassified,
+    nudge,
     select,
+    within,
 )
 from lipreg.losses import cross_entropy, margin
-from lipreg.norms import L1, L2, LINF, Norm, expand
+from lipreg.norms import L1, L2, LINF, Norm, expand, finite
 
 
+@in_single
 def ddn(
     key: Array,
     logits_fn: LogitsFn,
@@ -43,6 +50,7 @@ def ddn(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("ddn", norm, L2)
+    check_scale("ddn", bounds)
     at_least_one("ddn", steps=steps)
     unit = bounds[1] - bounds[0]
 
@@ -55,7 +63,7 @@ def ddn(
         grad, wrong = jax.grad(total, has_aux=True)(point)
         best, least = _keep(best, least, x, point, wrong, norm)
         rate = unit * _cosine(step, steps, 1.0, 0.01, x.dtype)
-        moved = point - x + rate * norm.direction(grad).astype(x.dtype)
+        moved = point - x + rate * norm.direction(finite(grad)).astype(x.dtype)
         length = jnp.where(wrong, (1 - gamma) * length, (1 + gamma) * length)
         moved = expand(length, x) * norm.direction(moved)
         return jnp.clip(x + moved, *bounds), length, best, least
@@ -67,6 +75,7 @@ def ddn(
     return jax.lax.stop_gradient(_keep(best, least, x, point, wrong, norm)[0])
 
 
+@in_single
 def fmn(
     key: Array,
     logits_fn: LogitsFn,
@@ -86,7 +95,9 @@ def fmn(
     never grow. From then on e shrinks by the factor 1 - gamma where the point is misclassified,
     never above the best length found, and grows by 1 + gamma where it is not. The step a falls from
     1 to 0.01 in units of the box, gamma to a fiftieth, along cosines. The closest misclassified
-    point is returned. Deterministic. Norms: L1, L2, LINF.
+    point is returned. Two more things differ from the paper: e grows by a thousandth at least, as
+    the distance that the linearised model sees is next to nothing at the boundary; and for L1 g has
+    those entries alone that can move in the box. Deterministic. Norms: L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> fmn(jax.random.key(0), lambda x: x, x, y).round(2)
@@ -95,6 +106,7 @@ def fmn(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("fmn", norm, L1, L2, LINF)
+    check_scale("fmn", bounds)
     at_least_one("fmn", steps=steps)
     unit = bounds[1] - bounds[0]
 
@@ -105,13 +117,17 @@ def fmn(
     def body(step: Array, carry: tuple) -> tuple:
         point, length, radius, best, least = carry
         grad, value = jax.grad(total, has_aux=True)(point)
-        grad = grad.astype(x.dtype)
+        grad = finite(grad)
+        # Else the projection leaves the entries at the bounds most of an l_1 ball.
+        grad = within(grad, point, bounds) if norm is L1 else grad
         wrong = value > 0
         best, least = _keep(best, least, x, point, wrong, norm)
         found = least < jnp.inf
         slope = norm.dual(grad)
         ahead = jnp.where(slope > 0, jnp.abs(value) / jnp.where(slope > 0, slope, 1.0), unit)
         change = _cosine(step, steps, gamma, gamma / 50, x.dtype)
+        # At the boundary itself, and where the box cuts every step, ahead is next to nothing.
+        ahead = jnp.maximum(ahead, jnp.maximum(1e-3 * length, nudge(x, norm, bounds)))
         grown = jnp.where(found, (1 + change) * radius, length + ahead)
         radius = jnp.where(wrong, jnp.minimum((1 - change) * radius, least), grown)
         rate = unit * _cosine(step, steps, 1.0, 0.01, x.dtype)
@@ -125,6 +141,7 @@ def fmn(
     return jax.lax.stop_gradient(_keep(best, least, x, point, wrong, norm)[0])
 
 
+@in_single
 def basic_iterative(
     key: Array,
     logits_fn: LogitsFn,
@@ -153,8 +170,11 @@ def basic_iterative(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("basic_iterative", norm, L2, LINF)
+    check_scale("basic_iterative", bounds)
     at_least_one("basic_iterative", steps=steps, growths=growths, bisections=bisections)
-    first = radius * (bounds[1] - bounds[0]) * (x[0].size ** 0.5 if norm is L2 else 1.0)
+    first = (
+        radius * (bounds[1] - bounds[0]) * (math.prod(x.shape[1:]) ** 0.5 if norm is L2 else 1.0)
+    )
 
     def total(point: Array) -> tuple[Array, Array]:
         logits = logits_fn(point)
@@ -171,7 +191,7 @@ def basic_iterative(
             # A point is judged when its gradient is taken; the first is the image, which is right.
             point, seen = carry
             grad, wrong = jax.grad(total, has_aux=True)(point)
-            moved = point + expand(eps / 6, x) * norm.direction(grad).astype(x.dtype)
+            moved = point + expand(eps / 6, x) * norm.direction(finite(grad)).astype(x.dtype)
             moved = x + norm.project(moved - x, eps).astype(x.dtype)
             return jnp.clip(moved, *bounds), judged(point, wrong, seen)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.attacks.precision import in_single
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
@@ -30,6 +31,7 @@ HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 querie
 TILES = 5  # on a side, where the search in l_2 starts
 
 
+@in_single
 def square(
     key: Array,
     logits_fn: LogitsFn,
@@ -43,6 +45,7 @@ def square(
     queries: int = 5000,
     initial: float = 0.8,
     restarts: int = 1,
+    channels: int | None = None,
 ) -> Array:
     """Random search over squares, kept where the loss rises (Andriushchenko et al., 1912.00049).
 
@@ -53,7 +56,8 @@ def square(
     of 10,000 queries, scaled to `queries`; the start is the first query. An example stops when it
     is misclassified, and the search when all are.
 
-    An image is `[H, W, ...]`, the rest its channels; a vector is an image of one row. A square
+    An image is `[H, W, ...]`, the rest its channels, unless `channels` is their axis: 1 in
+    `[B, C, H, W]`. A vector is an image of one row. A square
     wider than the image is as wide as it, and longer. As in the authors' code, and not in the
     paper: a square in l_inf that would change nothing is reversed in sign, and in l_2 a window is
     3 wide at least. Restarts run as one batch.
@@ -67,6 +71,14 @@ def square(
     at_least_one("square", queries=queries)
     if not 0 < initial <= 1:
         raise ValueError(f"square: initial = {initial}; it is a share of the image, in (0, 1].")
+    if channels is not None and not (x.ndim > 3 and 1 <= channels < x.ndim):
+        raise ValueError(
+            f"square: channels = {channels} of images {list(x.shape)}; choose one of the axes from "
+            "1 on that leaves a height and a width."
+        )
+    axis = -1 if channels is None else channels
+    shown = lambda points: logits_fn(jnp.moveaxis(points, -1, axis))
+    x = jnp.moveaxis(x, axis, -1)
     shape = (1, x.shape[1], 1) if x.ndim == 2 else (*x.shape[1:3], math.prod(x.shape[3:]))
     start, move, least = (_stripes, _overwrite, 1) if norm == LINF else (_tiles, _shift, 3)
     sides = [_sides(initial / 2**n, shape, least) for n in range(len(HALVED_AT) + 1)]
@@ -76,10 +88,10 @@ def square(
     chances = jax.vmap(lambda key: jax.random.uniform(key, (5 + shape[2],)))
 
     def one(keys: Array, x: Array, y: Array, eps: Array, _: Array | None) -> tuple[Array, Array]:
-        images = x.reshape(-1, *shape)
+        images = x.reshape(len(x), *shape)
 
         def query(points: Array) -> tuple[Array, Array]:
-            logits = logits_fn(points.reshape(x.shape))
+            logits = shown(points.reshape(x.shape))
             return loss(logits, y), misclassified(lambda logits: logits, logits, y)
 
         def proceed(carry: tuple) -> Array:
@@ -102,14 +114,15 @@ def square(
         points = select(query(images)[1], images, jnp.clip(moved, *bounds))
         carry = jnp.int32(1), points, *query(points)
         x_adv = jax.lax.while_loop(proceed, body, carry)[1].reshape(x.shape)
-        return x_adv, margin(logits_fn(x_adv), y)
+        return x_adv, margin(shown(x_adv), y)
 
-    return strongest_copy(one, key, logits_fn, x, y, eps, restarts=restarts, targets=0)
+    x_adv = strongest_copy(one, key, shown, x, y, eps, restarts=restarts, targets=0)
+    return jnp.moveaxis(x_adv, -1, axis)
 
 
 def _sides(share: float, shape: tuple[int, ...], least: int) -> tuple[int, int]:
     """The window of `share` of the pixels: a square, or longer where the image is too narrow."""
-    pixels, narrow = share * shape[0] * shape[1], min(shape[:2])
+    pixels, narrow = share * shape[0] * shape[1], max(min(shape[:2]), 1)
     side = max(round(math.sqrt(pixels)), least)
     side = side if side <= narrow else max(round(pixels / narrow), least)
     return min(side, shape[0]), min(side, shape[1])

@@ -3,6 +3,7 @@
 A function of this room that treats examples one by one takes and returns batches.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +14,8 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.norms import Norm, expand
+from lipreg.norms import Norm, expand, wide
+from lipreg.tracing import output
 
 __all__ = [
     "Bounds",
@@ -23,15 +25,21 @@ __all__ = [
     "at_least_one",
     "check_inputs",
     "check_inside",
+    "check_labels",
     "check_norm",
+    "check_radius",
+    "check_scale",
+    "check_targets",
     "example_keys",
     "fold_in",
     "likeliest_wrong",
     "misclassified",
+    "nudge",
     "random_in_ball",
     "select",
     "strongest_copy",
     "to_boundary",
+    "within",
 ]
 
 LogitsFn = Callable[[Array], Array]
@@ -74,9 +82,49 @@ def check_inside(x: Array, bounds: Bounds) -> None:
     if isinstance(x, Tracer):
         return
     values = np.asarray(x)
-    if not ((values >= low) & (values <= high)).all():
+    # Pixels normalised in x's type are one rounding away from bounds normalised in another.
+    room = float(jnp.finfo(values.dtype).eps)
+    least, most = float(values.min()), float(values.max())
+    if not (least >= low - room * abs(low) and most <= high + room * abs(high)):
+        raise ValueError(f"x has values from {least:.9g} to {most:.9g}, outside bounds {bounds}.")
+
+
+def check_scale(attack: str, bounds: Bounds) -> None:
+    """ValueError for a box without an end, where lengths count in widths of the box."""
+    if not np.isfinite(bounds).all():
+        raise ValueError(
+            f"{attack}: bounds = {bounds}; it measures in widths of the box, which must be finite. "
+            "fgsm, pgd, apgd, fab, deepfool and square need no such box."
+        )
+
+
+def check_radius(eps: ArrayLike) -> None:
+    """ValueError for a negative radius and for one that is no number."""
+    if not isinstance(eps, Tracer) and not (np.asarray(eps) >= 0).all():
+        raise ValueError(f"eps = {eps}; a radius must be 0 or more.")
+
+
+def check_labels(y: ArrayLike, what: str = "y") -> None:
+    """ValueError for what is no integer."""
+    dtype = jnp.result_type(y)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{what} has dtype {dtype}; want classes, which are integers.")
+
+
+def check_targets(targets: Array, y: Array, classes: int) -> None:
+    """ValueError for targets that are not `[B, T]`, of no class, or of the true one."""
+    check_labels(targets, "targets")
+    if targets.ndim != 2 or len(targets) != len(y):
+        raise ValueError(f"targets have shape {list(targets.shape)}; want [{len(y)}, T].")
+    if isinstance(targets, Tracer):
+        return
+    values = np.asarray(targets)
+    if not ((values >= 0) & (values < classes)).all():
         least, most = values.min(), values.max()
-        raise ValueError(f"x has values from {least:g} to {most:g}, outside bounds {bounds}.")
+        raise ValueError(f"targets from {least} to {most}; logits_fn has 0 to {classes - 1}.")
+    if not isinstance(y, Tracer) and (values == np.asarray(y)[:, None]).any():
+        row = int((values == np.asarray(y)[:, None]).any(1).argmax())
+        raise ValueError(f"targets[{row}] = {values[row].tolist()} has the true class, {y[row]}.")
 
 
 def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> None:
@@ -85,7 +133,9 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
         raise ValueError(f"x has dtype {x.dtype}; attacks need floating-point pixels in {bounds}.")
     if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"y has shape {list(y.shape)}, dtype {y.dtype}; want classes [{len(x)}].")
-    logits = jax.eval_shape(logits_fn, x)
+    if not x.size:
+        raise ValueError(f"x has shape {list(x.shape)}: no images.")
+    logits = output(logits_fn, x)
     if not hasattr(logits, "shape") or logits.ndim != 2 or logits.shape[0] != x.shape[0]:
         got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"logits_fn must return [{x.shape[0]}, K]; it returned {got}.")
@@ -102,9 +152,14 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
 
 
 def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
-    """`argmax_k logits_k(x) != y`, [B]. Logits that are not numbers are no answer, and so wrong."""
+    """`argmax_k logits_k(x) != y`, [B]. Logits that are nan or inf are no answer, and so wrong.
+
+    A logit of -inf masks a class, and is legal. Classes are compared as int32, whatever their type.
+    """
+    check_labels(y)
     logits = logits_fn(x)
-    return (jnp.argmax(logits, -1).astype(y.dtype) != y) | ~jnp.isfinite(logits).all(-1)
+    answer = jnp.argmax(logits, -1).astype(jnp.int32)
+    return (answer != jnp.asarray(y).astype(jnp.int32)) | ~jnp.isfinite(logits.max(-1))
 
 
 def select(mask: Array, a: Array, b: Array) -> Array:
@@ -112,9 +167,26 @@ def select(mask: Array, a: Array, b: Array) -> Array:
     return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
 
 
+def nudge(x: Array, norm: Norm, bounds: Bounds) -> Array:
+    """The least that a search moves, where the model says that the boundary is at x itself: in
+    `norm`, a millionth of the box in every pixel; of 1, where the box has no end.
+    """
+    width = bounds[1] - bounds[0] if np.isfinite(bounds).all() else 1.0
+    return norm.size(jnp.full((1, *x.shape[1:]), 1e-6 * width, x.dtype))[0]
+
+
+def within(slope: Array, x: Array, bounds: Bounds) -> Array:
+    """The slope in the entries that can follow it in the box: 0 where x is at the bound ahead."""
+    low, high = bounds
+    return jnp.where(jnp.where(slope > 0, x < high, x > low), slope, 0.0)
+
+
 def likeliest_wrong(logits: Array, y: Array, n: int) -> Array:
     """The n classes other than y with the largest logits, the likeliest first, `[B, n]`."""
-    others = jnp.where(jax.nn.one_hot(y, logits.shape[1], dtype=bool), -jnp.inf, logits)
+    # A masked class, of logit -inf, is less unlikely than y itself.
+    others = jnp.maximum(logits, jnp.finfo(logits.dtype).min)
+    is_y = jax.nn.one_hot(y.astype(jnp.int32), logits.shape[1], dtype=bool)
+    others = jnp.where(is_y, -jnp.inf, others)
     return jax.lax.top_k(others, n)[1]
 
 
@@ -137,8 +209,9 @@ def strongest_copy(
     traced; with 0 `target` is None. Returns, `[B, ...]`, the copy with the largest score of each
     example, without a derivative.
     """
-    batch, classes = x.shape[0], jax.eval_shape(logits_fn, x).shape[1]
+    batch, classes = x.shape[0], output(logits_fn, x).shape[1]
     at_least_one("an attack", restarts=restarts)
+    check_radius(eps)
     if isinstance(targets, int):
         if not 0 <= targets < classes:
             raise ValueError(
@@ -146,6 +219,7 @@ def strongest_copy(
             )
         likeliest = likeliest_wrong(logits_fn(x), y, targets) if targets else None
     else:
+        check_targets(targets, y, classes)
         likeliest = targets
     copies = restarts * (1 if likeliest is None else likeliest.shape[1])
 
@@ -168,18 +242,20 @@ def to_boundary(logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, *, steps:
     x itself where it is misclassified, and where x_adv is not: an attack that failed.
     """
     fooled = misclassified(logits_fn, x_adv, y)
+    start, way = wide(x), wide(x_adv) - wide(x)
+    at = lambda fraction: (start + expand(fraction, way) * way).astype(x.dtype)
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         """Fractions of the way to x_adv: right at the first, misclassified at the second."""
         right, wrong = ends
         middle = (right + wrong) / 2
-        fooled = misclassified(logits_fn, x + expand(middle, x) * (x_adv - x), y)
+        fooled = misclassified(logits_fn, at(middle), y)
         return jnp.where(fooled, right, middle), jnp.where(fooled, middle, wrong)
 
-    ends = jnp.zeros(x.shape[0], x.dtype), jnp.ones(x.shape[0], x.dtype)
+    ends = jnp.zeros(x.shape[0], way.dtype), jnp.ones(x.shape[0], way.dtype)
     _, fraction = jax.lax.fori_loop(0, steps, halve, ends)
     # The end itself as it was handed in: x + 1 (x_adv - x) may round to another point.
-    nearest = select(fraction < 1, x + expand(fraction, x) * (x_adv - x), x_adv)
+    nearest = select(fraction < 1, at(fraction), x_adv)
     # Classified again: in another program the last bit may differ.
     nearest = select(misclassified(logits_fn, nearest, y), nearest, x_adv)
     return select(misclassified(logits_fn, x, y) | ~fooled, x, nearest)
@@ -190,7 +266,9 @@ def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
     size is: nearly all of a ball's volume is at its surface when there are hundreds of pixels, and
     noise of full size is one that an attack has to undo.
     """
-    shape, dtype, n = x.shape[1:], x.dtype, x[0].size
+    shape, dtype, n = x.shape[1:], x.dtype, math.prod(x.shape[1:])
+    if not n:
+        return x
 
     def start(key: Array) -> Array:
         if norm.p == float("inf"):
@@ -200,7 +278,7 @@ def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
             point = jax.random.normal(to_point, (1, n), dtype)
         else:
             point = jax.random.ball(to_point, n, norm.p, dtype=dtype)[None]
-        size = jax.random.uniform(to_size, (1,), dtype) / norm.size(point)
+        size = jax.random.uniform(to_size, (1,), dtype) / jnp.maximum(norm.size(point), 1e-30)
         return (point * size[:, None]).reshape(shape)
 
     return jax.vmap(start)(keys)

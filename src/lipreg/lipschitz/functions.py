@@ -6,6 +6,7 @@ never more than the constant: an estimate certifies nothing.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,8 +16,16 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.attacks.start import Bounds, at_least_one, check_inside, example_keys, select
-from lipreg.norms import L1, L2, LINF, Norm, expand
+from lipreg.attacks.start import (
+    Bounds,
+    at_least_one,
+    check_inside,
+    example_keys,
+    select,
+    within,
+)
+from lipreg.norms import L1, L2, LINF, Norm, expand, finite, wide
+from lipreg.tracing import output
 
 __all__ = [
     "Constant",
@@ -70,7 +79,7 @@ def operator_norm(a: Array, *, norm: Norm = L2, label_norm: Norm = LINF) -> Arra
     >>> operator_norm(a), operator_norm(a, norm=LINF)
     (Array([5.], dtype=float32), Array([7.], dtype=float32))
     """
-    a = a.reshape(*a.shape[:2], -1)
+    a = wide(a.reshape(*a.shape[:2], -1))
     if label_norm == LINF:
         return jax.vmap(norm.dual, 1, 1)(a).max(1)
     if norm == L1:
@@ -155,7 +164,8 @@ def ascended_pairs(
     fraction `step_size` of their distance, then by more after a move that raised the quotient and
     by less after one that did not, which is taken back. So more steps never find less. No pair
     comes closer than eps, so that rounding of f, some `1e-7 |f| / eps`, is not taken for slope.
-    `bounds` is the box that pairs stay in; `unroll` is that of `lax.fori_loop`.
+    `bounds` is the box that pairs stay in, `(-inf, inf)` for none; `unroll` is that of
+    `lax.fori_loop`. Of points in half precision the search is in float32.
 
     Raises: ValueError for x outside bounds, a key of the old kind, eps of 0, steps below 1, and
     where f returns neither `[B]` nor `[B, K]`.
@@ -170,10 +180,12 @@ def ascended_pairs(
         raise ValueError(f"eps = {eps}; the distance of a pair must be more than 0.")
     check_inside(x, bounds)
     low, high = bounds
+    given, x = partial(jax.lax.convert_element_type, new_dtype=x.dtype), wide(x)
 
     def quotient(u: Array, v: Array) -> Array:
-        gap = label_norm.size((f(u) - f(v)).reshape(x.shape[0], -1))
-        length = norm.size(u - v)
+        u, v = given(u), given(v)
+        gap = label_norm.size((wide(f(u)) - wide(f(v))).reshape(x.shape[0], -1))
+        length = norm.size(wide(u) - wide(v))
         return jnp.where(length > 0, gap / jnp.where(length > 0, length, 1.0), 0.0)
 
     def fit(u: Array, v: Array) -> tuple[Array, Array]:
@@ -192,7 +204,11 @@ def ascended_pairs(
         # the pair would turn and stay where it is.
         turn = t % 2
         sign = (1 - 2 * turn).astype(x.dtype)
-        move = norm.direction(to_u + sign * to_v).astype(x.dtype)
+        slope = finite(to_u) + sign * finite(to_v)
+        if norm.p < 2:  # where few entries have all of the move, those that can follow it
+            both = within(within(slope, u, bounds), v, bounds)
+            slope = jnp.where(turn == 0, both, slope)
+        move = norm.direction(slope).astype(x.dtype)
         move = expand(rates[turn] * norm.size(u - v), x) * move
         u, v = fit(u + move, v + sign * move)
         found = Pairs(u, v, quotient(u, v))
@@ -206,13 +222,13 @@ def ascended_pairs(
     start = Pairs(u, v, quotient(u, v))
     rates = jnp.full((2, x.shape[0]), step_size, start.quotients.dtype)
     best, _ = jax.lax.fori_loop(0, steps, ascend, (start, rates), unroll=unroll)
-    return jax.lax.stop_gradient(best)
+    return jax.lax.stop_gradient(Pairs(given(best.x1), given(best.x2), best.quotients))
 
 
 def _check(f: Callable[[Array], Array], x: Array) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x has dtype {x.dtype}; want floating points [B, ...].")
-    out = jax.eval_shape(f, x)
+    out = output(f, x)
     if not hasattr(out, "shape") or out.ndim not in (1, 2) or out.shape[0] != x.shape[0]:
         got = list(out.shape) if hasattr(out, "shape") else type(out).__name__
         raise ValueError(f"f must return [{x.shape[0]}] or [{x.shape[0]}, K]; it returned {got}.")

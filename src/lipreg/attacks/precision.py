@@ -1,0 +1,58 @@
+"""Images in half precision, for every attack."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lipreg.attacks.start import LogitsFn
+
+__all__ = ["in_single"]
+
+Attack = TypeVar("Attack", bound=Callable[..., Array])
+
+
+def in_single(attack: Attack) -> Attack:
+    """The attack, with perturbations in float32 where images are in bfloat16 or float16.
+
+    Each point that the model sees, and the one returned, has the type of x, and every entry of it
+    is rounded towards x: what it sees is what may be returned, and neither leaves the ball or the
+    box. To the gradient the rounding is the identity.
+    """
+
+    @functools.wraps(attack)
+    def run(key: Array, logits_fn: LogitsFn, x: Array, y: Array, *args: Any, **options: Any):
+        if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits >= 32:
+            return attack(key, logits_fn, x, y, *args, **options)
+        shown = lambda points: logits_fn(_rounded(points, x))
+        x_adv = attack(key, shown, x.astype(jnp.float32), y, *args, **options)
+        return _rounded(x_adv, x)
+
+    return cast(Attack, run)
+
+
+@jax.custom_jvp
+def _rounded(points: Array, x: Array) -> Array:
+    """Points `[C * B, ...]`, copy by copy, in the type of x `[B, ...]` and no farther from it."""
+    copies = len(points) // max(len(x), 1)
+    x = jnp.tile(x, (copies,) + (1,) * (x.ndim - 1))
+    kind = jnp.finfo(x.dtype)
+    # XLA is free to leave out the cast to half precision and back again, but not this.
+    rounded = jax.lax.reduce_precision(points, kind.nexp, kind.nmant)
+    beyond = jnp.where(points > x.astype(points.dtype), rounded > points, rounded < points)
+    nearest = rounded.astype(x.dtype)
+    nearest = jnp.where(beyond, jnp.nextafter(nearest, x), nearest)
+    # It makes 0 of subnormal numbers, which may be the farther end from x of what they lie between.
+    tiny = float(kind.tiny)
+    ends = jnp.where(points < 0, -tiny, 0.0), jnp.where(points > 0, tiny, 0.0)
+    return jnp.where(
+        jnp.abs(points) < tiny, jnp.clip(x, *(e.astype(x.dtype) for e in ends)), nearest
+    )
+
+
+@_rounded.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return _rounded(*primals), tangents[0].astype(primals[1].dtype)

@@ -1,0 +1,164 @@
+"""What holds for every attack, image by image, whatever the images and the networks are like."""
+
+import functools
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipreg import attacks
+from lipreg.attacks.start import example_keys
+from lipreg.norms import L1, L2, LINF, wide
+
+KEY = jax.random.key(0)
+BATCH, PIXELS, CLASSES = 4, (4, 4, 1), 3
+KEYS = example_keys(KEY, BATCH)
+X = jax.random.uniform(jax.random.fold_in(KEY, 1), (BATCH, *PIXELS), minval=0.05, maxval=0.95)
+normal = lambda i, *shape: jax.random.normal(jax.random.fold_in(KEY, 10 + i), shape)
+W1, W2 = 0.5 * normal(0, 6, 16), normal(1, CLASSES, 6)
+label = lambda value: getattr(value, "name", None)
+
+
+def net(x, classes=CLASSES):
+    """In sums, row by row: a matrix product rounds by the batch's shape. It sees the size of the
+    first pixel by a root, which has no slope at 0."""
+    x = wide(x).reshape(x.shape[0], 1, 16)
+    root = jnp.sqrt(jnp.square(x[:, :, 0]))
+    hidden = jnp.tanh((x * W1[None]).sum(2)) + root
+    return (hidden[:, None] * W2[None, :classes]).sum(2)
+
+
+# The last image is classified wrong.
+Y = (net(X).argmax(1) + (jnp.arange(BATCH) == BATCH - 1).astype(jnp.int32)) % CLASSES
+takes = lambda name: inspect.signature(getattr(attacks, name)).parameters
+
+# Contracts need no strength: fewer steps than an attack's own number.
+SHORT = {
+    "apgd": {"steps": 12, "restarts": 2},
+    "basic_iterative": {"growths": 4, "bisections": 4},
+    "boundary": {"steps": 40},
+    "carlini_wagner": {"steps": 40, "searches": 3, "c": 0.1},
+    "ddn": {"steps": 30},
+    "deepfool": {"steps": 10},
+    "ead": {"steps": 40, "searches": 3, "c": 0.1},
+    "fab": {"steps": 8, "targets": 2},
+    "fmn": {"steps": 40},
+    "hopskipjump": {"steps": 3, "evaluations": 15},
+    "log_barrier": {"outer": 3, "inner": 15},
+    "square": {"queries": 40},
+}
+LEAST = {
+    "basic_iterative": {"steps": 1, "growths": 1, "bisections": 1},
+    "carlini_wagner": {"steps": 1, "searches": 1},
+    "deepfool": {"steps": 1, "classes": 1, "refine": 0},
+    "ead": {"steps": 1, "searches": 1},
+    "fab": {"steps": 1, "classes": 1},
+    "fgsm": {},
+    "hopskipjump": {"steps": 1, "evaluations": 1, "starts": 1},
+    "boundary": {"steps": 1, "starts": 1},
+    "log_barrier": {"outer": 1, "inner": 1, "draws": 1},
+    "square": {"queries": 1},
+}
+
+
+def serves(name, norm):
+    try:
+        jax.eval_shape(partial(run, name, norm, {}), KEYS, X, Y, 0.1)
+    except ValueError as e:
+        if "no form for the norm" not in str(e):
+            raise
+        return False
+    return True
+
+
+def run(name, norm, options, keys, x, y, eps, model=net):
+    radius = {"eps": eps} if "eps" in takes(name) else {}
+    attack = partial(getattr(attacks, name), norm=norm, **options, **radius)
+    return attack(keys, model, x, y)
+
+
+@functools.cache
+def compiled(name, norm):
+    """One program for each shape and type of the images."""
+    return jax.jit(partial(run, name, norm, SHORT.get(name, {})))
+
+
+def one_norm(name):
+    return next(norm for norm in (L2, L1) if serves(name, norm))
+
+
+MEMBERS = [(name, one_norm(name)) for name in attacks.__all__]
+MEMBERS += [("apgd", L1), ("fmn", L1), ("square", LINF)]
+each_member = pytest.mark.parametrize(("name", "norm"), MEMBERS, ids=label)
+each_attack = pytest.mark.parametrize("name", attacks.__all__)
+
+
+def radius(norm, scale=0.1):
+    """As far as a step of `scale` in every pixel."""
+    return scale * norm.size(jnp.ones((1, *PIXELS)))[0]
+
+
+def inside(x_adv, x, norm, eps=jnp.inf):
+    size = norm.size(wide(x_adv) - wide(x))
+    return bool(((x_adv >= 0) & (x_adv <= 1)).all() & (size <= eps * (1 + 1e-5)).all())
+
+
+@each_member
+def test_an_image_is_attacked_alone_as_it_is_beside_others(name, norm):
+    """Images that are broken at once, later and never; with a key of its own each."""
+    eps = radius(norm) * jnp.array([0.1, 3.0, 1.0, 1.0])
+    attack = compiled(name, norm)
+    together = attack(KEYS, X, Y, eps)
+    for row in range(BATCH):
+        one = slice(row, row + 1)
+        alone = attack(KEYS[one], X[one], Y[one], eps[one])
+        np.testing.assert_allclose(alone, together[one], atol=1e-6)
+
+
+@each_member
+def test_an_entry_without_a_slope_costs_no_image(name, norm):
+    x = X.at[:, 0, 0, 0].set(0.0)
+    y = net(x).argmax(1)
+    x_adv = compiled(name, norm)(KEYS, x, y, jnp.full(BATCH, radius(norm, 0.3)))
+    assert inside(x_adv, x, norm)
+    assert (net(x_adv).argmax(1) != y).mean() >= 0.5
+
+
+@each_member
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_images_in_half_precision_are_attacked_in_single(name, norm, dtype):
+    """What is returned has their type, is in the ball as measured, and fools as it is."""
+    if dtype == jnp.float16 and name not in ("apgd", "deepfool"):
+        pytest.skip("as in bfloat16")
+    x = X.astype(dtype)
+    y = net(x).argmax(1)
+    x_adv = compiled(name, norm)(KEYS, x, y, radius(norm, 0.3))
+    assert x_adv.dtype == dtype
+    assert inside(x_adv, x, norm, radius(norm, 0.3) if "eps" in takes(name) else jnp.inf)
+    assert (net(x_adv).argmax(1) != y).mean() >= 0.5
+
+
+@each_attack
+def test_at_the_limits_of_its_options_an_attack_stays_inside(name):
+    """Two classes, one image, as few steps as there can be, no radius and one beyond the box; and a
+    margin of 0, at which the first class is the answer."""
+    norm = one_norm(name)
+    two = lambda x: net(x, 2) - net(X[:1], 2)
+    options = LEAST.get(name, {"steps": 1})
+    attack = jax.jit(lambda x, eps: run(name, norm, options, KEYS[:1], x, Y[:1] * 0, eps, two))
+    for x in (X[:1], jnp.zeros_like(X[:1]), jnp.ones_like(X[:1])):
+        assert inside(attack(x, 0.0), x, norm, 0.0 if "eps" in takes(name) else jnp.inf)
+        assert inside(attack(x, 1e3), x, norm)
+
+
+@each_attack
+def test_a_class_that_is_masked_costs_no_image(name):
+    """Its logit is -inf, and its boundary nowhere."""
+    masked = lambda x: jnp.concatenate([net(x), jnp.full((len(x), 1), -jnp.inf)], 1)
+    norm = one_norm(name)
+    options = SHORT.get(name, {})
+    attack = jax.jit(lambda eps: run(name, norm, options, KEYS, X, Y, eps, masked))
+    assert inside(attack(radius(norm)), X, norm)
