@@ -209,6 +209,17 @@ def test_deepfool_takes_the_box_into_account(norm):
     np.testing.assert_allclose(x_adv, [[1.0, 0.2]], atol=1e-3)
 
 
+def test_fmn_comes_through_where_the_box_cuts_every_step():
+    """Black and white images, half of whose pixels can't follow the slope."""
+    x = jnp.round(jax.random.uniform(KEY, (100, 20)))
+    slopes = normal(9, 20)
+    level = x @ slopes - jax.random.uniform(jax.random.fold_in(KEY, 9), (100,), minval=0.2)
+    model = lambda x: jnp.stack([x @ slopes - level, 0 * x[:, 0]], 1)
+    y = jnp.zeros(100, int)
+    x_adv = jax.jit(lambda x: attacks.fmn(KEY, model, x, y, norm=LINF))(x)
+    assert (curves.distance(model, x, y, x_adv, norm=LINF) < jnp.inf).all()
+
+
 @pytest.mark.parametrize("norm", NORMS, ids=label)
 def test_fmn_comes_through_where_the_boundary_it_sees_is_next_to_nothing_ahead(norm):
     """Linear models from points between which and the boundary lies the box, in l_1 most of all."""

@@ -170,7 +170,7 @@ def _phases(
     lengths = np.zeros((len(counts), steps), np.int32)
     for row, count in zip(lengths, counts, strict=True):
         row[:count] = _checkpoints(count, sparse)
-    return lengths, np.array(counts, np.int32), np.arange(len(counts), 0, -1, np.int32)
+    return lengths, np.array(counts, np.int32), np.arange(len(counts), 0, -1, dtype=np.int32)
 
 
 def _checkpoints(steps: int, sparse: bool) -> np.ndarray:

@@ -17,7 +17,6 @@ from lipreg.attacks.start import (
     misclassified,
     nudge,
     select,
-    within,
 )
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L1, L2, LINF, Norm, expand, finite
@@ -95,9 +94,8 @@ def fmn(
     never grow. From then on e shrinks by the factor 1 - gamma where the point is misclassified,
     never above the best length found, and grows by 1 + gamma where it is not. The step a falls from
     1 to 0.01 in units of the box, gamma to a fiftieth, along cosines. The closest misclassified
-    point is returned. Two more things differ from the paper: e grows by a thousandth at least, as
-    the distance that the linearised model sees is next to nothing at the boundary; and for L1 g has
-    those entries alone that can move in the box. Deterministic. Norms: L1, L2, LINF.
+    point is returned. Other than in the paper e grows by a thousandth at least: at the boundary the
+    distance that the linearised model sees is next to nothing. Deterministic. Norms: L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> fmn(jax.random.key(0), lambda x: x, x, y).round(2)
@@ -118,8 +116,6 @@ def fmn(
         point, length, radius, best, least = carry
         grad, value = jax.grad(total, has_aux=True)(point)
         grad = finite(grad)
-        # Else the projection leaves the entries at the bounds most of an l_1 ball.
-        grad = within(grad, point, bounds) if norm is L1 else grad
         wrong = value > 0
         best, least = _keep(best, least, x, point, wrong, norm)
         found = least < jnp.inf
