@@ -29,6 +29,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 from jax.typing import ArrayLike
 
+from lipreg import convolution
 from lipreg.lipschitz import mixing
 from lipreg.lipschitz.slopes import ELEMENTWISE, Box, most, product
 from lipreg.lipschitz.values import Root, Value, bound, settle
@@ -229,6 +230,10 @@ def _walk(jaxpr: Any, constants: Any, args: list, eps: Any) -> list:
         elif eqn.primitive.name in CALLS:
             inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+            outputs = _walk(inner.jaxpr, inner.consts, inputs, eps)
+        elif eqn.primitive is convolution.partial_p:
+            form = partial(convolution.in_lax, **eqn.params)
+            inner = jax.make_jaxpr(form)(*(v.aval for v in eqn.invars))
             outputs = _walk(inner.jaxpr, inner.consts, inputs, eps)
         elif all(value is None for _, value in inputs):
             outputs = [(out, None) for out in _bind(eqn, *(number for number, _ in inputs))]
