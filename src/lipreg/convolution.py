@@ -15,7 +15,7 @@ gradient in the kernel. Each is bilinear: its derivative forwards is itself, and
 the other two. So they are one primitive of JAX's, with those rules, and every derivative, forward
 or reverse and of any order, calls these three functions and nothing else.
 
-jaxlib (0.10 to 0.12) hands convolutions outside of loops to YNNPACK, which takes twice the time of XLA's own
+jaxlib hands convolutions outside of loops to YNNPACK, which takes twice the time of XLA's own
 on two cores; `cpu.tune` says no to that, but for those that XLA fuses with a reduction. So the
 networks' pooling is none (`models.layers.pooled`).
 """
