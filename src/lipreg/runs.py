@@ -232,8 +232,8 @@ class Log:
 
 def checkpoints(workdir: str | os.PathLike, *, keep: int = 2) -> ocp.training.Checkpointer:
     """Orbax's manager of a run's checkpoints, the newest `keep` of them."""
-    newest = ocp.training.preservation_policies.LatestN(keep)
-    folder = (Path(workdir) / "checkpoints").absolute()
+    newest: Any = ocp.training.preservation_policies.LatestN(keep)
+    folder = os.path.abspath(os.path.join(workdir, "checkpoints"))
     return ocp.training.Checkpointer(folder, preservation_policy=newest)
 
 
@@ -269,7 +269,7 @@ def save(manager: ocp.training.Checkpointer, step: int, state: Any) -> None:
 
 
 def _read(manager: ocp.training.Checkpointer, step: int, template: Any) -> Any:
-    meta = manager.metadata(step).custom_metadata
+    meta: Any = manager.metadata(step).custom_metadata
     if not meta:  # saved by Orbax's older interface
         meta = manager.load_checkpointables(step, {"meta": None})["meta"]
     leaves = _leaves(template)
