@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from lipreg import models
+from lipreg.convolution import conv
 from lipreg.lipschitz.bounds import interval, lipschitz
 from lipreg.models.layers import pooled
 
@@ -174,6 +175,19 @@ def test_the_fourier_bound_is_never_below_the_norm_of_the_convolution(name):
     assert exact <= found * SLACK
     # A stride, or zeros in between, leave out what the torus has.
     assert found <= exact * (1.1 if name in ("same", "wide", "groups") else 2.1)
+
+
+def test_a_gradient_of_the_library_convolution_is_bounded_as_what_it_computes():
+    w, x = normal(3, 3, 1, 2), uniform(2, 4, 4, 1)
+
+    def smooth(x):
+        return jnp.exp(conv(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+
+    f = lambda x: jax.grad(lambda x: smooth(x).sum())(x).reshape(len(x), -1)
+    found = lipschitz(f, x)
+    assert (spectral(f, x) <= np.asarray(found.output) * SLACK).all()
+    low, high = interval(f, jnp.zeros_like(x), jnp.ones_like(x))
+    assert ((low <= f(x)) & (f(x) <= high)).all()
 
 
 def test_windows_that_do_not_overlap_are_exact():

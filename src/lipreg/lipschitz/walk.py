@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
+from lipreg import convolution
 from lipreg.lipschitz import mixing
 from lipreg.lipschitz.slopes import CONDITIONS, ELEMENTWISE, Box, largest, most, outward, upper
 from lipreg.lipschitz.values import Root, Value, bound, settle
@@ -67,6 +68,10 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
         elif name in CALLS:
             inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+            outputs = walk(inner.jaxpr, inner.consts, inputs, eps)
+        elif eqn.primitive is convolution.partial_p and moving:
+            form = partial(convolution.in_lax, **eqn.params)
+            inner = jax.make_jaxpr(form)(*(v.aval for v in eqn.invars))
             outputs = walk(inner.jaxpr, inner.consts, inputs, eps)
         elif not moving:
             outputs = _bind(eqn, *inputs)
