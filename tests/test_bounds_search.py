@@ -13,7 +13,7 @@ from random_programs import Draw, batched, program
 
 from lipreg.lipschitz.bounds import interval, lipschitz
 
-PROGRAMS = int(os.environ.get("LIPREG_PROGRAMS", "16"))
+PROGRAMS = int(os.environ.get("LIPREG_PROGRAMS", "12"))
 POINTS = 48
 
 
@@ -62,7 +62,7 @@ def contradiction(f, x, low, high, eps, rng):
     least, most = (np.float64(end[0]) for end in ends)
     output, margins = float(found.output[0]), np.float64(found.margins[0])
     with jax.enable_x64(True):
-        look = jax.vmap(lambda x: (f(x), slopes(f, x)))
+        look = jax.jit(jax.vmap(lambda x: (f(x), slopes(f, x))))
 
         def see(points):
             values, rows = look(jnp.asarray(points, jnp.float64))
