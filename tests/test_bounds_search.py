@@ -13,7 +13,9 @@ from random_programs import Draw, batched, program
 
 from lipreg.lipschitz.bounds import interval, lipschitz
 
-PROGRAMS = int(os.environ.get("LIPREG_PROGRAMS", "12"))
+PROGRAMS = int(os.environ.get("LIPREG_PROGRAMS", "4"))
+# Rules that held for usual arguments only were contradicted by these.
+FOUND = (7, 12, 79, 86, 127, 136, 150, 1030)
 POINTS = 48
 
 
@@ -127,6 +129,6 @@ def examine(seed):
     return "infinite" if found is None else found or "held"
 
 
-@pytest.mark.parametrize("seed", range(PROGRAMS))
+@pytest.mark.parametrize("seed", [*FOUND, *range(PROGRAMS)])
 def test_no_point_contradicts_the_bounds_of_a_random_program(seed):
     assert examine(seed) in {"held", "infinite", "refused"}
