@@ -13,7 +13,9 @@ from random_programs import Draw, batched, program
 
 from lipreg.lipschitz.bounds import interval, lipschitz
 
-PROGRAMS = int(os.environ.get("LIPREG_PROGRAMS", "16"))
+PROGRAMS = int(os.environ.get("LIPREG_PROGRAMS", "4"))
+# Rules that held for usual arguments only were contradicted by these.
+FOUND = (7, 12, 79, 86, 127, 136, 150, 1030)
 POINTS = 48
 
 
@@ -62,7 +64,7 @@ def contradiction(f, x, low, high, eps, rng):
     least, most = (np.float64(end[0]) for end in ends)
     output, margins = float(found.output[0]), np.float64(found.margins[0])
     with jax.enable_x64(True):
-        look = jax.vmap(lambda x: (f(x), slopes(f, x)))
+        look = jax.jit(jax.vmap(lambda x: (f(x), slopes(f, x))))
 
         def see(points):
             values, rows = look(jnp.asarray(points, jnp.float64))
@@ -127,6 +129,6 @@ def examine(seed):
     return "infinite" if found is None else found or "held"
 
 
-@pytest.mark.parametrize("seed", range(PROGRAMS))
+@pytest.mark.parametrize("seed", [*FOUND, *range(PROGRAMS)])
 def test_no_point_contradicts_the_bounds_of_a_random_program(seed):
     assert examine(seed) in {"held", "infinite", "refused"}

@@ -118,9 +118,9 @@ def lipschitz(
 
     Called outside of `jit`, the parameters being numbers: each call compiles a program of its own,
     in float64, and takes the norms of all layers anew, so hand in many examples at once, and take
-    `bounder` for several eps. A bound is inf where nothing is proved, as for a step; in the type of
-    x it is rounded up. Norms of wide
-    layers cost the cube of their smaller side, per example where eps is finite.
+    `bounder` for several eps. A bound is inf where nothing is proved, as for a step; it is rounded
+    up to the type of x. Norms of wide layers cost the cube of their smaller side, per example where
+    eps is finite.
 
     Raises: ValueError where a primitive has no rule, or x is outside of `bounds`.
 

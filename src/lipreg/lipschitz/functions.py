@@ -129,7 +129,7 @@ def of_function(
 
 
 def of_linear(w: ArrayLike, *, norm: Norm = L2, label_norm: Norm = LINF) -> Constant:
-    """`||W||` from `norm` to `label_norm`, the constant of `x -> W x`, W `[K, N]`.
+    """`||W||` from `norm` to `label_norm`, the constant of `x -> W x`, W `[K, N]`, in float64.
 
     Of a layer `x @ w`, hand in `w.T`.
 
@@ -138,10 +138,13 @@ def of_linear(w: ArrayLike, *, norm: Norm = L2, label_norm: Norm = LINF) -> Cons
     >>> of_linear([[3.0, 4.0], [1.0, 0.0]])
     Constant(value=5.0, kind='exact')
     """
-    w = jnp.asarray(w)
+    w = np.asarray(w)
     if w.ndim != 2:
         raise ValueError(f"W has shape {list(w.shape)}; want a matrix [K, N].")
-    return Constant(float(operator_norm(w[None], norm=norm, label_norm=label_norm)[0]), "exact")
+    with jax.enable_x64(True):
+        matrix = jnp.asarray(w.astype(np.float64))[None]
+        value = operator_norm(matrix, norm=norm, label_norm=label_norm)[0]
+    return Constant(float(value), "exact")
 
 
 def ascended_pairs(

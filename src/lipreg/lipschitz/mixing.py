@@ -38,17 +38,18 @@ def _largest_singular(matrices: Array) -> Array:
     wide = matrices.shape[-2] < matrices.shape[-1]
     gram = matrices @ adjoint if wide else adjoint @ matrices
 
-    def square(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        power, root, exponent = carry
-        size = jnp.sqrt(jnp.square(jnp.abs(power)).sum((-2, -1)))
-        power = power / jnp.where(size > 0, size, 1.0)[..., None, None].astype(power.dtype)
-        return power @ power, root * size**exponent, exponent / 2
-
     one = jnp.ones(gram.shape[:-2], matrices.real.dtype)
     start = gram, one, jnp.ones((), one.dtype)
-    power, root, exponent = jax.lax.fori_loop(0, 24, square, start)
+    power, root, exponent = jax.lax.fori_loop(0, 24, _squared, start)
     size = jnp.sqrt(jnp.square(jnp.abs(power)).sum((-2, -1)))
     return upper(jnp.sqrt(largest(root * size**exponent)) * unit)
+
+
+def _squared(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    power, root, exponent = carry
+    size = jnp.sqrt(jnp.square(jnp.abs(power)).sum((-2, -1)))
+    power = power / jnp.where(size > 0, size, 1.0)[..., None, None].astype(power.dtype)
+    return power @ power, root * size**exponent, exponent / 2
 
 
 def _overlap(params: dict) -> int:
