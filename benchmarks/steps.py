@@ -69,3 +69,16 @@ def step(
     function = partial(getattr(objectives, objective), **options)
     strengths = dict.fromkeys(objectives.strengths(function), np.float32(STRENGTH))
     return train.make_step(apply, function, tx), strengths
+
+
+def repeated(compiled: Callable, state: train.State, *inputs: Any) -> Callable[[int], None]:
+    """`run(n)`: n steps of a compiled program that is given its state, waited for once."""
+    state = jax.tree.map(jnp.copy, state)
+
+    def run(calls: int) -> None:
+        nonlocal state
+        for _ in range(calls):
+            state, parts = compiled(state, *inputs)
+        jax.block_until_ready(parts)
+
+    return run

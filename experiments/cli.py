@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import jax
-from absl import flags, logging
+from absl import app, flags, logging
 
 from lipreg import cpu, parallel
 
@@ -29,8 +29,18 @@ def _fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
+def _help(argv: list[str]) -> None:
+    """Tell what the program does and its flags, with `--helpfull` those of all modules, and end."""
+    for full, names in ((False, {"h", "?", "help", "helpshort"}), (True, {"helpfull"})):
+        if any(a.startswith("-") and a.removeprefix("-").removeprefix("-") in names for a in argv):
+            app.usage(shorthelp=not full, writeto_stdout=True)
+            print("" if full else "\n--helpfull: the flags that all programs share, too.")
+            sys.exit(0)
+
+
 def _parse(argv: list[str]) -> list[str]:
     """The positional arguments. What config files and ml_collections raise becomes one line."""
+    _help(argv[1:])
     try:
         return flags.FLAGS(argv)[1:]
     except (AttributeError, KeyError) as error:

@@ -9,10 +9,12 @@ import pytest
 from flax import nnx
 
 from lipreg import models
+from lipreg.convolution import conv
 from lipreg.lipschitz.bounds import interval, lipschitz
 from lipreg.models.layers import pooled
 
 RNG = np.random.default_rng(0)
+KEY = jax.random.key(0)
 SLACK = 1 + 1e-5
 
 
@@ -142,7 +144,7 @@ def test_pooling_is_bounded_as_the_mean_that_it_is_on_every_platform():
     np.testing.assert_allclose(lipschitz(flat, image).output, 0.5, rtol=1e-5)
     ones = jnp.ones_like(image)
     for found, side in zip(interval(flat, image, ones), (flat(image), flat(ones)), strict=True):
-        np.testing.assert_allclose(found, side, rtol=1e-6)
+        np.testing.assert_allclose(found, side, rtol=2e-6)
 
 
 # Convolutions: the Fourier bound against the matrix.
@@ -173,6 +175,19 @@ def test_the_fourier_bound_is_never_below_the_norm_of_the_convolution(name):
     assert exact <= found * SLACK
     # A stride, or zeros in between, leave out what the torus has.
     assert found <= exact * (1.1 if name in ("same", "wide", "groups") else 2.1)
+
+
+def test_a_gradient_of_the_library_convolution_is_bounded_as_what_it_computes():
+    w, x = normal(3, 3, 1, 2), uniform(2, 4, 4, 1)
+
+    def smooth(x):
+        return jnp.exp(conv(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+
+    f = lambda x: jax.grad(lambda x: smooth(x).sum())(x).reshape(len(x), -1)
+    found = lipschitz(f, x)
+    assert (spectral(f, x) <= np.asarray(found.output) * SLACK).all()
+    low, high = interval(f, jnp.zeros_like(x), jnp.ones_like(x))
+    assert ((low <= f(x)) & (f(x) <= high)).all()
 
 
 def test_windows_that_do_not_overlap_are_exact():
@@ -220,6 +235,197 @@ def test_activations_have_their_ranges_and_their_largest_slopes():
     assert (quotients <= slopes + rounding).all()
     assert (slopes.max(0) <= 1.4 * np.asarray(steepest)).all()
     assert (slopes <= 1.35 * quotients + rounding + 0.12)[:7].all()
+
+
+# Arguments that are not the usual ones: the norm of a linear map is that of its matrix.
+
+WINDOWS = {
+    "dilation and stride": {"window_strides": (1, 2), "window_dilation": (1, 2)},
+    "dilation": {"window_strides": (1, 1), "window_dilation": (1, 3)},
+    "stride and dilation without a common divisor": {
+        "window_strides": (1, 2),
+        "window_dilation": (1, 3),
+    },
+    "zeros in between": {"window_strides": (1, 2), "base_dilation": (1, 2)},
+    "padding": {"window_strides": (1, 3), "padding": [(0, 0), (5, 2)]},
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_window_counts_an_entry_as_often_as_it_holds_it(name):
+    options = {"padding": [(0, 0), (0, 0)], **WINDOWS[name]}
+    total = lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 4), **options)
+    exact = np.linalg.norm(np.asarray(total(jnp.eye(40))), 2)
+    found = lipschitz(total, jnp.full((1, 40), 0.5)).output[0]
+    assert exact <= found <= 1.5 * exact
+    # Of the largest entry, in the middle, every window that holds it is the maximum.
+    peak = jnp.full((1, 40), 0.5).at[0, 20].set(0.9)
+    high = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 4), **options)
+    times = jnp.sum(high(peak) == 0.9)
+    assert lipschitz(high, peak).output[0] >= np.sqrt(times)
+
+
+@pytest.mark.parametrize("image_first", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window_strides": (2,), "lhs_dilation": (2,)},
+        {"window_strides": (1,), "rhs_dilation": (3,)},
+        {"window_strides": (3,), "lhs_dilation": (2,), "rhs_dilation": (2,)},
+    ],
+)
+def test_a_convolution_has_its_norm_whichever_argument_is_the_image(image_first, options):
+    other = normal(2, 3, 5)
+
+    def f(x):
+        v = x.reshape(1, 3, 8)
+        pair = (v, other) if image_first else (other, v)
+        return jax.lax.conv_general_dilated(*pair, padding=[(7, 7)], **options).reshape(1, -1)
+
+    exact = np.linalg.norm(np.asarray(jax.vmap(lambda v: f(v[None])[0])(jnp.eye(24))), 2)
+    found = lipschitz(f, jnp.full((1, 24), 0.5)).output[0]
+    assert exact <= found <= 3 * exact
+
+
+def test_groups_of_the_batch_have_the_norm_of_their_matrix():
+    kernel = normal(4, 3, 2)
+    f = lambda x: jax.lax.conv_general_dilated(
+        x.reshape(2, 3, 4), kernel, (1,), "VALID", batch_group_count=2
+    ).reshape(1, -1)
+    exact = np.linalg.norm(np.asarray(jax.vmap(lambda v: f(v[None])[0])(jnp.eye(24))), 2)
+    assert exact <= lipschitz(f, jnp.full((1, 24), 0.5)).output[0] <= 2 * exact
+
+
+def steep(x):
+    return 1e12 * jnp.maximum(0.0, 1e-11 * (x - 0.5))
+
+
+def test_a_kink_counts_however_small_its_units():
+    x = jnp.full((1, 2), 0.5)
+    np.testing.assert_allclose(lipschitz(steep, x).output, 10, rtol=1e-5)
+    jump = lambda x: 1e12 * jnp.where(x > 0.5, 1e-17, 0.0)
+    assert lipschitz(jump, x).output == jnp.inf
+    # Two ways to write the same shift meet to rounding.
+    meet = lambda x: jnp.where(x - 0.1 > 0, (x - 0.1) * 3, 0.0)
+    assert jnp.isfinite(lipschitz(meet, x, 0.25).output).all()
+
+
+def test_a_jump_counts_where_the_condition_is_flat_on_one_side():
+    jump = lambda x: jnp.where(jnp.maximum(0.0, x) > 0, x + 5, 0.0)
+    assert lipschitz(jump, jnp.zeros((1, 1)), bounds=(-1.0, 1.0)).output == jnp.inf
+    # A condition that never changes chooses one case, at every x.
+    never = lambda x: jnp.where(0 * x > 0, x, 5 * x)
+    assert lipschitz(never, jnp.zeros((1, 1))).output >= 5
+    assert interval(never, jnp.zeros((1, 1)), jnp.ones((1, 1)))[1] >= 5
+
+
+def test_rows_that_nearly_agree_have_no_margin_below_the_difference():
+    rows = np.ones((2, 64), np.float32)
+    rows[1, 0] += 2.0**-23
+    found = lipschitz(lambda x: x @ rows.T, jnp.zeros((1, 64))).margins[0, 0, 1]
+    assert 2.0**-23 <= found < 1e-5
+
+
+def test_slopes_that_underflow_when_squared_are_not_0():
+    def f(x):
+        weak = jnp.exp(-400 * x) @ jnp.ones((2, 2), x.dtype)  # of slope 1e-171
+        return weak * 1e38 * 1e38 * 1e38 * 1e38
+
+    found = float(lipschitz(f, jnp.ones((1, 2)), 0.01).output[0])
+    with jax.enable_x64(True):
+        assert 0 < spectral(f, jnp.ones((1, 2)))[0] <= found
+
+
+def test_a_function_of_the_platform_has_the_bound_of_its_steepest_form():
+    both = lambda *forms: lambda x: jax.lax.platform_dependent(x, cpu=forms[0], default=forms[1])
+    x = jnp.full((1, 3), 0.5)
+    for forms in ((lambda x: 9 * x, lambda x: x), (lambda x: x, lambda x: 9 * x)):
+        np.testing.assert_allclose(lipschitz(both(*forms), x).output, 9, rtol=1e-5)
+        low, high = interval(both(*forms), x, x)
+        assert (low <= 0.5).all()
+        assert (high >= 4.5).all()
+    nearly = both(lambda x: x * 1.0001, lambda x: x)
+    assert lipschitz(nearly, x).output >= 1.0001
+    # Of two ways to write one affine map, the default's bound.
+    alike = both(lambda x: x[:, :1] + x[:, 1:2] + x[:, 2:], lambda x: x.sum(1, keepdims=True))
+    np.testing.assert_allclose(lipschitz(alike, x).output, np.sqrt(3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_bound_is_never_rounded_down(dtype):
+    """In the type of the images: of 40 constants that it does not hold, 20 would be."""
+    for true in np.float32(RNG.uniform(0.5, 50.0, 6)):
+        f = lambda x, true=true: true * x.astype(jnp.float32)
+        found = lipschitz(f, jnp.zeros((1, 2), dtype)).output
+        assert found.dtype == dtype
+        room = 2e-6 + 2 * float(jnp.finfo(dtype).eps)
+        assert np.float64(true) <= np.float64(found[0]) <= true * (1 + room) + 1e-4
+
+
+def test_an_interval_is_never_rounded_inwards():
+    way = np.abs(RNG.normal(size=(784, 3))).astype(np.float32)
+    shift = jnp.asarray([[-100.0, 0.0, 1e3]])
+    low, high = interval(lambda x: x @ way + shift, jnp.zeros((1, 784)), jnp.ones((1, 784)))
+    exact = np.float64(way).sum(0) + np.asarray(shift)
+    assert (np.float64(high) >= exact).all()
+    assert (np.float64(low) <= np.asarray(shift)).all()
+    np.testing.assert_allclose(high, exact, rtol=3e-6)
+
+
+def test_an_inverse_about_0_is_anything():
+    ends = interval(lambda x: 1 / (x - 0.5), jnp.zeros((1, 2)), jnp.ones((1, 2)))
+    np.testing.assert_array_equal(ends, np.stack([np.full((1, 2), s * np.inf) for s in (-1, 1)]))
+    assert lipschitz(lambda x: 1 / (x - 0.5), jnp.zeros((1, 2))).output == jnp.inf
+    near = interval(lambda x: 1 / (x - 0.5), jnp.full((1, 1), 0.75), jnp.ones((1, 1)))
+    np.testing.assert_allclose(near, [[[2.0]], [[4.0]]], rtol=1e-5)
+
+
+def test_weights_of_numpy_are_those_that_the_function_computes_with():
+    """In float32, where numpy's own have digits that the function never sees."""
+    way = np.array([[2.0**24 + 1.0]])  # 2^24 in float32
+    found = lipschitz(lambda x: x * way - x * 2.0**24, jnp.zeros((1, 1)))
+    assert found.output[0] < 1e-4
+
+
+HARMLESS = {
+    "stop_gradient": (jax.lax.stop_gradient, 1.0),
+    "clamp": (lambda x: jax.lax.clamp(0.2, x, 0.8), 1.0),
+    "clip": (lambda x: jnp.clip(x, 0.2, 0.8), 1.0),
+    "stack": (lambda x: jnp.stack([x, 1 - x], 1).reshape(len(x), -1), np.sqrt(2)),
+    "tile": (lambda x: jnp.tile(x, (1, 3)), np.sqrt(3)),
+    "rsqrt": (lambda x: jax.lax.rsqrt(x + 1.0), 0.5),
+    "take": (lambda x: jnp.take(x, jnp.array([0, 2, 2]), axis=1), np.sqrt(2)),
+    "indices": (lambda x: x[:, np.array([3, 1])], 1.0),
+    "sign": (lambda x: jnp.sign(x + 0.1), 0.0),
+    "isfinite": (lambda x: jnp.where(jnp.isfinite(x), x, 0.0), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_is_harmless_has_its_constant(name):
+    f, constant = HARMLESS[name]
+    x = uniform(1, 4)
+    np.testing.assert_allclose(lipschitz(f, x).output, constant, rtol=1e-5)
+    low, high = interval(f, 0 * x, 0 * x + 1)
+    assert (low <= f(x)).all()
+    assert (f(x) <= high).all()
+
+
+@pytest.mark.parametrize("f", [jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp])
+def test_softmax_and_its_logarithms_are_bounded(f):
+    whole = lambda x: f(x @ W[:4], axis=1).reshape(1, -1)
+    x = uniform(1, 4)
+    found = lipschitz(whole, x, 0.1)
+    assert spectral(whole, x)[0] <= found.output[0] < 100
+    low, high = interval(whole, x - 0.05, x + 0.05)
+    assert (low < whole(x)).all()
+    assert (whole(x) < high).all()
+
+
+def test_a_sign_whose_argument_may_be_0_has_no_bound():
+    assert lipschitz(jnp.sign, jnp.zeros((1, 2))).output == jnp.inf
+    low, high = interval(jnp.sign, jnp.array([[-1.0, 0.5]]), jnp.ones((1, 2)))
+    np.testing.assert_allclose([low, high], [[[-1, 1]], [[1, 1]]], rtol=1e-5)
 
 
 def test_a_step_has_no_bound_and_a_step_that_is_not_reached_costs_nothing():
@@ -358,14 +564,38 @@ def test_what_does_not_depend_on_x_has_constant_zero():
         (lambda x: jnp.floor(linear(x)), "No bound for 'floor'"),
         (lambda x: linear(x) @ linear(x).T @ linear(x), "'dot_general' of several values"),
         (lambda x: (linear(x) > 0).astype(x.dtype), "No bound for 'convert_element_type'"),
+        (lambda x: linear(x).astype(jnp.uint8).astype(x.dtype), "element_type' in uint8"),
+        (lambda x: linear(x).astype(jnp.bfloat16), "in bfloat16 .* rounds in steps"),
+        (lambda x: linear(x).astype(bool).astype(x.dtype), "element_type' in bool"),
+        (lambda x: jnp.where(linear(x) > 0, 1, 2).astype(x.dtype), "'select_n' in int32"),
+        (lambda x: jnp.real(linear(x).astype(complex)), "element_type' in complex64"),
+        (lambda x: jnp.real(jnp.fft.fft(linear(x))), "element_type' in complex64"),
+        (lambda x: linear(x) > 0, "f's output has dtype bool"),
+        (lambda x: linear(x) + jax.random.normal(KEY, (len(x), 4)), "No bound for 'random_bits'"),
         (lambda x: jnp.where(linear(x) > 0, X.sum(), x.sum()), "'select_n' of several values"),
         (lambda x: linear(x) ** -1, "power -1 of a value that depends on x"),
         (lambda x: linear(x)[0], r"must return \[B, K\]; for one example it returned \[4\]"),
     ],
 )
 def test_what_has_no_rule_is_refused_by_name(f, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=said) as error:
         lipschitz(f, X)
+    assert "\n" not in str(error.value)
+
+
+def test_arithmetic_in_16_bits_is_refused_and_moving_is_not():
+    half = jnp.zeros((1, 4), jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"'mul' in bfloat16 .* compute in float32"):
+        lipschitz(lambda x: x * jnp.bfloat16(3), half)
+    wide = lambda x: 3 * jnp.maximum(x.reshape(1, 2, 2)[:, ::-1], 0.0).reshape(1, 4).astype(float)
+    assert 3 <= lipschitz(wide, half).output[0] < 3.1
+    low, high = interval(wide, half, half + 1)
+    assert low.dtype == high.dtype == jnp.float32
+
+
+def test_noise_is_refused_in_an_interval():
+    with pytest.raises(ValueError, match="random numbers of one example are not those of a batch"):
+        interval(lambda x: x + jax.random.normal(KEY, x.shape), X, X)
 
 
 @pytest.mark.parametrize(
@@ -374,6 +604,9 @@ def test_what_has_no_rule_is_refused_by_name(f, said):
         (X + 1.0, {}, r"outside bounds \(0.0, 1.0\)"),
         (X * jnp.nan, {}, "outside bounds"),
         (X[:0], {}, "want examples"),
+        (X[..., :0], {}, "want examples"),
+        (X.astype(int), {}, "x has dtype int32"),
+        (X.astype(complex), {}, "x has dtype complex64"),
         (X, {"eps": -1.0}, "want a radius >= 0"),
         (X, {"eps": jnp.ones(2)}, r"one per example \[3\]"),
         (X, {"bounds": (0.0, np.inf)}, "two finite numbers"),

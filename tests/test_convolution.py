@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.sharding import AxisType
 
 from lipreg import convolution
 from lipreg.convolution import conv
@@ -101,21 +102,16 @@ def test_third_order_gradients_are_those_of_lax():
     assert_agrees(third)
 
 
-def test_the_forms_for_other_platforms_are_the_same_functions(monkeypatch):
-    x, w, u = draw(0, 2, 5, 6, 3), draw(1, 3, 3, 3, 4), draw(2, 2, 5, 7, 4)
+@pytest.mark.parametrize("channels", [3, convolution.NARROW + 1])
+def test_the_forms_for_other_platforms_are_the_same_functions(channels):
+    x, w, u = draw(0, 2, 5, 6, channels), draw(1, 3, 3, channels, 4), draw(2, 2, 5, 7, 4)
     pads = ((1, 1), (2, 1))
-    on_cpu = (
-        convolution._image_gradient(w, u, pads, None),
-        convolution._kernel_gradient(x, u, pads, None),
-    )
-    monkeypatch.setattr(lax, "platform_dependent", lambda *a, cpu, default: default(*a))
-    jax.clear_caches()
-    elsewhere = (
-        convolution._image_gradient(w, u, pads, None),
-        convolution._kernel_gradient(x, u, pads, None),
-    )
-    jax.clear_caches()
-    assert_close(on_cpu, elsewhere)
+
+    def gradients(forms):
+        of = partial(convolution.in_lax, forms=forms, mapped=0, pads=pads, precision=None)
+        return of(w, u, of="x"), of(x, u, of="w"), of(x, w, of="u")
+
+    assert_close(gradients(convolution.ON_CPU), gradients(convolution.ELSEWHERE))
 
 
 OTHERS = {
@@ -175,10 +171,106 @@ def test_linen_and_nnx_take_it():
     assert_close(net(x), theirs.apply(variables, x))
 
 
-def test_forward_mode_is_refused():
+def sine(function):
+    return lambda x, w: jnp.sin(layer(function)(x, w)).sum()
+
+
+DERIVATIVES = {
+    "pushed forward": lambda f: lambda *a: jax.jvp(f, a, jax.tree.map(jnp.cos, a)),
+    "linearised": lambda f: lambda *a: jax.linearize(f, *a)[1](*jax.tree.map(jnp.cos, a)),
+    "forward over reverse": lambda f: jax.hessian(f, (0, 1)),
+    "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(f, (0, 1)), (0, 1)),
+    "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f), 1),
+    "third order": lambda f: (
+        lambda x, w: jax.jvp(lambda w: jax.hessian(f)(x, w), (w,), (jnp.cos(w),))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DERIVATIVES)
+def test_forward_mode_is_that_of_lax_to_every_order(kind):
+    x, w = draw(0, 1, 3, 4, 2), draw(1, 3, 3, 2, 2)
+    derivative = DERIVATIVES[kind]
+    assert_agrees(lambda function: derivative(sine(function))(x, w))
+
+
+def test_what_is_not_compiled_is_the_same():
+    x, w = draw(0, 1, 3, 4, 2), draw(1, 3, 3, 2, 2)
+    pushed = lambda function: jax.jvp(jax.grad(sine(function)), (x, w), (x, w))
+    assert_close(pushed(conv), pushed(lax.conv_general_dilated))
+
+
+@pytest.mark.parametrize("axes", [((0, None), (None, 0)), ((0, 0), (None, 1)), ((2, 0), (1, 1))])
+def test_vmap_over_images_and_kernels_is_that_of_lax(axes):
+    inner, outer = axes
+    shapes = [[1, 3, 4, 2], [3, 3, 2, 2]]
+    for position, shape in enumerate(shapes):
+        for axis, size in ((inner[position], 2), (outer[position], 3)):
+            if axis is not None:
+                shape.insert(axis, size)
+    x, w = (draw(number, *shape) for number, shape in enumerate(shapes))
+
+    def mapped(function):
+        f = sine(function)
+        penalty = lambda x, w: f(x, w) + (jax.grad(f)(x, w) ** 2).sum()
+        both = jax.vmap(jax.vmap(jax.grad(penalty, (0, 1)), inner, 1), outer, 2)
+        return both(x, w)
+
+    assert_agrees(mapped)
+
+
+def test_what_is_computed_again_or_inside_a_scan_is_differentiated_as_laxs():
+    x, w = draw(0, 1, 3, 4, 2), 0.1 * draw(1, 3, 3, 2, 2)
+
+    def unrolled(function):
+        f = jax.checkpoint(sine(function))
+        step = lambda x, _: (x + jax.jvp(jax.grad(f), (x, w), (x, w))[1], None)
+        moved = lambda w: (lax.scan(step, x + w.sum(), None, length=2)[0] ** 2).sum()
+        return jax.value_and_grad(moved)(w)
+
+    assert_agrees(unrolled)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("check", [None, True, False])
+def test_images_on_several_devices_have_the_same_gradients(kind, check):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    images, whole = jax.P("data"), jax.P()
+    x, w = draw(0, 8, 3, 4, 2), draw(1, 3, 3, 2, 2)
+
+    def penalty(x, w):
+        forward = jax.jvp(lambda x: layer(conv)(x, w), (x,), (jnp.cos(x),))[1]
+        return (forward**2).sum() + (jax.grad(sine(conv))(x, w) ** 2).sum()
+
+    def shared(x, w):
+        if check:
+            return jax.grad(lambda x, w: lax.psum(penalty(x, w), "data"), (0, 1))(x, w)
+        dx, dw = jax.grad(penalty, (0, 1))(x, w)
+        return dx, lax.psum(dw, "data")
+
+    of = jax.grad(penalty, (0, 1))
+    alone = of(x, w)
+    if check is not None:
+        of = jax.shard_map(
+            shared,
+            mesh=mesh,
+            in_specs=(images, whole),
+            out_specs=(images, whole),
+            check_vma=check,
+        )
+    with jax.set_mesh(mesh):
+        inputs = (
+            jax.device_put(a, jax.NamedSharding(mesh, p)) for a, p in ((x, images), (w, whole))
+        )
+        found = jax.jit(of)(*inputs)
+    assert_close(jax.device_get(found), jax.device_get(alone))
+
+
+def test_whoever_reads_a_program_finds_laxs_convolution():
     x, w = draw(0, 1, 4, 4, 2), draw(1, 3, 3, 2, 2)
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(layer(conv), (x, w), (x, w))
+    program = str(jax.make_jaxpr(layer(conv))(x, w))
+    assert "conv_general_dilated" in program
+    assert "convolution_partial" not in program
 
 
 # The programs. A convolution that XLA:CPU runs by its naive loops is not in the layout
@@ -224,7 +316,13 @@ def train(function, params, x):
     return lax.scan(step, params, None, length=3)[0]
 
 
-@pytest.mark.parametrize("program", [ascend, train])
+def curve(function, params, x):
+    """Steps along the product of the Hessian in x with the gradient, forwards over reverse."""
+    grad = jax.grad(lambda x: net(function, params, x)[:, 0].sum())
+    return lax.fori_loop(0, 3, lambda _, x: x + jax.jvp(grad, (x,), (grad(x),))[1], x)
+
+
+@pytest.mark.parametrize("program", [ascend, train, curve])
 def test_no_convolution_in_a_loop_is_slow(program):
     params, x = params_and_images()
     assert not slow_convolutions(partial(program, conv), params, x)

@@ -136,7 +136,8 @@ def test_a_minimal_distance_is_exact_up_to_the_grid_halved_refine_times(refine):
 @each_norm
 def test_an_error_curve_is_the_error_of_an_attack_at_every_radius(norm):
     exact, _ = nearest(norm)
-    attack = exact_attack(norm)
+    # A point that rounding has put outside of the radius would not count.
+    attack = lambda *args: exact_attack(norm)(*args[:-1], (1 - 1e-5) * args[-1])
     curve = partial(curves.error_curve, KEY, linear, X, Y)
     curve = jax.jit(partial(curve, attack=attack, norm=norm, bounds=FAR))
     for largest in (0.2, 0.9, 1.5):
@@ -324,7 +325,7 @@ def test_a_table_in_markdown_has_four_digits_and_the_columns_of_the_first_row():
     assert curves.to_markdown(TABLE).split("\n") == [
         "|  | l2 median | linf median | seeds |",
         "|---|---|---|---|",
-        "| J0, plain | 0.01235 | inf | 3 |",
+        "| J0, plain | 0.01235 | ∞ | 3 |",
         "| J2 | 100 | 0 | 0.1 ± 0.02 |",
     ]
 
@@ -358,3 +359,19 @@ def test_a_grid_that_does_not_increase_and_an_old_key_are_refused(given, said):
     for function in (curves.minimal_distance, curves.error_curve):
         with pytest.raises(ValueError, match=said):
             function(**inputs, attack=exact_attack(L2))
+
+
+def test_labels_of_a_narrow_type_and_masked_classes_are_what_they_say():
+    assert curves.error(lambda x: x, jnp.eye(300)[256:257], np.uint8([0])) == 1
+    assert curves.error(lambda x: x, jnp.array([[4.0, -jnp.inf]]), jnp.array([0])) == 0
+    assert curves.error(lambda x: x, jnp.full((1, 2), -jnp.inf), jnp.array([0])) == 1
+    with pytest.raises(ValueError, match="dtype float32; want classes"):
+        curves.error(lambda x: x, jnp.eye(2), jnp.array([0.9, 0.0]))
+
+
+def test_pixels_one_rounding_outside_are_inside_and_a_refusal_shows_how_far_others_are():
+    x, y = jnp.array([[np.nextafter(np.float32(0.7), np.float32(1)), 0.1]]), jnp.array([1])
+    found = attacks.pgd(KEY, lambda x: x, x, y, 0.1, bounds=(0.0, 0.7))
+    assert (found <= np.float32(0.7)).all()
+    with pytest.raises(ValueError, match=r"from 0.100000001 to 0.700010002, outside"):
+        attacks.pgd(KEY, lambda x: x, x.at[0, 0].set(0.70001), y, 0.1, bounds=(0.0, 0.7))

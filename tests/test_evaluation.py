@@ -75,7 +75,7 @@ def test_autoattack_finds_the_exact_error_of_a_linear_model(classes, norm):
     np.testing.assert_array_equal(outcome.x_adv[~broken], x[~broken])
 
 
-def test_each_attack_sees_only_what_is_left_and_compiles_once_per_shape_for_all_radii():
+def test_each_attack_sees_only_what_is_left_and_is_traced_once_per_shape_at_each_radius():
     """A stage that breaks the odd rows of what it gets; the second must never see those."""
     model, x, y, _ = linear(3)
     seen = []
@@ -87,8 +87,8 @@ def test_each_attack_sees_only_what_is_left_and_compiles_once_per_shape_for_all_
     traced = chex.assert_max_traces(breaks_some, n=2)  # a full batch and a quarter
     half = Stage("half", traced)
     flip = lambda x: model(jnp.where(x > 0.5, x, x))
-    chex.clear_trace_counter()
     for eps in (0.3, 0.9):
+        chex.clear_trace_counter()
         outcome = evaluation.cascade(
             KEY, flip, x, y, eps, [half, half._replace(name="again")], norm=LINF, batch_size=12
         )
@@ -252,3 +252,59 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(model, given, said):
     logits_fn, x, y, _ = model
     with pytest.raises(ValueError, match=said):
         evaluation.evaluate(logits_fn, x, y, **given)
+
+
+X2, Y2 = np.float32([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 0])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "eps", "said"),
+    [
+        (np.float32([[0.9, 0.1], [1.5, 0.1]]), Y2, 0.1, "values from 0.1.* to 1.5, outside bounds"),
+        (X2, np.array([0, 7]), 0.1, "y has values from 0 to 7; logits_fn has 0 to 1"),
+        (X2, np.array([0.0, 0.9]), 0.1, "dtype float64; want classes"),
+        (X2, Y2, -0.1, "eps = -0.1; a radius must be 0 or more"),
+        (X2, Y2, float("nan"), "eps = nan; a radius must be 0 or more"),
+        (X2[:0], Y2[:0], 0.1, "no images"),
+    ],
+)
+def test_a_cascade_looks_at_every_image_label_and_radius(x, y, eps, said):
+    with pytest.raises(ValueError, match=said):
+        evaluation.cascade(KEY, lambda x: x, x, y, eps, [])
+
+
+def test_targets_and_surrogates_are_classes_of_the_model():
+    x, y, f = jnp.asarray(X2), jnp.asarray(Y2), lambda x: x
+    for targets, said in (
+        ([[7], [1]], "targets from 1 to 7; logits_fn has 0 to 1"),
+        ([[1], [0]], r"targets\[1\] = \[0\] has the true class, 0"),
+        ([[1]], r"targets have shape \[1, 1\]; want \[2, T\]"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            attacks.pgd(KEY, f, x, y, 0.1, targets=jnp.array(targets))
+    with pytest.raises(ValueError, match=r"surrogate returned \(2, 3\); logits_fn \(2, 2\)"):
+        evaluation.masking_report(KEY, f, x, y, 0.1, surrogate=lambda x: x @ jnp.ones((2, 3)))
+
+
+def test_a_box_without_an_end_is_refused_where_lengths_count_in_its_widths():
+    x, y, anywhere = jnp.asarray(X2), jnp.asarray(Y2), (-np.inf, np.inf)
+    for name in ("ddn", "fmn", "carlini_wagner", "boundary"):
+        with pytest.raises(ValueError, match=f"{name}: bounds = .*must be finite"):
+            getattr(attacks, name)(KEY, lambda x: x, x, y, bounds=anywhere)
+    for attack in (attacks.fgsm, partial(attacks.pgd, norm=LINF)):
+        x_adv = attack(KEY, lambda x: x, x, y, 0.45, bounds=anywhere)
+        assert (np.asarray(x_adv).argmax(1) == 1).all()
+
+
+def test_the_error_at_a_radius_that_was_not_measured_is_none():
+    broken = evaluation.Outcome(X2, np.array([-1, 1]), ("clean", "pgd"))
+    found = evaluation.Evaluation(
+        "autoattack", np.zeros(2, bool), {"l2": {}}, {"l2": {0.2: broken}}, {}
+    )
+    assert found.error("l2", 0.2) == 0.5
+    assert found.error("l2", 0.0) == 0
+    for eps in (0.1, 0.3, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"was measured; choose one of 0, 0\.2"):
+            found.error("l2", eps)
+    with pytest.raises(ValueError, match="No norm 'l1'; choose one of l2"):
+        found.error("l1", 0.2)

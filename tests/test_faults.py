@@ -184,7 +184,7 @@ def test_no_damage_to_any_file_of_a_checkpoint_is_silent(kind, saved, tmp_path):
             damaged.unlink()
         found[str(file.relative_to(saved))] = outcome(folder)
     assert not any("\n" in text for text in found.values())
-    assert found["checkpoints/2/meta/metadata"] != "sound"
+    assert found["checkpoints/2/_CHECKPOINT_METADATA"] != "sound"
     assert found["checkpoints/2/state/manifest.ocdbt"] == "older"
     assert "sound" in found.values()
 

@@ -1,4 +1,4 @@
-"""The launchers as a user meets them: every mistake is one line, and nothing is written."""
+"""The launchers as a user meets them: help, and every mistake in one line with nothing written."""
 
 import json
 import os
@@ -149,14 +149,18 @@ BAD["data set that is not prepared"] = (
     [f"--config={CONFIGS}/mnist.py:j0", "--workdir={out}", "--config.data.dir={out}-none"],
     ["mnist", "download_and_prepare"],
 )
+PROGRAMS = sorted(f"experiments/{path.name}" for path in (ROOT / "experiments").glob("*.py"))
+PROGRAMS.remove("experiments/cli.py")  # what they share
+HELP = {f"{script} --help": (script, ["--help"], ()) for script in PROGRAMS}
+HELP |= {f"{TRAIN} {flag}": (TRAIN, [flag], ()) for flag in ("-h", "--helpfull")}
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, str, list[Path]]]:
-    """Every bad call, made once: exit code, output, error output, what was written."""
+    """Every such call, made once: exit code, output, error output, what was written."""
     folder = tmp_path_factory.mktemp("bad")
     calls = []
-    for i, (script, arguments, _) in enumerate(BAD.values()):
+    for i, (script, arguments, _) in enumerate((BAD | HELP).values()):
         out = str(folder / f"run{i}")
         calls.append([[script, *(a.format(out=out) for a in arguments)], str(folder / f"log{i}")])
     environment = {k: v for k, v in os.environ.items() if k != "TFDS_DATA_DIR"}
@@ -178,7 +182,7 @@ def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, str, list[Path]]]:
             Path(f"{logs[i]}.stderr").read_text(),
             sorted(folder.glob(f"run{i}*")),
         )
-        for i, name in enumerate(BAD)
+        for i, name in enumerate(BAD | HELP)
     }
 
 
@@ -192,6 +196,16 @@ def test_a_mistake_is_one_line_with_the_value_and_the_choices(case, outcomes):
     for word in BAD[case][2]:
         assert word in err
     assert written == []
+
+
+@pytest.mark.parametrize("case", HELP)
+def test_help_is_what_the_program_does_and_its_flags(case, outcomes):
+    code, out, err, _ = outcomes[case]
+    assert (code, err) == (0, "")
+    script = ROOT / HELP[case][0]
+    assert out.startswith(script.read_text().removeprefix('"""').splitlines()[0])
+    assert "--helpfull" in out if "full" not in case else "--compile_cache" in out
+    assert "\n  --" in out
 
 
 def test_the_mistakes_wrote_nothing_into_the_project(outcomes):

@@ -248,6 +248,17 @@ def test_the_norm_of_a_matrix_is_attained_and_never_passed(norm, label_norm):
     assert found.value == pytest.approx(attained, rel=1e-6)
 
 
+@pytest.mark.parametrize(("norm", "label_norm"), SERVED)
+def test_the_norm_of_a_matrix_has_the_digits_of_float64_whatever_it_is_held_in(norm, label_norm):
+    exact = of_linear(np.float64(W), norm=norm, label_norm=label_norm).value
+    for dtype in (np.float32, jnp.bfloat16):
+        held = jnp.asarray(W, dtype)
+        found = of_linear(held, norm=norm, label_norm=label_norm).value
+        wide = of_linear(np.float64(held), norm=norm, label_norm=label_norm).value
+        assert found == pytest.approx(wide, rel=1e-12)
+    assert of_linear(W, norm=norm, label_norm=label_norm).value == pytest.approx(exact, rel=1e-12)
+
+
 def test_the_jacobian_of_a_linear_map_has_its_norm_everywhere():
     every = jax.jit(lambda x: [gradient_norms(linear, x, norm=n, label_norm=m) for n, m in SERVED])
     for found, (norm, label_norm) in zip(every(P), SERVED, strict=True):

@@ -157,3 +157,16 @@ def test_every_loss_falls_as_the_true_logit_rises(name):
     slope = jax.grad(total(loss))(Z, Y)[ROWS, Y]
     assert (slope <= 1e-6).all()
     assert slope.min() < -1e-2
+
+
+def test_a_masked_class_is_legal_and_the_rest_is_as_without_it():
+    """A logit of -inf, in the value and in the gradient; labels of any integer type."""
+    masked, y = jnp.array([[4.0, 0.0, 1.0, -jnp.inf]]), jnp.array([0], jnp.uint8)
+    plain = masked[:, :3]
+    p, shorter = jnp.array([[0.9, 0.1, 0.0, 0.0]]), jnp.array([[0.9, 0.1, 0.0]])
+    for loss in (losses.cross_entropy, losses.kl, losses.squared_l2, losses.margin, losses.dlr):
+        np.testing.assert_allclose(loss(masked, y), loss(plain, y), rtol=1e-6)
+        slope = jax.grad(lambda z, loss=loss: loss(z, y).sum())
+        np.testing.assert_allclose(slope(masked)[:, :3], slope(plain), atol=1e-6)
+    for loss in (losses.cross_entropy, losses.kl):
+        np.testing.assert_allclose(loss(masked, p), loss(plain, shorter), rtol=1e-6)

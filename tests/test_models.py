@@ -83,6 +83,24 @@ def test_full_size_models_have_the_right_shapes(name, head):
 
 
 @pytest.mark.parametrize(
+    ("name", "least"), [("ResNeXt34_2x32", 4), ("ResNet18", 8), ("ResNet50", 32)]
+)
+def test_images_on_which_the_resolution_falls_to_nothing_are_refused_with_the_least_size(
+    name, least
+):
+    model = models.build(name, classes=10)
+
+    def logits(rows, columns):
+        x = jax.ShapeDtypeStruct((1, rows, columns, 3), jnp.float32)
+        return jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), x)[0]
+
+    assert logits(least, least + 1).shape == (1, 10)
+    message = f"{2 * least} x {least - 1} pixels: .* at least {least} x {least}"
+    with pytest.raises(ValueError, match=message):
+        logits(2 * least, least - 1)
+
+
+@pytest.mark.parametrize(
     ("name", "least", "most"),
     [
         ("ResNeXt34_2x32", 3.8e6, 4.0e6),  # "about 3.9M"

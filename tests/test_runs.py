@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 
 from lipreg import runs, train
@@ -97,6 +98,20 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     with runs.checkpoints(tmp_path) as manager:
         assert runs.restore(manager, state) is None
         runs.save(manager, 5, state)
+    with runs.checkpoints(tmp_path) as manager:
+        assert_same(runs.restore(manager, a_state()), state)
+
+
+def test_a_checkpoint_of_orbaxs_older_interface_is_read(tmp_path):
+    state = a_state(3.0)
+    leaves = runs._leaves(state)
+    meta = {"sha256": runs._digest(leaves), "leaves": runs._shapes(leaves)}
+    with orbax.checkpoint.CheckpointManager(tmp_path / "checkpoints") as manager:
+        items = {
+            "state": orbax.checkpoint.args.StandardSave(leaves),
+            "meta": orbax.checkpoint.args.JsonSave(meta),
+        }
+        manager.save(5, args=orbax.checkpoint.args.Composite(**items))
     with runs.checkpoints(tmp_path) as manager:
         assert_same(runs.restore(manager, a_state()), state)
 

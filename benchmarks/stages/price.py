@@ -77,14 +77,7 @@ def build(case: Case, name: str) -> Built:
     with exactly(case.precision):
         program = jax.jit(several if case.per_dispatch > 1 else step, donate_argnums=0)
         compiled = program.lower(state, strengths, inputs).compile()
-    state = jax.tree.map(jnp.copy, state)
-
-    def run(calls: int) -> None:
-        nonlocal state
-        for _ in range(calls):
-            state, parts = compiled(state, strengths, inputs)
-        jax.block_until_ready(parts)
-
+    run = steps.repeated(compiled, state, strengths, inputs)
     return Built(run, getattr(compiled.memory_analysis(), "temp_size_in_bytes", np.nan))
 
 

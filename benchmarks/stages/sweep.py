@@ -70,15 +70,7 @@ def program(name: str, k: int, batch: int, side: int) -> Callable[[int], Any]:
         stack = partial(jax.tree.map, lambda a: jnp.stack([jnp.asarray(a)] * k))
         state, strengths, inputs = stack(state), stack(strengths), stack(inputs)
     compiled = jax.jit(step, donate_argnums=0).lower(state, strengths, inputs).compile()
-    state = jax.tree.map(jnp.copy, state)
-
-    def run(calls: int) -> None:
-        nonlocal state
-        for _ in range(calls):
-            state, parts = compiled(state, strengths, inputs)
-        jax.block_until_ready(parts)
-
-    return run
+    return steps.repeated(compiled, state, strengths, inputs)
 
 
 def report(rows: list[dict[str, str]]) -> str:

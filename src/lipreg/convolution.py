@@ -11,14 +11,16 @@ A convolution is linear in the image x and in the kernel w, so that with a cotan
     T(x, w, u) = <conv(x, w), u>
 
 is trilinear. Its three partial gradients are the convolution, the gradient in the image and the
-gradient in the kernel, and the derivative of each of them is given by the other two. That table is
-closed: reverse mode of every order calls these three functions and nothing else.
+gradient in the kernel. Each is bilinear: its derivative forwards is itself, and its transposes are
+the other two. So they are one primitive of JAX's, with those rules, and every derivative, forward
+or reverse and of any order, calls these three functions and nothing else.
 
-jaxlib 0.10 hands convolutions outside of loops to YNNPACK, which takes twice the time of XLA's own
+jaxlib hands convolutions outside of loops to YNNPACK, which takes twice the time of XLA's own
 on two cores; `cpu.tune` says no to that, but for those that XLA fuses with a reduction. So the
 networks' pooling is none (`models.layers.pooled`).
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -26,6 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 __all__ = ["conv"]
 
@@ -61,13 +66,12 @@ def conv(
 
     The fast derivatives are there for NHWC images with HWIO kernels, stride 1, no dilation and an
     output no larger than the image, which includes "SAME", "VALID" and 1 x 1 kernels; all else is
-    lax's own convolution. Use average pooling rather than strides. Up to 32 groups are split into
-    convolutions of their own, on every platform. Elsewhere than on CPU the derivatives are lax's.
+    lax's own convolution, arrays on an explicit mesh included. Use average pooling rather than
+    strides. Up to 32 groups are split into convolutions of their own, on every platform. Elsewhere
+    than on CPU the derivatives are lax's.
 
-    There is no forward mode through the fast path, as with every `jax.custom_vjp`: `jax.jvp`,
-    `jax.jacfwd`, `jax.linearize` and `jax.hessian` raise TypeError. Reverse mode works to any
-    order. `vmap` over images is fine; over kernels, or over kernel gradients, it makes a grouped
-    convolution of the batch, which is slow on CPU.
+    `vmap` over images or over kernels is fine; over both, as of an example's kernel gradient, it
+    makes a grouped convolution of the batch, which is slow on CPU.
 
     >>> layer = flax.linen.Conv(8, (3, 3), conv_general_dilated=conv)
     >>> conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), (1, 1), "SAME",
@@ -96,7 +100,9 @@ def conv(
     )
     one_group = feature_group_count == batch_group_count == 1
     usual = preferred_element_type in (None, lhs.dtype) and out_sharding is None
-    if numbers == NHWC and one_by_one and one_group and usual:
+    # With an explicit mesh the types of arrays say how they lie, and those of lax's derivatives do.
+    typed = any(any(jax.typeof(a).sharding.spec) for a in (lhs, rhs))
+    if numbers == NHWC and one_by_one and one_group and usual and not typed:
         pads = _explicit(padding, lhs.shape[1:3], rhs.shape[:2])
         # An output larger than the image would be a kernel larger than the image in the kernel's
         # gradient, and XLA swaps the two, with a reversal.
@@ -130,86 +136,147 @@ def _lax_conv(x: Array, w: Array, pads: Pads, precision: Any) -> Array:
     return lax.conv_general_dilated(x, w, (1, 1), pads, dimension_numbers=NHWC, precision=precision)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _forward(x: Array, w: Array, pads: Pads, precision: Any) -> Array:
-    """`dT/du`: `[N,H,W,C], [a,b,C,O] -> [N,H',W',O]`."""
+    """`dT/du`: `[N,H,W,C], [a,b,C,O] -> [N,H',W',O]`; whoever reads the program sees lax's."""
     return _lax_conv(x, w, pads, precision)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _image_gradient(w: Array, u: Array, pads: Pads, precision: Any) -> Array:
-    """`dT/dx`: `[a,b,C,O], [N,H',W',O] -> [N,H,W,C]`."""
+@partial(_forward.defjvp, symbolic_zeros=True)
+def _forward_jvp(pads: Pads, precision: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x, w), (dx, dw) = primals, tangents
+    pairs = [p for p in ((dx, w), (x, dw)) if not any(isinstance(a, SymbolicZero) for a in p)]
+    params = {"pads": pads, "precision": precision, "mapped": 0}
+    moved = (_partial("u", {"x": a, "w": b}, **params) for a, b in pairs)
+    return _forward(x, w, pads, precision), reduce(jnp.add, moved)
 
+
+def _image_gradient(w: Array, u: Array, pads: Pads, precision: Any) -> Array:
+    """`dT/dx`, fast on CPU: `[a,b,C,O], [N,H',W',O] -> [N,H,W,C]`."""
     (top, bottom), (left, right) = pads
     a, b = w.shape[0] - 1, w.shape[1] - 1
-
-    def written_out(w: Array, u: Array) -> Array:
+    if w.shape[2] > NARROW:
         outer = ((a - top, a - bottom), (b - left, b - right))
         return _lax_conv(u, jnp.flip(w, (0, 1)).swapaxes(2, 3), outer, precision)
 
-    def added_up(w: Array, u: Array) -> Array:
-        # Shares of the pixels in those about them, by one matrix product, each moved to its place.
-        shares = jnp.einsum("nijo,abco->nijabc", u, w, precision=precision)
-        zero = jnp.zeros((), shares.dtype)
-        none = (0, 0, 0)
+    # Shares of the pixels in those about them, by one matrix product, each moved to its place.
+    shares = jnp.einsum("nijo,abco->nijabc", u, w, precision=precision)
+    zero = jnp.zeros((), shares.dtype)
+    none = (0, 0, 0)
 
-        def moved(i: int, j: int) -> Array:
-            rows, columns = (i - top, a - i - bottom, 0), (j - left, b - j - right, 0)
-            return lax.pad(shares[:, :, :, i, j], zero, (none, rows, columns, none))
+    def moved(i: int, j: int) -> Array:
+        rows, columns = (i - top, a - i - bottom, 0), (j - left, b - j - right, 0)
+        return lax.pad(shares[:, :, :, i, j], zero, (none, rows, columns, none))
 
-        return reduce(jnp.add, (moved(i, j) for i, j in np.ndindex(w.shape[:2])))
-
-    def transposed(w: Array, u: Array) -> Array:
-        sizes = zip(u.shape[1:3], w.shape[:2], pads, strict=True)
-        sides = (n + k - 1 - sum(pair) for n, k, pair in sizes)
-        x = jax.ShapeDtypeStruct((u.shape[0], *sides, w.shape[2]), u.dtype)
-        return jax.linear_transpose(lambda x: _lax_conv(x, w, pads, precision), x)(u)[0]
-
-    on_cpu = added_up if w.shape[2] <= NARROW else written_out
-    return lax.platform_dependent(w, u, cpu=on_cpu, default=transposed)
+    return reduce(jnp.add, (moved(i, j) for i, j in np.ndindex(w.shape[:2])))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _kernel_gradient(x: Array, u: Array, pads: Pads, precision: Any) -> Array:
-    """`dT/dw`: `[N,H,W,C], [N,H',W',O] -> [a,b,C,O]`."""
-
-    def written_out(x: Array, u: Array) -> Array:
-        # The sum over examples takes the place of the sum over channels.
-        w = _lax_conv(x.transpose(3, 1, 2, 0), u.transpose(1, 2, 0, 3), pads, precision)
-        return w.transpose(1, 2, 0, 3)
-
-    def transposed(x: Array, u: Array) -> Array:
-        sizes = zip(x.shape[1:3], u.shape[1:3], pads, strict=True)
-        sides = (n - m + 1 + sum(pair) for n, m, pair in sizes)
-        w = jax.ShapeDtypeStruct((*sides, x.shape[3], u.shape[3]), x.dtype)
-        return jax.linear_transpose(lambda w: _lax_conv(x, w, pads, precision), w)(u)[0]
-
-    return lax.platform_dependent(x, u, cpu=written_out, default=transposed)
+    """`dT/dw`, fast on CPU: `[N,H,W,C], [N,H',W',O] -> [a,b,C,O]`."""
+    # The sum over examples takes the place of the sum over channels.
+    w = _lax_conv(x.transpose(3, 1, 2, 0), u.transpose(1, 2, 0, 3), pads, precision)
+    return w.transpose(1, 2, 0, 3)
 
 
-def _keep(a: Array, b: Array, pads: Pads, precision: Any, function: Any) -> tuple[Array, tuple]:
-    return function(a, b, pads, precision), (a, b)
+def _lax_image_gradient(w: Array, u: Array, pads: Pads, precision: Any) -> Array:
+    """`dT/dx` as lax writes it."""
+    sizes = zip(u.shape[1:3], w.shape[:2], pads, strict=True)
+    sides = (n + k - 1 - sum(pair) for n, k, pair in sizes)
+    x = jnp.zeros_like(u, shape=(u.shape[0], *sides, w.shape[2]))
+    return jax.linear_transpose(lambda x: _lax_conv(x, w, pads, precision), x)(u)[0]
 
 
-# The derivative of each in its two arguments: the other two, the cotangent in the argument's place.
-_forward.defvjp(
-    partial(_keep, function=_forward),
-    lambda pads, precision, saved, u: (
-        _image_gradient(saved[1], u, pads, precision),
-        _kernel_gradient(saved[0], u, pads, precision),
-    ),
-)
-_image_gradient.defvjp(
-    partial(_keep, function=_image_gradient),
-    lambda pads, precision, saved, x: (
-        _kernel_gradient(x, saved[1], pads, precision),
-        _forward(x, saved[0], pads, precision),
-    ),
-)
-_kernel_gradient.defvjp(
-    partial(_keep, function=_kernel_gradient),
-    lambda pads, precision, saved, w: (
-        _image_gradient(w, saved[1], pads, precision),
-        _forward(saved[0], w, pads, precision),
-    ),
-)
+def _lax_kernel_gradient(x: Array, u: Array, pads: Pads, precision: Any) -> Array:
+    """`dT/dw` as lax writes it."""
+    sizes = zip(x.shape[1:3], u.shape[1:3], pads, strict=True)
+    sides = (n - m + 1 + sum(pair) for n, m, pair in sizes)
+    w = jnp.zeros_like(u, shape=(*sides, x.shape[3], u.shape[3]))
+    return jax.linear_transpose(lambda w: _lax_conv(x, w, pads, precision), w)(u)[0]
+
+
+# The three partial gradients as one primitive. `of` names the factor of T in which the gradient is,
+# and the arguments are the other two, in the order x, w, u. Each factor has two axes that are no
+# sides of images, and shares one with each other factor. Arguments that `vmap` maps together have
+# `mapped` axes in front.
+
+AXES = {"x": {"N": 0, "C": 3}, "w": {"C": 2, "O": 3}, "u": {"N": 0, "O": 3}}
+ON_CPU = {"x": _image_gradient, "w": _kernel_gradient, "u": _lax_conv}
+ELSEWHERE = {"x": _lax_image_gradient, "w": _lax_kernel_gradient, "u": _lax_conv}
+
+partial_p = Primitive("convolution_partial")
+
+
+def _partial(of: str, factors: dict[str, Array], **params: Any) -> Array:
+    a, b = _alike(*(factors[name] for name in _others(of)))
+    return partial_p.bind(a, b, of=of, **params)
+
+
+def _others(of: str) -> tuple[str, str]:
+    first, second = (name for name in AXES if name != of)
+    return first, second
+
+
+def _alike(a: Array, b: Array) -> tuple[Array, Array]:
+    """Varying over the same axes of a mesh, inside `shard_map`, which then sums the gradients."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return a, b
+    zero = partial(jnp.zeros_like, shape=())
+    return a + zero(b, dtype=a.dtype), b + zero(a, dtype=b.dtype)
+
+
+def in_lax(
+    a: Array,
+    b: Array,
+    *,
+    of: str,
+    mapped: int,
+    forms: dict[str, Callable] = ELSEWHERE,
+    **params: Any,
+) -> Array:
+    """What the primitive computes, in operations of lax."""
+    form = partial(forms[of], **params)
+    for _ in range(mapped):
+        form = jax.vmap(form)
+    return form(a, b)
+
+
+def _transpose(which: int, u: Array, *arguments: Any, of: str, **params: Any) -> Array:
+    """In one argument, of which the value is not known: the gradient there."""
+    names = _others(of)
+    return _partial(names[which], {of: u, names[1 - which]: arguments[1 - which]}, **params)
+
+
+def _batch(arguments: Any, axes: Any, *, of: str, mapped: int, **params: Any) -> tuple[Array, int]:
+    names = _others(of)
+    factors = dict(zip(names, arguments, strict=True))
+    if None not in axes:
+        front = {n: jnp.moveaxis(factors[n], i, 0) for n, i in zip(names, axes, strict=True)}
+        return _partial(of, front, mapped=mapped + 1, **params), 0
+    # The mapped axis of the one joins the axis that it shares with the result.
+    which = axes.index(None) ^ 1
+    name = names[which]
+    (shared,) = AXES[name].keys() & AXES[of].keys()
+    into, out_of = (mapped + AXES[n][shared] for n in (name, of))
+    a = jnp.moveaxis(arguments[which], axes[which], into)
+    factors[name] = lax.collapse(a, into, into + 2)
+    out = _partial(of, factors, mapped=mapped, **params)
+    sizes = a.shape[into : into + 2]
+    return out.reshape(*out.shape[:out_of], *sizes, *out.shape[out_of + 1 :]), out_of
+
+
+@partial_p.def_impl
+@partial(jax.jit, static_argnames=("of", "mapped", "pads", "precision"))
+def _compiled(a: Array, b: Array, **params: Any) -> Array:
+    return partial_p.bind(a, b, **params)
+
+
+@partial_p.def_abstract_eval
+def _typed(a: Any, b: Any, **params: Any) -> Any:
+    return jax.make_jaxpr(partial(in_lax, **params))(a, b).out_avals[0]
+
+
+ad.defbilinear(partial_p, partial(_transpose, 0), partial(_transpose, 1))
+batching.primitive_batchers[partial_p] = _batch
+for forms, platform in ((ELSEWHERE, None), (ON_CPU, "cpu")):
+    rule = mlir.lower_fun(partial(in_lax, forms=forms), multiple_results=False)
+    mlir.register_lowering(partial_p, rule, platform)

@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
+    check_radius,
     example_keys,
     fold_in,
     misclassified,
@@ -116,6 +117,8 @@ def minimal_distance(
     concrete = not isinstance(epsilons, Tracer)
     if concrete and not (np.diff(np.asarray(epsilons)) > 0).all():
         raise ValueError(f"epsilons must increase; got {np.asarray(epsilons).tolist()}.")
+    if concrete:
+        check_radius(np.asarray(epsilons))
     keys = example_keys(key, x.shape[0])
 
     def body(round_: Array, carry: tuple) -> tuple:
@@ -215,18 +218,24 @@ def summary(
 
 
 def _cell(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return value if isinstance(value, str) else _number(value, 4)
+
+
+def _number(value: float, digits: int) -> str:
+    return "∞" if value == math.inf else f"{value:.{digits}g}"
 
 
 def spread(values: ArrayLike | Sequence[float]) -> float | str:
-    """One value, or several as mean ± standard deviation (of a sample).
+    """One value, or several as mean ± standard deviation (of a sample); ∞ where one is infinite.
 
-    >>> spread([0.25]), spread([1.0, 2.0, 3.0])
-    (0.25, '2 ± 1')
+    >>> spread([0.25]), spread([1.0, 2.0, 3.0]), spread([0.5, math.inf])
+    (0.25, '2 ± 1', '∞')
     """
     array = np.asarray(values, float)
     if array.size == 1:
         return float(array[0])
+    if np.isinf(array).any():
+        return _number(float(array.mean()), 3)
     return f"{array.mean():.3g} ± {array.std(ddof=1):.2g}"
 
 

@@ -18,6 +18,7 @@ from jax import Array
 
 from lipreg import attacks, curves, data, files, parallel, program, runs, stream, train
 from lipreg.config import NORMS, Config, check, complete, label
+from lipreg.tracing import compiled, snapshot
 
 __all__ = [
     "Experiment",
@@ -316,8 +317,7 @@ def measure(
         raise ValueError(f"examples = {n}; the split has {len(dataset.y)}.")
     x, y, rows = data.to_unit(dataset.x[:n]), dataset.y[:n], np.arange(n)
     key = jax.random.key(seed)
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
+    logits_fn = snapshot(logits_fn)
     found = {}
     for name in ("l2", "linf"):
         norm, radii = NORMS[name], evaluation[name]
@@ -328,7 +328,8 @@ def measure(
         attack = partial(
             attacks.pgd, norm=norm, steps=evaluation.steps, restarts=evaluation.restarts
         )
-        nearest = jax.jit(partial(curves.minimal_distance, attack=attack, norm=norm))
+        nearest = partial(curves.minimal_distance, attack=attack, norm=norm)
+        nearest = compiled(logits_fn, nearest)
 
         def batch(x: Array, y: Array, rows: Array, nearest=nearest, grid=grid) -> Array:
             return nearest(_keys(key, rows), logits_fn, x, y, grid)

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from lipreg.float64 import in_float64
 from lipreg.norms import L2, LINF, Norm, expand
 
 __all__ = ["Minimiser", "extend", "minimise"]
@@ -74,7 +75,7 @@ def _evaluate(
         value = {"lower": lower, "midpoint": (lower + upper) / 2, "upper": upper}[side]
         return _onto_simplex(value) if simplex else value
 
-    return jax.lax.map(at, points, batch_size=max(1, 2**24 // x.size))
+    return jax.lax.map(at, points, batch_size=max(1, 2**22 // x.size))
 
 
 def extend(
@@ -90,7 +91,9 @@ def extend(
 
     Every L-Lipschitz function through the data lies between the two; the midpoint is their mean.
     `x [n, ...]` and `y [n]` or `[n, K]` give a function `[m, ...] -> [m]` or `[m, K]` that may be
-    jitted, differentiated and attacked, and needs the memory of a block of points at a time.
+    jitted, differentiated and attacked, and needs the memory of a block of points at a time. It is
+    computed in float64 and rounded to float32: two values differ by no more than L times their
+    distance and `2^-23` of their size.
 
     Vectors are extended component by component: that keeps L from `norm` to l_inf, and costs up to
     sqrt(K) from l_2 to l_2. `simplex=True` projects onto the probability simplex, which is
@@ -115,13 +118,19 @@ def extend(
             "must be finite and at least that."
         )
     shape, dtype = np.shape(x)[1:], jnp.result_type(float)
-    known = jnp.asarray(x, dtype), jnp.asarray(y, dtype), jnp.asarray(L, dtype)
+    known = np.asarray(x, np.float64), np.asarray(y, np.float64), np.float64(L)
+
+    # In float32 two points of this distance would differ by the rounding of `L|x - x_i|`.
+    @in_float64
+    def evaluate(points: Array) -> Array:
+        values = _evaluate(*known, jnp.asarray(points, float), side, norm, simplex)
+        return values.astype(dtype)
 
     def extension(points: ArrayLike) -> Array:
         if np.shape(points)[1:] != shape:
             want = ", ".join(map(str, ("m", *shape)))
             raise ValueError(f"Points of shape {list(np.shape(points))}; want [{want}].")
-        return _evaluate(*known, jnp.asarray(points, dtype), side, norm, simplex)
+        return evaluate(points)
 
     return extension
 
@@ -166,9 +175,10 @@ def _solve(
     first, rest = np.eye(k + 1, 1), np.eye(k + 1, k, -1)
     eye = sparse.csr_array(sparse.eye_array(n))
     run = run[:, None] / x_unit
-    rows = [sparse.kron(eye[i] - eye[j], rest), sparse.kron(run, first)]
+    units = np.kron(run, first)
+    rows = [sparse.kron(eye[i] - eye[j], rest), units]
     A = -sparse.block_array([rows, [None, np.ones((1, 1))]]).tocsc()
-    b = np.append(L0 / slope_unit * np.kron(run, first), 0.0)
+    b = np.append(L0 / slope_unit * units, 0.0)
     kinds = [*[clarabel.SecondOrderConeT(k + 1)] * pairs, clarabel.NonnegativeConeT(1)]
 
     settings = clarabel.DefaultSettings()

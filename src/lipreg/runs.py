@@ -28,7 +28,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
+import orbax.checkpoint.experimental.v1 as ocp
 from ml_collections import ConfigDict
 
 import lipreg
@@ -202,10 +202,11 @@ class Log:
             self._board.close()
 
 
-def checkpoints(workdir: str | os.PathLike, *, keep: int = 2) -> ocp.CheckpointManager:
+def checkpoints(workdir: str | os.PathLike, *, keep: int = 2) -> ocp.training.Checkpointer:
     """Orbax's manager of a run's checkpoints, the newest `keep` of them."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-    return ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
+    newest: Any = ocp.training.preservation_policies.LatestN(keep)
+    folder = os.path.abspath(os.path.join(workdir, "checkpoints"))
+    return ocp.training.Checkpointer(folder, preservation_policy=newest)
 
 
 def _leaves(tree: Any) -> dict[str, jax.Array]:
@@ -232,18 +233,17 @@ def _digest(leaves: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+def save(manager: ocp.training.Checkpointer, step: int, state: Any) -> None:
     """Keep a state under its step, with a hash of its content; returns before the disk is done."""
-    if step in manager.all_steps():  # a damaged one, which `restore` passed over
-        manager.delete(step)
     leaves = _leaves(state)
     meta = {"sha256": _digest(leaves), "leaves": _shapes(leaves)}
-    parts = {"state": ocp.args.StandardSave(leaves), "meta": ocp.args.JsonSave(meta)}
-    manager.save(step, args=ocp.args.Composite(**parts))
+    manager.save_async(step, leaves, force=True, overwrite=True, custom_metadata=meta)
 
 
-def _read(manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
-    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+def _read(manager: ocp.training.Checkpointer, step: int, template: Any) -> Any:
+    meta: Any = manager.metadata(step).custom_metadata
+    if not meta:  # saved by Orbax's older interface
+        meta = manager.load_checkpointables(step, {"meta": None})["meta"]
     leaves = _leaves(template)
     there, here = meta["leaves"], _shapes(leaves)
     # Orbax names no path where shapes differ, and casts to another type without a word.
@@ -253,8 +253,7 @@ def _read(manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
                 f"Checkpoint {step} of {manager.directory} does not fit: {name} is "
                 f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} in the model."
             )
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(leaves))
-    found = manager.restore(step, args=args)["state"]
+    found = manager.load(step, leaves)
     if _digest(found) != meta["sha256"]:
         raise OSError("its content is not what was saved")
 
@@ -266,7 +265,7 @@ def _read(manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
     return jax.tree_util.tree_map_with_path(rebuild, template)
 
 
-def restore(manager: ocp.CheckpointManager, template: Any, at_most: int | None = None) -> Any:
+def restore(manager: ocp.training.Checkpointer, template: Any, at_most: int | None = None) -> Any:
     """The newest sound checkpoint in the form of `template`, or None where there is none at all.
 
     Or the newest of step `at_most` or before.
@@ -277,7 +276,7 @@ def restore(manager: ocp.CheckpointManager, template: Any, at_most: int | None =
     Raises: ValueError where a leaf's path, shape or type is not the template's, naming it, and
     where no checkpoint is sound.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
+    steps = [found.step for found in reversed(manager.checkpoints)]
     if at_most is not None:
         steps = [step for step in steps if step <= at_most]
     for step in steps:

@@ -11,7 +11,7 @@ import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -191,13 +191,17 @@ def logits_fn(apply: Apply, state: State) -> jax.tree_util.Partial:
     A pytree: pass it through `jit`, and new weights do not compile again.
     """
     params = state.params if state.ema is None else state.ema
-    return jax.tree_util.Partial(_frozen_logits(apply), params, state.model_state)
+    return jax.tree_util.Partial(_Frozen(apply), params, state.model_state)
 
 
-@cache
-def _frozen_logits(apply: Apply) -> Callable:
-    # One function object per model: its identity is the key of jit's own cache.
-    return lambda params, model_state, x: apply(params, model_state, x, False)[0]
+@dataclasses.dataclass(frozen=True)
+class _Frozen:
+    """A model's frozen view. Equal for equal models: that is the key of jit's own cache."""
+
+    apply: Apply
+
+    def __call__(self, params: Any, model_state: Any, x: Array) -> Array:
+        return self.apply(params, model_state, x, False)[0]
 
 
 class Diverged(FloatingPointError):

@@ -17,6 +17,7 @@ from lipreg.attacks.start import (
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     example_keys,
     fold_in,
     misclassified,
@@ -57,6 +58,7 @@ def boundary(
     """
     check_inputs(logits_fn, x, y, bounds)
     check_norm("boundary", norm, L2)
+    check_scale("boundary", bounds)
     at_least_one("boundary", steps=steps, starts=starts)
     keys = example_keys(key, x.shape[0])
 
@@ -116,6 +118,7 @@ def hopskipjump(
     """
     check_inputs(logits_fn, x, y, bounds)
     check_norm("hopskipjump", norm, L2, LINF)
+    check_scale("hopskipjump", bounds)
     at_least_one("hopskipjump", steps=steps, evaluations=evaluations, starts=starts)
     keys, pixels = example_keys(key, x.shape[0]), max(math.prod(x.shape[1:]), 1)
     halvings = max(10, math.ceil(1.5 * math.log2(pixels)))

@@ -13,6 +13,7 @@ from lipreg.attacks.start import (
     Targets,
     at_least_one,
     check_inputs,
+    check_radius,
     random_in_ball,
     select,
     strongest_copy,
@@ -20,6 +21,7 @@ from lipreg.attacks.start import (
 )
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L2, LINF, Norm, expand, finite
+from lipreg.tracing import output
 
 
 @in_single
@@ -44,6 +46,7 @@ def fgsm(
     """
     del key
     check_inputs(logits_fn, x, y, bounds)
+    check_radius(eps)
     grad = finite(jax.grad(lambda x: loss(logits_fn(x), y).sum())(x))
     direction = _direction(grad, x, norm, bounds)
     x_adv = jnp.clip(x + expand(eps, x) * direction, *bounds)
@@ -127,7 +130,7 @@ def pgd(
         start = x
         if random_start:
             start = jnp.clip(x + expand(eps, x) * random_in_ball(keys, x, norm), *bounds)
-        nothing = jnp.full(y.shape, -jnp.inf, jax.eval_shape(logits_fn, x).dtype)
+        nothing = jnp.full(y.shape, -jnp.inf, output(logits_fn, x).dtype)
         carry = start, jnp.zeros_like(x), (x, nothing)
         x_adv, _, best = jax.lax.fori_loop(0, steps, body, carry, unroll=unroll)
         return keep(best, x_adv, margin(logits_fn(x_adv), y))

@@ -165,7 +165,7 @@ def _nearest_boundary(
     Nearest is the least `|z_k - z_y| / ||grad||_*` among the `classes` likeliest, or k = target.
     """
     logits, pullback = jax.vjp(logits_fn, x)
-    onehot = lambda k: jax.nn.one_hot(k, logits.shape[1], dtype=logits.dtype)
+    onehot = lambda k: jax.nn.one_hot(k.astype(jnp.int32), logits.shape[1], dtype=logits.dtype)
 
     pick = lambda k: jnp.take_along_axis(logits, k[:, None], 1)[:, 0].astype(x.dtype)
 

@@ -11,6 +11,7 @@ from lipreg.attacks.start import (
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     example_keys,
     fold_in,
     misclassified,
@@ -63,6 +64,7 @@ def log_barrier(
     """
     check_inputs(logits_fn, x, y, bounds)
     check_norm("log_barrier", norm, L2, LINF)
+    check_scale("log_barrier", bounds)
     at_least_one("log_barrier", outer=outer, inner=inner, draws=draws)
     low, high = bounds
     span = high - low

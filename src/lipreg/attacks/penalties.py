@@ -14,6 +14,7 @@ from lipreg.attacks.start import (
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     misclassified,
     select,
 )
@@ -61,6 +62,7 @@ def carlini_wagner(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("carlini_wagner", norm, L2)
+    check_scale("carlini_wagner", bounds)
     at_least_one("carlini_wagner", steps=steps, searches=searches)
     low, high = bounds
     half = (high - low) / 2
@@ -120,6 +122,7 @@ def ead(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("ead", norm, L1)
+    check_scale("ead", bounds)
     at_least_one("ead", steps=steps, searches=searches)
     span = bounds[1] - bounds[0]
     objective = _penalised(logits_fn, x, y, bounds, confidence)

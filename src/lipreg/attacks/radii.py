@@ -13,6 +13,7 @@ from lipreg.attacks.start import (
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     misclassified,
     nudge,
     select,
@@ -48,6 +49,7 @@ def ddn(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("ddn", norm, L2)
+    check_scale("ddn", bounds)
     at_least_one("ddn", steps=steps)
     unit = bounds[1] - bounds[0]
 
@@ -102,6 +104,7 @@ def fmn(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("fmn", norm, L1, L2, LINF)
+    check_scale("fmn", bounds)
     at_least_one("fmn", steps=steps)
     unit = bounds[1] - bounds[0]
 
@@ -163,6 +166,7 @@ def basic_iterative(
     del key
     check_inputs(logits_fn, x, y, bounds)
     check_norm("basic_iterative", norm, L2, LINF)
+    check_scale("basic_iterative", bounds)
     at_least_one("basic_iterative", steps=steps, growths=growths, bisections=bisections)
     first = (
         radius * (bounds[1] - bounds[0]) * (math.prod(x.shape[1:]) ** 0.5 if norm is L2 else 1.0)

@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.norms import Norm, expand, wide
+from lipreg.tracing import output
 
 __all__ = [
     "Bounds",
@@ -24,7 +25,11 @@ __all__ = [
     "at_least_one",
     "check_inputs",
     "check_inside",
+    "check_labels",
     "check_norm",
+    "check_radius",
+    "check_scale",
+    "check_targets",
     "example_keys",
     "fold_in",
     "likeliest_wrong",
@@ -77,9 +82,49 @@ def check_inside(x: Array, bounds: Bounds) -> None:
     if isinstance(x, Tracer):
         return
     values = np.asarray(x)
-    if not ((values >= low) & (values <= high)).all():
+    # Pixels normalised in x's type are one rounding away from bounds normalised in another.
+    room = float(jnp.finfo(values.dtype).eps)
+    least, most = float(values.min()), float(values.max())
+    if not (least >= low - room * abs(low) and most <= high + room * abs(high)):
+        raise ValueError(f"x has values from {least:.9g} to {most:.9g}, outside bounds {bounds}.")
+
+
+def check_scale(attack: str, bounds: Bounds) -> None:
+    """ValueError for a box without an end, where lengths count in widths of the box."""
+    if not np.isfinite(bounds).all():
+        raise ValueError(
+            f"{attack}: bounds = {bounds}; it measures in widths of the box, which must be finite. "
+            "fgsm, pgd, apgd, fab, deepfool and square need no such box."
+        )
+
+
+def check_radius(eps: ArrayLike) -> None:
+    """ValueError for a negative radius and for one that is no number."""
+    if not isinstance(eps, Tracer) and not (np.asarray(eps) >= 0).all():
+        raise ValueError(f"eps = {eps}; a radius must be 0 or more.")
+
+
+def check_labels(y: ArrayLike, what: str = "y") -> None:
+    """ValueError for what is no integer."""
+    dtype = jnp.result_type(y)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{what} has dtype {dtype}; want classes, which are integers.")
+
+
+def check_targets(targets: Array, y: Array, classes: int) -> None:
+    """ValueError for targets that are not `[B, T]`, of no class, or of the true one."""
+    check_labels(targets, "targets")
+    if targets.ndim != 2 or len(targets) != len(y):
+        raise ValueError(f"targets have shape {list(targets.shape)}; want [{len(y)}, T].")
+    if isinstance(targets, Tracer):
+        return
+    values = np.asarray(targets)
+    if not ((values >= 0) & (values < classes)).all():
         least, most = values.min(), values.max()
-        raise ValueError(f"x has values from {least:g} to {most:g}, outside bounds {bounds}.")
+        raise ValueError(f"targets from {least} to {most}; logits_fn has 0 to {classes - 1}.")
+    if not isinstance(y, Tracer) and (values == np.asarray(y)[:, None]).any():
+        row = int((values == np.asarray(y)[:, None]).any(1).argmax())
+        raise ValueError(f"targets[{row}] = {values[row].tolist()} has the true class, {y[row]}.")
 
 
 def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> None:
@@ -88,7 +133,9 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
         raise ValueError(f"x has dtype {x.dtype}; attacks need floating-point pixels in {bounds}.")
     if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"y has shape {list(y.shape)}, dtype {y.dtype}; want classes [{len(x)}].")
-    logits = jax.eval_shape(logits_fn, x)
+    if not x.size:
+        raise ValueError(f"x has shape {list(x.shape)}: no images.")
+    logits = output(logits_fn, x)
     if not hasattr(logits, "shape") or logits.ndim != 2 or logits.shape[0] != x.shape[0]:
         got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"logits_fn must return [{x.shape[0]}, K]; it returned {got}.")
@@ -105,9 +152,14 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
 
 
 def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
-    """`argmax_k logits_k(x) != y`, [B]. Logits that are not numbers are no answer, and so wrong."""
+    """`argmax_k logits_k(x) != y`, [B]. Logits that are nan or inf are no answer, and so wrong.
+
+    A logit of -inf masks a class, and is legal. Classes are compared as int32, whatever their type.
+    """
+    check_labels(y)
     logits = logits_fn(x)
-    return (jnp.argmax(logits, -1).astype(y.dtype) != y) | ~jnp.isfinite(logits).all(-1)
+    answer = jnp.argmax(logits, -1).astype(jnp.int32)
+    return (answer != jnp.asarray(y).astype(jnp.int32)) | ~jnp.isfinite(logits.max(-1))
 
 
 def select(mask: Array, a: Array, b: Array) -> Array:
@@ -117,9 +169,10 @@ def select(mask: Array, a: Array, b: Array) -> Array:
 
 def nudge(x: Array, norm: Norm, bounds: Bounds) -> Array:
     """The least that a search moves, where the model says that the boundary is at x itself: in
-    `norm`, a millionth of the box in every pixel.
+    `norm`, a millionth of the box in every pixel; of 1, where the box has no end.
     """
-    return norm.size(jnp.full((1, *x.shape[1:]), 1e-6 * (bounds[1] - bounds[0]), x.dtype))[0]
+    width = bounds[1] - bounds[0] if np.isfinite(bounds).all() else 1.0
+    return norm.size(jnp.full((1, *x.shape[1:]), 1e-6 * width, x.dtype))[0]
 
 
 def within(slope: Array, x: Array, bounds: Bounds) -> Array:
@@ -132,7 +185,8 @@ def likeliest_wrong(logits: Array, y: Array, n: int) -> Array:
     """The n classes other than y with the largest logits, the likeliest first, `[B, n]`."""
     # A masked class, of logit -inf, is less unlikely than y itself.
     others = jnp.maximum(logits, jnp.finfo(logits.dtype).min)
-    others = jnp.where(jax.nn.one_hot(y, logits.shape[1], dtype=bool), -jnp.inf, others)
+    is_y = jax.nn.one_hot(y.astype(jnp.int32), logits.shape[1], dtype=bool)
+    others = jnp.where(is_y, -jnp.inf, others)
     return jax.lax.top_k(others, n)[1]
 
 
@@ -155,8 +209,9 @@ def strongest_copy(
     traced; with 0 `target` is None. Returns, `[B, ...]`, the copy with the largest score of each
     example, without a derivative.
     """
-    batch, classes = x.shape[0], jax.eval_shape(logits_fn, x).shape[1]
+    batch, classes = x.shape[0], output(logits_fn, x).shape[1]
     at_least_one("an attack", restarts=restarts)
+    check_radius(eps)
     if isinstance(targets, int):
         if not 0 <= targets < classes:
             raise ValueError(
@@ -164,6 +219,7 @@ def strongest_copy(
             )
         likeliest = likeliest_wrong(logits_fn(x), y, targets) if targets else None
     else:
+        check_targets(targets, y, classes)
         likeliest = targets
     copies = restarts * (1 if likeliest is None else likeliest.shape[1])
 

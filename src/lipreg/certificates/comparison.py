@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
@@ -23,6 +22,7 @@ from lipreg.lipschitz import Constant, of_function
 from lipreg.lipschitz.bounds import lipschitz
 from lipreg.losses import margin
 from lipreg.norms import L2
+from lipreg.tracing import compiled, snapshot
 
 __all__ = ["Comparison", "compare", "to_markdown"]
 
@@ -67,7 +67,9 @@ def compare(
     >>> found.distance.round(3), found.certificates["margin, global"].radius.round(3)
     (array([0.5 , 0.25], dtype=float32), Array([0.5 , 0.25], dtype=float32))
     """
+    logits_fn = snapshot(logits_fn)
     margin_of = lambda y: lambda x: margin(logits_fn(x), y)
+    jit = partial(compiled, logits_fn)
     certificates = {}
     progress("global bound")
     everywhere = lipschitz(logits_fn, x[:1])
@@ -78,21 +80,20 @@ def compare(
     progress("local bounds")
     certificates["margin, local"] = margin_local(logits_fn, x, y)
     progress("interval bounds")
-    boxes = jax.jit(lambda x, y: interval_bound(logits_fn, x, y).radius)
-    certificates["intervals"] = Certificate(boxes(x, y), "certified")
+    certificates["intervals"] = interval_bound(logits_fn, x, y)
     progress("gradients")
     slope = of_function(margin_of(y), x)
     certificates["first order"] = first_order(logits_fn, x, y, constant=slope)
     if smooth:
         progress("curvature")
-        largest = jax.jit(lambda x, y: largest_curvature(key, margin_of(y), x, steps=20))
+        largest = jit(lambda x, y: largest_curvature(key, margin_of(y), x, steps=20))
         bent = Constant(max(float(largest(x, y).max()), 0.0), "estimate")
         certificates["second order"] = second_order(logits_fn, x, y, curvature=bent)
     found = []
     for name in ATTACKS:
         progress(name)
         attack = partial(getattr(attacks, name), norm=L2)
-        measure = jax.jit(partial(_distances, attack, logits_fn))
+        measure = jit(partial(_distances, attack, logits_fn))
         keys = example_keys(key, len(x))
         found.append(map_batches(measure, min(batch_size, len(x)), keys, x, y))
     distance = np.min(found, 0)

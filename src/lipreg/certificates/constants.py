@@ -140,13 +140,14 @@ def checked_value(rule: str, constant: Constant | LipschitzBound, *served: type)
 
 def others(values: Array, y: Array) -> Array:
     """Those of the classes other than y, `[B, K] -> [B, K - 1]`."""
-    classes = values.shape[1]
+    classes, y = values.shape[1], y.astype(jnp.int32)
     return jnp.take_along_axis(values, (y[:, None] + jnp.arange(1, classes)[None]) % classes, 1)
 
 
 def gaps(logits: Array, y: Array) -> Array:
     """`(z_y - z_j)^+` for all j other than y, `[B, K - 1]`."""
-    return jnp.maximum(jnp.take_along_axis(logits, y[:, None], 1) - others(logits, y), 0.0)
+    own = jnp.take_along_axis(logits, y[:, None].astype(jnp.int32), 1)
+    return jnp.maximum(own - others(logits, y), 0.0)
 
 
 def pairs_of(margins: Array, logits: Array, y: Array) -> Array:

@@ -21,6 +21,7 @@ from lipreg.certificates.constants import (
 )
 from lipreg.lipschitz.functions import Constant
 from lipreg.norms import L2
+from lipreg.tracing import output, snapshot
 
 __all__ = ["largest_curvature", "second_order"]
 
@@ -77,7 +78,8 @@ def largest_curvature(
     Array([6.], dtype=float16)
     """
     at_least_one("largest_curvature", steps=steps)
-    out = jax.eval_shape(f, x)
+    f = snapshot(f)
+    out = output(f, x)
     if getattr(out, "shape", None) != x.shape[:1]:
         got = list(out.shape) if hasattr(out, "shape") else type(out).__name__
         raise ValueError(f"f must return [{x.shape[0]}]; it returned {got}.")

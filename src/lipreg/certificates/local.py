@@ -16,11 +16,12 @@ from lipreg.certificates.constants import (
     certificate,
     checked_logits,
     gaps,
-    pairs_of,
+    others,
 )
 from lipreg.lipschitz.bounds import bounder, interval
 from lipreg.losses import margin
 from lipreg.norms import expand
+from lipreg.tracing import compiled, snapshot
 
 __all__ = ["interval_bound", "margin_local"]
 
@@ -47,11 +48,11 @@ def margin_local(
     logits = checked_logits(logits_fn, x, y)
     diameter = (bounds[1] - bounds[0]) * math.sqrt(x[0].size)
 
-    of_radius = bounder(logits_fn, x, bounds=bounds)
+    of_radius = bounder(logits_fn, x, bounds=bounds, y=y)
 
     def reach(eps: ArrayLike) -> Array:
         bound = of_radius(eps)
-        radii = gaps(logits, y) / pairs_of(bound.margins, logits, y)
+        radii = gaps(logits, y) / others(bound.margins, y)
         radius = certificate(logits, radii.min(1), bound.kind).radius
         return jnp.minimum(radius, diameter)
 
@@ -79,8 +80,14 @@ def interval_bound(
     >>> interval_bound(lambda x: x, jnp.array([[0.75, 0.25]]), jnp.array([0])).radius.round(4)
     Array([0.25], dtype=float32)
     """
+    logits_fn = snapshot(logits_fn)
     check_inputs(logits_fn, x, y, bounds)
     at_least_one("interval_bound", steps=steps)
+    radius = compiled(logits_fn, _bisected, steps, bounds)(logits_fn, x, y)
+    return certificate(checked_logits(logits_fn, x, y), radius, "certified")
+
+
+def _bisected(steps: int, bounds: Bounds, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
     low, high = bounds
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -90,10 +97,9 @@ def interval_bound(
         least, most = interval(
             logits_fn, jnp.maximum(x - expand(eps, x), low), jnp.minimum(x + expand(eps, x), high)
         )
-        is_y = jax.nn.one_hot(y, least.shape[1], dtype=bool)
+        is_y = jax.nn.one_hot(y.astype(jnp.int32), least.shape[1], dtype=bool)
         sure = margin(jnp.where(is_y, least, most), y) < 0
         return jnp.where(sure, eps, proved), jnp.where(sure, failed, eps)
 
     start = jnp.zeros(x.shape[0], x.dtype), jnp.full(x.shape[0], high - low, x.dtype)
-    radius, _ = jax.lax.fori_loop(0, steps, halve, start)
-    return certificate(checked_logits(logits_fn, x, y), radius, "certified")
+    return jax.lax.fori_loop(0, steps, halve, start)[0]

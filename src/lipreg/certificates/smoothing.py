@@ -18,6 +18,7 @@ from scipy.special import betaincinv, ndtri
 
 from lipreg.attacks.start import LogitsFn, at_least_one, check_inputs, example_keys, fold_in
 from lipreg.certificates.constants import ANYWHERE
+from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["Smoothed", "certify", "predict"]
 
@@ -62,9 +63,11 @@ def certify(
     >>> found.classes, found.radius.round(1)  # the exact one is 0.8 / sqrt(2)
     (Array([0], dtype=int32), Array([0.5], dtype=float32))
     """
+    logits_fn = snapshot(logits_fn)
     _check("certify", logits_fn, x, sigma, alpha)
     at_least_one("certify", n0=n0, n=n, batch=batch)
-    first, others = _count(example_keys(key, x.shape[0]), logits_fn, x, sigma, n0, n, batch)
+    keys = example_keys(key, x.shape[0])
+    first, others = compiled(logits_fn, _count, n0, n, batch)(keys, logits_fn, x, sigma)
     guess = first.argmax(1)
     hits = jnp.take_along_axis(others, guess[:, None], 1)[:, 0]
     # The bound is a function of the hits: a table of it needs no inverse inside the program.
@@ -94,9 +97,11 @@ def predict(
     >>> predict(jax.random.key(0), lambda x: x, x, sigma=0.5)
     Array([ 0, -1], dtype=int32)
     """
+    logits_fn = snapshot(logits_fn)
     _check("predict", logits_fn, x, sigma, alpha)
     at_least_one("predict", n=n, batch=batch)
-    _, counts = _count(example_keys(key, x.shape[0]), logits_fn, x, sigma, 0, n, batch)
+    keys = example_keys(key, x.shape[0])
+    _, counts = compiled(logits_fn, _count, 0, n, batch)(keys, logits_fn, x, sigma)
     (most, second), (winner, _) = (a.T for a in jax.lax.top_k(counts, 2))
     # P(a or more heads of a + b throws) = I_1/2(a, b + 1), which needs a > 0.
     a, b = jnp.maximum(most, 1).astype(x.dtype), second.astype(x.dtype)
@@ -113,11 +118,11 @@ def _check(what: str, logits_fn: LogitsFn, x: Array, sigma: ArrayLike, alpha: fl
 
 
 def _count(
-    keys: Array, logits_fn: LogitsFn, x: Array, sigma: ArrayLike, n0: int, n: int, batch: int
+    n0: int, n: int, batch: int, keys: Array, logits_fn: LogitsFn, x: Array, sigma: ArrayLike
 ) -> Array:
     """How often each class is drawn, of n0 draws and of n others, `[2, B, K]`.
 
-    Logits that are not numbers are of no class.
+    Logits that are nan or inf are of no class.
     """
     batch = min(batch, n0 + n)
     normal = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
@@ -127,10 +132,10 @@ def _count(
         noise = jax.vmap(lambda draw: normal(fold_in(keys, draw)))(draws)  # [batch, B, ...]
         noisy = x[None] + jnp.asarray(sigma, x.dtype) * noise
         logits = logits_fn(noisy.reshape(-1, *x.shape[1:]))
-        chosen = jnp.where(jnp.isfinite(logits).all(1), logits.argmax(1), -1)
+        chosen = jnp.where(jnp.isfinite(logits.max(1)), logits.argmax(1), -1)
         hits = jax.nn.one_hot(chosen.reshape(batch, -1), counts.shape[2], dtype=counts.dtype)
         part = jnp.stack([draws < n0, (draws >= n0) & (draws < n0 + n)]).astype(counts.dtype)
         return counts + jnp.einsum("pd,dbk->pbk", part, hits)
 
-    counts = jnp.zeros((2, *jax.eval_shape(logits_fn, x).shape), jnp.int32)
+    counts = jnp.zeros((2, *output(logits_fn, x).shape), jnp.int32)
     return jax.lax.fori_loop(0, -(-(n0 + n) // batch), body, counts)

@@ -1,19 +1,20 @@
 """Attacks one after the other on the images that are left: `cascade`, and AutoAttack as one."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import Partial
 
 from lipreg.attacks import apgd, fab, square
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
     check_inputs,
+    check_radius,
     example_keys,
     fold_in,
     likeliest_wrong,
@@ -23,6 +24,7 @@ from lipreg.evaluation.store import Store
 from lipreg.losses import cross_entropy, dlr
 from lipreg.norms import L1, LINF, Norm, wide
 from lipreg.parallel import gather, multiple, split
+from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["VERSIONS", "Outcome", "Stage", "autoattack", "cascade", "stages"]
 
@@ -85,10 +87,14 @@ def cascade(
     """Each attack on the images that those before it have left: what is broken is not tried again.
 
     The survivors are packed into full batches of `batch_size` (the rest into quarters), so the cost
-    follows them, and each attack compiles once per batch shape, whatever eps. An attack's word is
-    not taken: its points are classified again and measured. `known [N, ...]` are adversarial
-    examples to begin with, from a smaller radius for instance. After each batch `progress` is told
-    the attack and how many images are left. With a `store` a killed run goes on where it was.
+    follows them. The model is measured as it is at this call; an attack compiles once per batch
+    shape, whatever eps, and not again for a model that only its weights tell from one before. An
+    attack's word is not taken: its points are classified again and measured. `known [N, ...]` are
+    adversarial examples to begin with, from a smaller radius for instance. After each batch
+    `progress` is told the attack and how many images are left. With a `store` a killed run goes on
+    where it was.
+
+    Raises: ValueError, before anything runs, for any image, label or radius that is none.
 
     >>> from lipreg.attacks import pgd
     >>> x, y = np.array([[0.6, 0.4], [0.9, 0.1]], np.float32), np.array([0, 0])
@@ -96,18 +102,18 @@ def cascade(
     >>> cascade(jax.random.key(0), lambda x: x, x, y, 0.2, [pgd_stage]).breakdown()
     {'clean': 0.0, 'pgd': 0.5}
     """
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
-    x, y = np.asarray(x), np.asarray(y, np.int32)
-    if not len(x):
-        raise ValueError("No images to attack.")
-    check_inputs(logits_fn, jnp.asarray(x[:1]), jnp.asarray(y[:1]), bounds)
+    logits_fn = snapshot(logits_fn)
+    x, y = admitted(logits_fn, x, y, bounds)
+    check_radius(eps)
     keys = example_keys(key, len(x))
     names = ("clean", *(["known"] if known is not None else []), *(stage.name for stage in attacks))
     x_adv, broken_by = x.copy(), np.full(len(x), -1)
 
     def run(place: int, label: str, attack: Callable, round_: int) -> None:
-        program, left = _program(attack, norm, bounds), np.flatnonzero(broken_by < 0)
+        program, left = (
+            compiled(logits_fn, _attacked, attack, norm, bounds),
+            np.flatnonzero(broken_by < 0),
+        )
         for start, rows, count in _packed(left, batch_size):
             unit = f"{name}-{label}-{round_}-{start}"
             found = store.get(unit) if store else None
@@ -134,28 +140,39 @@ def cascade(
     return Outcome(x_adv, broken_by, names)
 
 
+def admitted(
+    logits_fn: LogitsFn, x: Array | np.ndarray, y: Array | np.ndarray, bounds: Bounds
+) -> tuple[np.ndarray, np.ndarray]:
+    """All images, to the last bit inside `bounds`, and all labels, int32; the device sees none."""
+    x, y = np.asarray(x), np.asarray(y)
+    check_inputs(logits_fn, x, y, bounds)  # pyright: ignore[reportArgumentType]
+    return np.clip(x, *(np.asarray(end, x.dtype) for end in bounds)), y.astype(np.int32)
+
+
 def _nothing(
     key: Array, logits_fn: LogitsFn, x: Array, y: Array, eps: Array, round_: Array
 ) -> Array:
     return x
 
 
-@cache
-def _program(attack: Callable, norm: Norm, bounds: Bounds) -> Callable[..., tuple[Array, Array]]:
-    """The attack compiled, with its points classified again and measured."""
-
-    @jax.jit
-    def run(
-        logits_fn: LogitsFn, keys: Array, x: Array, y: Array, eps: Array, round_: Array
-    ) -> tuple[Array, Array]:
-        x_adv = attack(keys, logits_fn, x, y, eps, round_)
-        return x_adv, _broken(logits_fn, x, y, x_adv, eps, norm, bounds)
-
-    return run
+def _attacked(
+    attack: Callable,
+    norm: Norm,
+    bounds: Bounds,
+    logits_fn: LogitsFn,
+    keys: Array,
+    x: Array,
+    y: Array,
+    eps: Array,
+    round_: Array,
+) -> tuple[Array, Array]:
+    """The attack's points, and which of them count: classified again and measured."""
+    x_adv = attack(keys, logits_fn, x, y, eps, round_)
+    return x_adv, _broken(norm, bounds, logits_fn, x, y, x_adv, eps)
 
 
 def _broken(
-    logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, eps: Array, norm: Norm, bounds: Bounds
+    norm: Norm, bounds: Bounds, logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, eps: Array
 ) -> Array:
     inside = ((x_adv >= bounds[0]) & (x_adv <= bounds[1])).reshape(len(x), -1).all(1)
     near = norm.size(wide(x_adv) - wide(x)) <= eps * (1 + 1e-5)
@@ -163,7 +180,7 @@ def _broken(
 
 
 def _believe(
-    logits_fn: LogitsFn,
+    logits_fn: Partial,
     x: np.ndarray,
     y: np.ndarray,
     known: np.ndarray,
@@ -174,7 +191,7 @@ def _believe(
     broken_by: np.ndarray,
     batch_size: int,
 ) -> None:
-    check = jax.jit(partial(_broken, norm=norm, bounds=bounds))
+    check = compiled(logits_fn, _broken, norm, bounds)
     for _, rows, count in _packed(np.flatnonzero(broken_by < 0), batch_size):
         broken = np.asarray(check(logits_fn, x[rows], y[rows], known[rows], eps))[:count]
         hit = rows[:count][broken]
@@ -216,7 +233,6 @@ def _target(
     return attack(key, logits_fn, x, y, eps, targets=target[:, None], **options)
 
 
-@cache
 def stages(
     version: str,
     classes: int,
@@ -296,6 +312,6 @@ def autoattack(
     >>> autoattack(jax.random.key(0), lambda x: x, x, y, 0.2).error
     0.5
     """
-    classes = jax.eval_shape(logits_fn, jnp.asarray(x[:1])).shape[1]
+    classes = output(logits_fn, jnp.asarray(x[:1])).shape[1]
     attacks = stages(version, classes, norm, bounds, channels)
     return cascade(key, logits_fn, x, y, eps, attacks, norm=norm, bounds=bounds, **options)

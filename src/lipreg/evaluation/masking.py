@@ -26,12 +26,14 @@ from lipreg.attacks.start import (
     at_least_one,
     check_inputs,
     check_norm,
+    check_scale,
     example_keys,
     fold_in,
     misclassified,
 )
 from lipreg.losses import cross_entropy, dlr, margin
 from lipreg.norms import L1, L2, LINF, Norm, expand
+from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["Check", "masking_report", "to_markdown", "verdict"]
 
@@ -143,8 +145,8 @@ def masking_report(
     undefended model of the same data. Without a surrogate there is no check of transfer; for L1,
     which the square attack does not serve, none of scores. 64 to 256 images are enough; two of
     them are chance. Norms: L1, L2, LINF. Not to be jitted itself: it compiles a program for each
-    attack, whatever the radius, and a `logits_fn` that is a `jax.tree_util.Partial` (as
-    `train.logits_fn` gives) compiles none again for other weights.
+    attack, whatever the radius, and none again for a model that only its weights tell from one
+    before. The models are measured as they are at this call.
 
     >>> x = jax.random.uniform(jax.random.key(0), (8, 4))
     >>> saturated = lambda x: 1e6 * x
@@ -157,20 +159,21 @@ def masking_report(
     at_least_one("masking_report", steps=steps, queries=queries, batch_size=batch_size)
     if not eps > 0:
         raise ValueError(f"masking_report: eps = {eps}; it must be greater than 0.")
-    pytree = lambda f: f if isinstance(f, Partial) else Partial(f)
     number = lambda value: np.asarray(value, x.dtype)
-    model, keys = pytree(logits_fn), example_keys(key, len(x))
+    check_scale("masking_report", bounds)
+    check_surrogate(surrogate, logits_fn, x)
+    model, keys = snapshot(logits_fn), example_keys(key, len(x))
     each = partial(_in_batches, batch_size, keys, jnp.asarray(x), jnp.asarray(y))
 
     def broken(attack: str = "apgd", norm: Norm = norm, source: Partial = model, **change: Any):
         """Which images the attack breaks, [N]; those misclassified from the start among them."""
         given = {"eps": number(eps), "scale": number(1), "loss": 0, "start": 0} | change
         budget = queries if attack == "square" else steps
-        fixed = {"attack": attack, "budget": budget, "norm": norm, "bounds": bounds}
-        return each(partial(_broken, model, source, **given, **fixed))
+        run = compiled(model, _broken, attack, budget, norm, bounds)
+        return each(partial(run, model, source, **given))
 
     # The third loss, dlr, needs a third class.
-    losses = range(min(len(LOSSES), jax.eval_shape(model, x).shape[1]))
+    losses = range(min(len(LOSSES), output(model, x).shape[1]))
     by_loss = [broken(loss=loss) for loss in losses]
     by_scale = [broken(scale=number(scale)) for scale in SCALES]
     # On honest networks restarts help the margin most: without them a random search may win.
@@ -181,7 +184,7 @@ def masking_report(
     # In every norm the largest ball is the box, which l_inf's steps cross fastest.
     box = {"norm": LINF, "eps": number(bounds[1] - bounds[0])}
 
-    found = each(partial(_probe, model, eps=number(eps), norm=norm, bounds=bounds))
+    found = each(partial(compiled(model, _probe, norm, bounds), model, eps=number(eps)))
     found |= {
         "steps": broken("fgsm").sum() - plain,
         "radius": (np.maximum.accumulate(counts) - counts).max(),
@@ -193,9 +196,18 @@ def masking_report(
     if norm is not L1:
         found["scores"] = broken("square") & ~by_any
     if surrogate is not None:
-        found["transfer"] = broken(source=pytree(surrogate)) & ~by_any
+        found["transfer"] = broken(source=snapshot(surrogate)) & ~by_any
     counted = {name: max(int(np.sum(found[name])), 0) for name in QUESTIONS if name in found}
     return tuple(_check(name, count, len(x)) for name, count in counted.items())
+
+
+def check_surrogate(surrogate: LogitsFn | None, logits_fn: LogitsFn, x: Any) -> None:
+    """ValueError for a surrogate whose classes are others than the model's."""
+    if surrogate is not None:
+        own, other = output(logits_fn, x), output(surrogate, x)
+        if getattr(other, "shape", None) != own.shape:
+            got = getattr(other, "shape", type(other).__name__)
+            raise ValueError(f"surrogate returned {got}; logits_fn {own.shape}: want one shape.")
 
 
 def _check(name: str, count: int, n: int) -> Check:
@@ -237,8 +249,11 @@ def _in_batches(size: int, keys: Array, x: Array, y: Array, program: Callable) -
     return jax.tree.map(lambda *part: np.concatenate(part)[:n], *parts)
 
 
-@partial(jax.jit, static_argnames=("attack", "budget", "norm", "bounds"))
 def _broken(
+    attack: str,
+    budget: int,
+    norm: Norm,
+    bounds: Bounds,
     model: Partial,
     source: Partial,
     keys: Array,
@@ -249,10 +264,6 @@ def _broken(
     scale: Array,
     loss: int,
     start: int,
-    attack: str,
-    budget: int,
-    norm: Norm,
-    bounds: Bounds,
 ) -> Array:
     """Where an attack on `scale * source` finds an image in the ball that `model` gets wrong."""
 
@@ -260,7 +271,7 @@ def _broken(
         logits = source(x)
         return expand(scale, logits) * logits
 
-    losses = LOSSES[: jax.eval_shape(source, x).shape[1]]
+    losses = LOSSES[: output(source, x).shape[1]]
     chosen = lambda logits, y: jax.lax.switch(loss, losses, logits, y)
     run = {
         "apgd": partial(apgd, loss=chosen, steps=budget),
@@ -272,9 +283,8 @@ def _broken(
     return found <= expand(eps, found) * (1 + 1e-4)
 
 
-@partial(jax.jit, static_argnames=("norm", "bounds"))
 def _probe(
-    model: Partial, keys: Array, x: Array, y: Array, *, eps: Array, norm: Norm, bounds: Bounds
+    norm: Norm, bounds: Bounds, model: Partial, keys: Array, x: Array, y: Array, *, eps: Array
 ) -> dict[str, Array]:
     """What needs no attack, for each image, where it is classified correctly."""
     logits_fn = lambda x: model(x).astype(x.dtype)

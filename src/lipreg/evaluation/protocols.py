@@ -1,7 +1,6 @@
 """One call that measures a model: clean error, distances, robust errors, and their worth."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +13,16 @@ from lipreg import attacks, curves
 from lipreg.attacks.start import (
     Bounds,
     LogitsFn,
-    check_inputs,
+    check_scale,
     example_keys,
     misclassified,
 )
-from lipreg.evaluation.autoattack import Outcome, autoattack
-from lipreg.evaluation.masking import Check, masking_report
+from lipreg.evaluation.autoattack import Outcome, admitted, cascade, stages
+from lipreg.evaluation.masking import Check, check_surrogate, masking_report
 from lipreg.evaluation.store import Store, fingerprint
 from lipreg.norms import L2, LINF, Norm
 from lipreg.parallel import gather, multiple, split
+from lipreg.tracing import captured, compiled, output, snapshot
 
 __all__ = ["PROTOCOLS", "RADII", "Evaluation", "evaluate", "to_json", "to_markdown"]
 
@@ -68,12 +68,23 @@ class Evaluation(NamedTuple):
         return np.min(list(self.distances[norm].values()), axis=0)
 
     def error(self, norm: str, eps: float) -> float:
-        """The fraction misclassified within eps, by all attacks together."""
+        """The fraction misclassified within eps, by all attacks together.
+
+        Where AutoAttack ran, at 0 and at the radii that it was given: no other is measured.
+
+        Raises: ValueError, with the radii, for another one.
+        """
+        if norm not in self.outcomes:
+            raise ValueError(f"No norm {norm!r}; choose one of {', '.join(self.outcomes)}.")
+        measured = (0.0, *self.outcomes[norm])
+        if not eps >= 0 or (len(measured) > 1 and not np.isclose(eps, measured, atol=0).any()):
+            choices = ", ".join(f"{radius:g}" for radius in measured)
+            raise ValueError(f"No error at {norm} {eps:g} was measured; choose one of {choices}.")
         broken = self.clean.copy()
         for found in self.distances[norm].values():
             broken |= found <= eps
         for radius, outcome in self.outcomes[norm].items():
-            if radius <= eps:
+            if radius <= eps * (1 + 1e-5):
                 broken |= outcome.broken_by >= 0
         return float(broken.mean())
 
@@ -99,6 +110,7 @@ def evaluate(
     AutoAttack at each of `radii`; `full` does both and looks for smaller distances by DeepFool, FMN
     and DDN. The first `checked` images go into the masking report, at the smallest radius of each
     norm, with the transfer of attacks from `surrogate`, an undefended model, where one is given.
+    The model is measured as it is at this call.
 
     Any `logits_fn: [B, ...] -> [B, K]` on images inside `bounds` will do. With `folder` a killed
     evaluation goes on where it was; one of another model, other data, settings or seed is refused.
@@ -117,41 +129,44 @@ def evaluate(
             raise ValueError(f"No norm {name!r} in radii; choose one of {', '.join(NORMS)}.")
         if not values or not all(eps > 0 for eps in values):
             raise ValueError(f"radii of {name} = {tuple(values)}; give radii greater than 0.")
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
-    x, y = np.asarray(x), np.asarray(y, np.int32)
-    check_inputs(logits_fn, jnp.asarray(x), jnp.asarray(y), bounds)
+    logits_fn = snapshot(logits_fn)
+    x, y = admitted(logits_fn, x, y, bounds)
+    check_scale("evaluate", bounds)
+    check_surrogate(surrogate, logits_fn, x)
     key, plan = jax.random.key(seed), PROTOCOLS[protocol]
     store = None
     if folder is not None:
         settings = {"radii": {k: list(v) for k, v in radii.items()}, "bounds": list(bounds)}
         identity = {
             "protocol": protocol,
-            "model": fingerprint((logits_fn, logits_fn(jnp.asarray(x[:8])))),
+            "model": _identity(logits_fn, jnp.asarray(x[:8])),
             "data": fingerprint((x, y)),
             "settings": settings | {"batch_size": batch_size},
             "seed": seed,
         }
         store = Store(folder, identity)
     tell = progress or (lambda message: None)
-    clean = _batched(_wrong, key, logits_fn, x, y, batch_size, None, "clean", tell)
+    clean = _batched(
+        compiled(logits_fn, _wrong), key, logits_fn, x, y, batch_size, None, "clean", tell
+    )
     found = Evaluation(protocol, clean, {}, {}, {})
     for name, values in radii.items():
         norm = NORMS[name]
         found.distances[name], found.outcomes[name] = {}, {}
         for label, attack in plan[name].items():
-            run = _nearest(attack, norm, bounds)
+            run = compiled(logits_fn, _nearest, attack, norm, bounds)
             found.distances[name][label] = _batched(
                 run, key, logits_fn, x, y, batch_size, store, f"{name}-{label}", tell
             )
-        known = None
+        known, every = None, stages("standard", output(logits_fn, x[:1]).shape[1], norm, bounds)
         for eps in sorted(values) if plan["autoattack"] else ():
-            outcome = autoattack(
+            outcome = cascade(
                 key,
                 logits_fn,
                 x,
                 y,
                 eps,
+                every,
                 norm=norm,
                 bounds=bounds,
                 batch_size=batch_size,
@@ -175,21 +190,27 @@ def evaluate(
     return found
 
 
-@jax.jit
+def _identity(logits_fn: LogitsFn, x: Array) -> str:
+    """Of a model: its leaves, all that it reads beside them, and some of its answers."""
+    return fingerprint((logits_fn, captured(logits_fn, x), logits_fn(x)))
+
+
 def _wrong(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
     return misclassified(logits_fn, x, y)
 
 
-@cache
-def _nearest(attack: Callable[..., Array], norm: Norm, bounds: Bounds) -> Callable[..., Array]:
-    """The distances [B] that a minimum-norm attack finds, compiled."""
-
-    @jax.jit
-    def run(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
-        x_adv = attack(keys, logits_fn, x, y, norm=norm, bounds=bounds)
-        return curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
-
-    return run
+def _nearest(
+    attack: Callable[..., Array],
+    norm: Norm,
+    bounds: Bounds,
+    keys: Array,
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+) -> Array:
+    """The distances [B] that a minimum-norm attack finds."""
+    x_adv = attack(keys, logits_fn, x, y, norm=norm, bounds=bounds)
+    return curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
 
 
 def _batched(

@@ -25,6 +25,7 @@ from lipreg.attacks.start import (
     within,
 )
 from lipreg.norms import L1, L2, LINF, Norm, expand, finite, wide
+from lipreg.tracing import output
 
 __all__ = [
     "Constant",
@@ -128,7 +129,7 @@ def of_function(
 
 
 def of_linear(w: ArrayLike, *, norm: Norm = L2, label_norm: Norm = LINF) -> Constant:
-    """`||W||` from `norm` to `label_norm`, the constant of `x -> W x`, W `[K, N]`.
+    """`||W||` from `norm` to `label_norm`, the constant of `x -> W x`, W `[K, N]`, in float64.
 
     Of a layer `x @ w`, hand in `w.T`.
 
@@ -137,10 +138,13 @@ def of_linear(w: ArrayLike, *, norm: Norm = L2, label_norm: Norm = LINF) -> Cons
     >>> of_linear([[3.0, 4.0], [1.0, 0.0]])
     Constant(value=5.0, kind='exact')
     """
-    w = jnp.asarray(w)
+    w = np.asarray(w)
     if w.ndim != 2:
         raise ValueError(f"W has shape {list(w.shape)}; want a matrix [K, N].")
-    return Constant(float(operator_norm(w[None], norm=norm, label_norm=label_norm)[0]), "exact")
+    with jax.enable_x64(True):
+        matrix = jnp.asarray(w.astype(np.float64))[None]
+        value = operator_norm(matrix, norm=norm, label_norm=label_norm)[0]
+    return Constant(float(value), "exact")
 
 
 def ascended_pairs(
@@ -227,7 +231,7 @@ def ascended_pairs(
 def _check(f: Callable[[Array], Array], x: Array) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x has dtype {x.dtype}; want floating points [B, ...].")
-    out = jax.eval_shape(f, x)
+    out = output(f, x)
     if not hasattr(out, "shape") or out.ndim not in (1, 2) or out.shape[0] != x.shape[0]:
         got = list(out.shape) if hasattr(out, "shape") else type(out).__name__
         raise ValueError(f"f must return [{x.shape[0]}] or [{x.shape[0]}, K]; it returned {got}.")

@@ -1,14 +1,15 @@
-"""Operations that mix entries: each takes a settled root and makes the next."""
+"""Operations that mix entries: each takes settled roots and makes the next."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.lipschitz.slopes import Box, Rule, most, product
+from lipreg.lipschitz.slopes import Box, Rule, largest, length, most, outward, product, times, upper
 from lipreg.lipschitz.values import Root, Value, settle
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "concatenate",
     "convolution",
     "dense",
+    "either",
     "extreme",
     "move",
     "plain",
@@ -29,37 +31,74 @@ def _largest_singular(matrices: Array) -> Array:
     k = 24 squarings leave a factor of `m^(2^-26)`. No eigenvalues of LAPACK: several batches of
     them in one program can wait for each other for ever on a CPU of two cores.
     """
+    # In units of the largest entry, whose square may underflow.
+    unit = largest(jnp.abs(matrices))
+    matrices = matrices / jnp.where(unit > 0, unit, 1.0).astype(matrices.dtype)
     adjoint = matrices.conj().swapaxes(-1, -2)
     wide = matrices.shape[-2] < matrices.shape[-1]
     gram = matrices @ adjoint if wide else adjoint @ matrices
 
-    def square(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        power, root, exponent = carry
-        size = jnp.sqrt(jnp.square(jnp.abs(power)).sum((-2, -1)))
-        power = power / jnp.where(size > 0, size, 1.0)[..., None, None].astype(power.dtype)
-        return power @ power, root * size**exponent, exponent / 2
-
     one = jnp.ones(gram.shape[:-2], matrices.real.dtype)
     start = gram, one, jnp.ones((), one.dtype)
-    power, root, exponent = jax.lax.fori_loop(0, 24, square, start)
+    power, root, exponent = jax.lax.fori_loop(0, 24, _squared, start)
     size = jnp.sqrt(jnp.square(jnp.abs(power)).sum((-2, -1)))
-    return jnp.sqrt((root * size**exponent).max())
+    return upper(jnp.sqrt(largest(root * size**exponent)) * unit)
 
 
-def _overlap(windows: Any, strides: Any) -> int:
-    """The most windows that one entry lies in."""
-    return math.prod(math.ceil(w / s) for w, s in zip(windows, strides, strict=True))
+def _squared(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    power, root, exponent = carry
+    size = jnp.sqrt(jnp.square(jnp.abs(power)).sum((-2, -1)))
+    power = power / jnp.where(size > 0, size, 1.0)[..., None, None].astype(power.dtype)
+    return power @ power, root * size**exponent, exponent / 2
 
 
-def _weighted(apply: Callable[[Array, Array], Array], w: Array, root: Root) -> tuple[Box, Array]:
-    """Box by centre and radius, and rows, of a map that is linear in its input and in weights w."""
-    low, high = root.box
-    mask = most(root.slope)
-    middle, radius = apply((low + high) / 2, w), apply((high - low) / 2, jnp.abs(w))
-    rows = jnp.sqrt(apply(mask**2, w**2)) * root.lip
-    return (middle - radius, middle + radius), jnp.minimum(
-        rows, apply(mask * root.rows, jnp.abs(w))
-    )
+def _overlap(params: dict) -> int:
+    """The most windows that one entry lies in.
+
+    Windows start at multiples of the stride s, and their entries are d, the dilation, apart: those
+    at one place are every `s / gcd(s, d)`-th of a window. Zeros between the entries of the array
+    only leave windows out.
+    """
+    sides = params.get("window_dimensions", ())
+    strides = params.get("window_strides") or (1,) * len(sides)
+    holes = params.get("window_dilation") or (1,) * len(sides)
+    steps = (s // math.gcd(s, d) for s, d in zip(strides, holes, strict=True))
+    return math.prod(math.ceil(w / s) for w, s in zip(sides, steps, strict=True))
+
+
+def _sum_of_squares(sums: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
+    """`sqrt(sums(a^2, b^2))`, in units of the largest entries: squares may underflow."""
+    units = [jnp.where((u := largest(v)) > 0, u, 1.0) for v in (a, b)]
+    return jnp.sqrt(sums((a / units[0]) ** 2, (b / units[1]) ** 2)) * units[0] * units[1]
+
+
+def _summed(sums: Callable[[Array, Array], Array], w: Array, terms: int, box: Box) -> Box:
+    """Of `sums(v, w)` by centre and radius, linear in both, of so many terms at most.
+
+    A sum of n products is wrong by at most `n u` times the sum of their sizes, u = eps / 2, in
+    whatever order (Higham 2002, section 3.1); eight times as much is added.
+    """
+    low, high = box
+    rounding = 4 * (terms + 4) * float(jnp.finfo(low.dtype).eps)
+    middle = sums((low + high) / 2, w)
+    radius = sums((high - low) / 2 + rounding * most(box), jnp.abs(w))
+    return outward((middle - radius, middle + radius))
+
+
+def _both(image: Callable[[Box], Box], root: Root) -> tuple[Box, Box | None]:
+    return image(root.box), root.centre and image(root.centre)
+
+
+def _weighted(
+    apply: Callable[[Array, Array], Array], w: Array, root: Root, norm: Callable, matrix: Any = None
+) -> Root:
+    """Of a map that is linear in its input and in weights w."""
+    image = partial(_summed, apply, w, min(w.size, root.rows.size))
+    mask, size = most(root.slope), jnp.abs(w)
+    rows = _sum_of_squares(apply, mask, size) * root.lip
+    rows = jnp.minimum(upper(rows), upper(apply(mask * root.rows, size)))
+    ones = jnp.ones_like(rows)
+    return Root(*_both(image, root), (ones, ones), None, rows, norm, matrix)
 
 
 def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Root:
@@ -69,33 +108,41 @@ def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Ro
         raise ValueError("No bound for a dot_general with batch dimensions; write it as matrices.")
     summed, of_x = (second, first) if left else (first, second)
     free = [i for i in range(w.ndim) if i not in summed]
-    matrix = w.transpose(*free, *summed).reshape(-1, math.prod(w.shape[i] for i in summed))
     mask = most(root.slope)
     kept = [i for i in range(mask.ndim) if i not in of_x]
-    mask = mask.transpose(*kept, *of_x).reshape(-1, matrix.shape[1])
-    copies = len(mask)
-    masked = matrix * mask.max(0)[None]
+    size = lambda array, axes: math.prod(array.shape[i] for i in axes)
+    outputs, terms, copies = size(w, free), size(w, summed), size(mask, kept)
+    matrix = w.transpose(*free, *summed).reshape(outputs, terms)
+    mask = mask.transpose(*kept, *of_x).reshape(copies, terms)
+    masked = times(matrix, mask.max(0, initial=0.0)[None])
 
     def norm(c: Array) -> Array:
         # One matrix for all copies: the largest c, and the largest mask, among them.
-        c = c.reshape(copies, -1).max(0) if left else c.reshape(-1, copies).max(1)
-        return root.lip * _largest_singular(c[:, None] * masked)
+        c = c.reshape(copies, outputs).max(0) if left else c.reshape(outputs, copies).max(1)
+        return times(root.lip, _largest_singular(times(c[:, None], masked)))
 
-    box, rows = _weighted(apply, w, root)
-    gram = masked @ masked.T * root.lip**2 if copies == 1 else None
-    return _linear(box, rows, norm, gram)
+    return _weighted(apply, w, root, norm, masked * root.lip if copies == 1 else None)
 
 
-def convolution(params: dict, apply: Callable, w: Array, root: Root) -> Root:
+def convolution(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Root:
     """Of `conv(x, w)`: the largest spectral norm of the kernel's Fourier transform (1805.10408).
 
     On a torus of side `n + k - 1` no window wraps around, so that every padding gives a part of
     the torus's outputs for inputs of which some are 0; strides leave outputs out, and a dilated
     image has zeros in between. Where windows hardly overlap another bound is better: each entry
     lies in `ceil(k / s)` windows a side, and each window is multiplied by one matrix.
+
+    Where x is the kernel, and where groups are of the batch, `||A||_2^2 <= ||A||_1 ||A||_inf`.
     """
-    if params["batch_group_count"] != 1:
-        raise ValueError("No bound for a convolution with batch_group_count > 1.")
+    mask = most(root.slope)
+    if not left or params["batch_group_count"] != 1:
+        sums, back = jax.vjp(lambda v: apply(v, jnp.abs(w)), mask)
+
+        def norm(c: Array) -> Array:
+            rows, columns = times(c, sums), times(mask, back(c)[0])
+            return times(root.lip, jnp.sqrt(times(largest(rows), largest(columns))))
+
+        return _weighted(apply, w, root, norm)
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     kernel = w.transpose(numbers.rhs_spec)
     holes = [(0, 0, 0), (0, 0, 0), *((0, 0, d - 1) for d in params["rhs_dilation"])]
@@ -105,79 +152,103 @@ def convolution(params: dict, apply: Callable, w: Array, root: Root) -> Root:
     image = [(n - 1) * d + 1 for n, d in zip(shape, params["lhs_dilation"], strict=True)]
     sides = [n + k - 1 for n, k in zip(image, kernel.shape[3:], strict=True)]
     axes = tuple(range(3, kernel.ndim))
-    mask = most(root.slope).max()
+    windows = {"window_dimensions": kernel.shape[3:], "window_strides": params["window_strides"]}
 
     def norm(c: Array) -> Array:
         c = c.transpose(numbers.out_spec).max((0, *range(2, c.ndim))).reshape(groups, -1)
         scaled = kernel * c.reshape(*c.shape, *(1,) * (kernel.ndim - 2))
         waves = jnp.moveaxis(jnp.fft.rfftn(scaled, sides, axes), (1, 2), (-2, -1))
-        patches = _largest_singular(scaled.reshape(*c.shape, -1))
-        patches = patches * math.sqrt(_overlap(kernel.shape[3:], params["window_strides"]))
-        return root.lip * mask * jnp.minimum(_largest_singular(waves), patches)
+        patches = _largest_singular(scaled.reshape(*c.shape, -1)) * math.sqrt(_overlap(windows))
+        return times(times(root.lip, largest(mask)), jnp.minimum(_largest_singular(waves), patches))
 
-    return _linear(*_weighted(apply, w, root), norm)
-
-
-def _linear(box: Box, rows: Array, norm: Callable, gram: Array | None = None) -> Root:
-    ones = jnp.ones_like(rows)
-    return Root(box, (ones, ones), None, rows, norm, gram)
+    return _weighted(apply, w, root, norm)
 
 
 def total(params: dict, apply: Callable, root: Root) -> Root:
     """`A x`, entries of A 0 or 1: `||A diag(m)||_2^2 <= ||A diag(m)||_1 ||A diag(m)||_inf`."""
     mask = most(root.slope)
-    overlap = _overlap(params.get("window_dimensions", ()), params.get("window_strides", ()))
-    rows = jnp.minimum(apply(mask * root.rows), jnp.sqrt(apply(mask**2)) * root.lip)
-    lip = root.lip * jnp.sqrt(apply(mask).max() * mask.max() * overlap)
-    return plain((apply(root.box[0]), apply(root.box[1])), lip, rows)
+    sums = lambda v, _: apply(v)
+    image = partial(_summed, sums, jnp.ones(()), root.rows.size)
+    squares = _sum_of_squares(sums, mask, jnp.ones(()))
+    rows = jnp.minimum(upper(apply(mask * root.rows)), upper(times(squares, root.lip)))
+    lip = root.lip * jnp.sqrt(largest(apply(mask)) * largest(mask) * _overlap(params))
+    return plain(*_both(image, root), lip, rows)
 
 
 def extreme(params: dict, apply: Callable, root: Root, sign: int) -> Root:
     """`max` over windows, or with sign -1 `min`: `||dv||_2 <= sqrt(overlap) ||du||_2`."""
     mask = most(root.slope)
-    overlap = _overlap(params.get("window_dimensions", ()), params.get("window_strides", ()))
-    rows = sign * apply(sign * mask * root.rows)
-    lip = root.lip * mask.max() * math.sqrt(overlap)
-    return plain((apply(root.box[0]), apply(root.box[1])), lip, rows)
+    # A window of padding alone has the value, and the size, of an infinite number.
+    rows = jnp.maximum(sign * apply(sign * times(mask, root.rows)), 0.0)
+    lip = times(root.lip, largest(mask)) * math.sqrt(_overlap(params))
+    return plain(*_both(lambda box: (apply(box[0]), apply(box[1])), root), lip, rows)
 
 
-def plain(box: Box, lip: Array, rows: Array) -> Root:
-    ones = jnp.ones_like(box[0])
-    return Root(box, (ones, ones), lip, rows)
+def plain(box: Box, centre: Box | None, lip: Any, rows: Array) -> Root:
+    ones = jnp.ones_like(rows)
+    return Root(box, centre, (ones, ones), lip, rows)
+
+
+def _constant(a: Array, centre: bool) -> Root:
+    return plain((a, a), (a, a) if centre else None, jnp.zeros((), a.dtype), jnp.zeros_like(a))
 
 
 def combine(rule: Rule, args: list, shape: tuple[int, ...]) -> Root:
     """An elementwise operation on several roots: `||dv|| <= sum_k max|d_k v| ||du_k||`."""
     roots = [settle(a) if isinstance(a, Value) else None for a in args]
-    box, partials = rule(*(r.box if r else (a, a) for r, a in zip(roots, args, strict=True)))
+    ends = lambda which: [which(r) if r else (a, a) for r, a in zip(roots, args, strict=True)]
+    full = lambda box: (jnp.broadcast_to(box[0], shape), jnp.broadcast_to(box[1], shape))
+    box, partials = rule(*ends(lambda r: r.box))
+    centred = all(r.centre for r in roots if r)
+    centre = full(rule(*ends(lambda r: r.centre))[0]) if centred else None
     lip, rows = jnp.zeros(()), jnp.zeros(shape)
     for root, slope in zip(roots, partials, strict=True):
         if root:
             size = jnp.broadcast_to(most(product(slope, root.slope)), shape)
-            copies = size.size / root.rows.size
-            lip = lip + size.max() * root.lip * math.sqrt(copies)
-            rows = rows + size * root.rows
-    return plain((jnp.broadcast_to(box[0], shape), jnp.broadcast_to(box[1], shape)), lip, rows)
+            copies = size.size / max(root.rows.size, 1)
+            lip = lip + times(largest(size), root.lip) * math.sqrt(copies)
+            rows = rows + times(size, root.rows)
+    return plain(full(box), centre, lip, rows)
 
 
-def concatenate(params: dict, args: list) -> Root:
-    """`||d(v_1, v_2, ...)||^2 <= sum_k lip_k^2 ||dx||^2`."""
+def concatenate(join: Callable, args: list) -> Root:
+    """`||d(v_1, v_2, ...)||^2 <= sum_k lip_k^2 ||dx||^2`; `join` puts the pieces together."""
+    roots = [settle(a) if isinstance(a, Value) else a for a in args]
+    centred = all(r.centre for r in roots if isinstance(r, Root))
+    roots = [r if isinstance(r, Root) else _constant(r, centred) for r in roots]
+    box, centre, slope, rows = (
+        jax.tree.map(lambda *pieces: join(pieces), *parts)
+        for parts in zip(*((r.box, r.centre, r.slope, r.rows) for r in roots), strict=True)
+    )
+    return Root(box, centre, slope, length(jnp.stack([r.lip for r in roots])), rows)
 
-    def parts(a: Any) -> tuple[Box, Box, Array, Array]:
-        root = settle(a) if isinstance(a, Value) else plain((a, a), 0 * a.ravel()[0], 0 * a)
-        return root.box, root.slope, root.rows, root.lip
 
-    *arrays, lips = zip(*map(parts, args), strict=True)
-    join = lambda *pieces: jnp.concatenate(pieces, params["dimension"])
-    box, slope, rows = (jax.tree.map(join, *pieces) for pieces in arrays)
-    return Root(box, slope, jnp.linalg.norm(jnp.stack(lips)), rows)
+def either(args: list, alike: Array) -> Root:
+    """One of several values, it is not known which; all are the last where they are alike."""
+    roots = [settle(a) if isinstance(a, Value) else a for a in args]
+    centred = all(r.centre for r in roots if isinstance(r, Root))
+    roots = [r if isinstance(r, Root) else _constant(r, centred) for r in roots]
+
+    def widest(boxes: list) -> Any:
+        low, high = (jnp.stack(ends) for ends in zip(*boxes, strict=True))
+        all_of_them = low.min(0), high.max(0)
+        return jax.tree.map(partial(jnp.where, alike), boxes[-1], all_of_them)
+
+    largest_of = lambda sizes: jnp.where(alike, sizes[-1], jnp.stack(sizes).max(0))
+    return Root(
+        widest([r.box for r in roots]),
+        widest([r.centre for r in roots]) if centred else None,
+        widest([r.slope for r in roots]),
+        largest_of([r.lip for r in roots]),
+        largest_of([r.rows for r in roots]),
+    )
 
 
-def move(name: str, apply: Callable, apply_slopes: Callable, root: Root) -> list[Root]:
+def move(apply: Callable, apply_slopes: Callable, root: Root, copies: Callable) -> list[Root]:
     """Entries moved, left out, copied or padded; the norm is the root of the number of copies."""
-    boxes = zip(*map(apply, root.box), strict=True)
-    slopes = zip(*map(apply_slopes, root.slope), strict=True)
+    columns = lambda box: list(zip(*(apply(end) for end in box), strict=True))
+    boxes, slopes = columns(root.box), list(zip(*map(apply_slopes, root.slope), strict=True))
+    centres = columns(root.centre) if root.centre else [None] * len(boxes)
     rows = apply_slopes(root.rows)
-    copies = rows[0].size / root.rows.size if name == "broadcast_in_dim" else 1
-    lip = root.lip * math.sqrt(copies)
-    return [Root(b, s, lip, r) for b, s, r in zip(boxes, slopes, rows, strict=True)]
+    lip = root.lip * jnp.sqrt(copies(rows[0]))
+    return [Root(b, c, s, lip, r) for b, c, s, r in zip(boxes, centres, slopes, rows, strict=True)]

@@ -2,33 +2,47 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import reduce
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.slopes import AFFINE, Box, Rule, hull, product
+from lipreg.lipschitz.slopes import (
+    AFFINE,
+    ANY,
+    CONDITIONS,
+    Box,
+    Rule,
+    divide,
+    length,
+    most,
+    outward,
+    plus,
+    product,
+    upper,
+)
 
-__all__ = ["Root", "Value", "bound", "settle"]
+__all__ = ["Root", "Value", "bound", "evaluate", "settle"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Root:
-    """w with `|w| in box`, `dw = slope * dh`, `||dh|| <= lip ||dx||`, `|dh_i| <= rows_i ||dx||`.
+    """w in `box`, `dw = slope * dh`, `||dh|| <= lip ||dx||`, `|dh_i| <= rows_i ||dx||`.
 
     Of a matrix or convolution also `norm(c)`, a bound of `||diag(c) dh|| / ||dx||` for constants
-    `c >= 0`, which replaces lip, and of a matrix A `gram`, `A A'` in units of dx; slope is 1.
+    `c >= 0`, which replaces lip, and of a matrix A `matrix`, A itself in units of dx; slope is 1.
     """
 
     box: Box
+    centre: Box | None  # w at the centre of a ball, if there is one
     slope: Box
     lip: Any  # None beside norm
     rows: Array
     norm: Callable[[Array], Array] | None = None
-    gram: Array | None = None
+    matrix: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,18 +78,18 @@ class Value:
         return self if self.affine else self.sources[0].start
 
 
-def _evaluate(value: Value, box: Box, seen: dict | None = None) -> tuple[Box, Box]:
+def evaluate(value: Value, box: Box, seen: dict | None = None) -> tuple[Box, Box]:
     """Boxes of the value and of its slope in the root, for roots in `box`."""
     seen = {} if seen is None else seen
-    if value.rule is None:
-        return box, (jnp.ones_like(box[0]), jnp.ones_like(box[0]))
+    if value not in seen and value.rule is None:
+        seen[value] = box, (jnp.ones_like(box[0]), jnp.ones_like(box[0]))
     if value not in seen:
         pairs = [
-            _evaluate(a, box, seen) if isinstance(a, Value) else ((a, a), None) for a in value.args
+            evaluate(a, box, seen) if isinstance(a, Value) else ((a, a), None) for a in value.args
         ]
-        out, partials = value.rule(*(box for box, _ in pairs))
+        out, partials = cast(Rule, value.rule)(*(box for box, _ in pairs))
         slopes = [product(d, s) for d, (_, s) in zip(partials, pairs, strict=True) if s is not None]
-        slope = sum(s[0] for s in slopes), sum(s[1] for s in slopes)
+        slope = ANY if value.name in CONDITIONS else reduce(plus, slopes)
         like = box[0]
         full = lambda v: jnp.broadcast_to(jnp.asarray(v, like.dtype), like.shape)
         seen[value] = jax.tree.map(full, (out, slope))
@@ -87,23 +101,36 @@ _TAIL = 4 * 1.2 ** np.arange(1, 44)
 EDGES = np.concatenate([[-np.inf], -_TAIL[::-1], np.arange(-64, 65) / 16, _TAIL, [np.inf]])
 
 
-def bound(value: Value) -> tuple[Box, Box, Array]:
-    """Boxes of value and slope, and the slope of the affine part that comes first."""
-    box = value.root.box
-    (shift, _), (scale, _) = _evaluate(value.start, (0 * box[0], 0 * box[0]))
+def bound(value: Value) -> tuple[Box, Box, Box]:
+    """Boxes of value and slope, and of the slope of the affine part that comes first."""
+    box, start = value.root.box, value.start
+    zero = jnp.zeros_like(box[0])
+    shift, scale = evaluate(start, (zero, zero))
     if not value.tangled:
-        return *_evaluate(value, box), scale
+        return *evaluate(value, box), scale
+    least, greatest = evaluate(start, box)[0]
 
     def cell(found: tuple[Box, Box], edges: Array) -> tuple[tuple[Box, Box], None]:
         """Widened by one cell: its values and slopes, and the jump, if any, at its end."""
-        units = jnp.where(scale == 0, 1.0, scale)
-        begin, end = (jnp.clip((edge - shift) / units, *box) for edge in edges)
-        both = jax.tree.map(lambda *v: jnp.stack(v), hull(begin, end), (end, end))
-        values, slopes = jax.vmap(partial(_evaluate, value))(both)
-        slopes = [jnp.where(jnp.isfinite(s[1]), s[0], s[1]) for s in slopes]
-        now = (values[0].min(0), values[1].max(0)), (slopes[0], slopes[1])
+        begin, end = (jnp.clip(edge, least, greatest) for edge in edges)
+        # Cells are those of the affine part: there kinks lie on edges exactly, and not in the root.
+        parts = jax.tree.map(lambda *v: jnp.stack(v), (begin, end), (end, end))
+        values, slopes = jax.vmap(within)(parts)
+        # Outside of the box a cell is a point at its end, and has no slope but that of a jump.
+        empty = (begin == end) & (least < greatest)
+        inner = jnp.where(empty, jnp.inf, slopes[0][0]), jnp.where(empty, -jnp.inf, slopes[1][0])
+        ends = (jnp.where(jnp.isfinite(s[1]), i, s[1]) for s, i in zip(slopes, inner, strict=True))
+        now = (values[0].min(0), values[1].max(0)), tuple(ends)
         widen = lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))
         return (widen(found[0], now[0]), widen(found[1], now[1])), None
+
+    def within(part: Box) -> tuple[Box, Box]:
+        low, high = divide(plus(part, (-shift[1], -shift[0])), scale)
+        # An affine part that is constant has its value at every root.
+        moves = (scale[0] > 0) | (scale[1] < 0)
+        low = jnp.where(moves, jnp.clip(low, *box), box[0])
+        high = jnp.where(moves, jnp.clip(high, *box), box[1])
+        return evaluate(value, (low, high), {start: (part, scale)})
 
     pairs = jnp.asarray(np.stack([EDGES[:-1], EDGES[1:]], 1), box[0].dtype)
     nothing = jnp.full_like(box[0], jnp.inf), jnp.full_like(box[0], -jnp.inf)
@@ -115,10 +142,12 @@ def settle(value: Value) -> Root:
     """The value as a root of its own, bounded now."""
     root = value.root
     box, slope, scale = bound(value)
+    centre = root.centre and evaluate(value, root.centre)[0]
     if root.norm is None:
-        return Root(box, product(slope, root.slope), root.lip, root.rows)
+        return Root(box, centre, product(slope, root.slope), root.lip, root.rows)
     # The affine part joins the weights before it, the rest waits for the weights behind.
-    unit = jnp.where(scale == 0, 1.0, jnp.abs(scale))
+    unit = most(scale)
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
     rows = unit * root.rows
-    lip = jnp.minimum(root.norm(unit), jnp.linalg.norm(rows))
-    return Root(box, (slope[0] / unit, slope[1] / unit), lip, rows)
+    lip = jnp.minimum(upper(root.norm(unit)), length(rows))
+    return Root(box, centre, product(slope, outward((1 / unit, 1 / unit))), lip, rows)

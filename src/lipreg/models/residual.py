@@ -27,6 +27,25 @@ class Residual(Model):
     channels: tuple[int, ...]
     remat: bool = False
 
+    def images(self, x: Array) -> Array:
+        """The images in the network's type, if its resolution does not fall to nothing on them.
+
+        Raises: ValueError otherwise.
+        """
+        rows, columns, least = *x.shape[1:3], 2**self.halvings
+        if min(rows, columns) < least:
+            name = type(self).__name__
+            raise ValueError(
+                f"Images of {rows} x {columns} pixels: this {name} halves the resolution "
+                f"{self.halvings} times and needs at least {least} x {least}."
+            )
+        return x.astype(self.dtype)
+
+    @property
+    def halvings(self) -> int:
+        """How often the resolution falls by 2, rounded down."""
+        return len(self.stages) - 1
+
     def halving(self, block: Callable[..., Array], x: Array) -> Array:
         """All stages of `block(x, channels, down)`; each but the first halves the resolution."""
         for stage, (blocks, channels) in enumerate(zip(self.stages, self.channels, strict=True)):
@@ -66,7 +85,7 @@ class ResNeXt(Residual):
             y = normalised(y, train)
             return act(x + y.reshape(*x.shape[:3], self.branches, channels).mean(3))
 
-        x = unit(x.astype(self.dtype), self.channels[0], 3)
+        x = unit(self.images(x), self.channels[0], 3)
         for stage, (blocks, channels) in enumerate(zip(self.stages, self.channels, strict=True)):
             if stage:
                 x = pooled(unit(x, channels, 1), train)
@@ -100,7 +119,7 @@ class PreActResNet(Residual):
             y = convolution(channels, 3, self.dtype)(act(normalised(y, train)))
             return x + y
 
-        x = self.halving(block, convolution(self.channels[0], 3, self.dtype)(x.astype(self.dtype)))
+        x = self.halving(block, convolution(self.channels[0], 3, self.dtype)(self.images(x)))
         return self.logits(act(normalised(x, train)).mean((1, 2)), train)
 
 
@@ -116,6 +135,10 @@ class BottleneckResNet(Residual):
     stages: tuple[int, ...] = (3, 4, 6, 3)
     channels: tuple[int, ...] = (256, 512, 1024, 2048)
 
+    @property
+    def halvings(self) -> int:
+        return super().halvings + 2  # the stem's
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         act = ACTIVATIONS[self.activation]
@@ -129,7 +152,7 @@ class BottleneckResNet(Residual):
             y = unit(act(unit(y, channels // 4, 3)), channels, 1)
             return act(y + (x if x.shape[-1] == channels else unit(x, channels, 1)))
 
-        x = act(unit(space_to_depth(x.astype(self.dtype)), self.channels[0] // 4, 3))
+        x = act(unit(space_to_depth(self.images(x)), self.channels[0] // 4, 3))
         x = pooled(x, train)
         x = self.halving(block, x)
         return self.logits(x.mean((1, 2)), train)

@@ -1,0 +1,289 @@
+"""The walk through a jaxpr: what is known of each variable, primitive by primitive.
+
+A variable is known as a number, where it does not depend on x, or as a `Value`. What has no rule is
+refused by name, and so is what goes in steps although it looks like arithmetic: casts to integers
+and to numbers of 16 bits, and arithmetic in those. Random numbers are refused because those of one
+example are not those of the batch that it is taken from.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Literal
+
+from lipreg import convolution
+from lipreg.lipschitz import mixing
+from lipreg.lipschitz.slopes import CONDITIONS, ELEMENTWISE, Box, largest, most, outward, upper
+from lipreg.lipschitz.values import Root, Value, bound, settle
+
+__all__ = ["walk", "walk_from"]
+
+MOVES = {"broadcast_in_dim", "copy", "copy_p", "dynamic_slice", "gather", "name", "pad", "reshape"}
+MOVES |= {"rev", "slice", "split", "squeeze", "tile", "transpose"}
+JOINS = {"concatenate": (jnp.concatenate, "dimension"), "stack": (jnp.stack, "axis")}
+SUMS = {"reduce_sum", "reduce_window_sum"}
+EXTREMES = {"reduce_max": 1, "reduce_window_max": 1, "reduce_min": -1, "reduce_window_min": -1}
+WEIGHTED = {"dot_general", "conv_general_dilated"}
+SAME = {"convert_element_type", "stop_gradient"}  # of what is not refused before
+CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
+RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
+RULES = {*ELEMENTWISE, *MOVES, *JOINS, *SUMS, *EXTREMES, *WEIGHTED, *SAME}
+# These return numbers that they were given.
+CHOICES = {"abs", "clamp", "max", "min", "neg", "select_n", "sign", *CONDITIONS, *EXTREMES}
+ROUNDED = RULES - {*CHOICES, *MOVES, *JOINS, *SAME}
+
+
+def walk_from(traced: ClosedJaxpr, constants: Any, centre: Array | None, box: Box, eps: Any) -> Any:
+    """The output of one example, for inputs in the box and, if not None, within eps of a centre."""
+    box = box[0][None], box[1][None]
+    ones = jnp.ones_like(box[0])
+    centres = None if centre is None else (centre[None], centre[None])
+    root = Root(box, centres, (ones, ones), jnp.ones((), ones.dtype), ones)
+    return walk(traced.jaxpr, constants, [Value(root)], eps)[0]
+
+
+def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
+    known = {v: _typed(c, v) for v, c in zip(jaxpr.constvars, constants, strict=True)}
+    known.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(v: Any) -> Any:
+        return _typed(v.val, v) if isinstance(v, Literal) else known[v]
+
+    for eqn in jaxpr.eqns:
+        name, inputs = eqn.primitive.name, [read(v) for v in eqn.invars]
+        if name in RANDOM:
+            raise ValueError(
+                f"No bound for {name!r}: random numbers of one example are not those of a batch; "
+                "draw them outside of the function."
+            )
+        moving = any(isinstance(a, Value) for a in inputs)
+        if eqn.params.get("branches_platforms") and moving:
+            outputs = _platforms(eqn.params["branches"], inputs[1:], eps)
+        elif name in CALLS:
+            inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
+            inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+            outputs = walk(inner.jaxpr, inner.consts, inputs, eps)
+        elif eqn.primitive is convolution.partial_p and moving:
+            form = partial(convolution.in_lax, **eqn.params)
+            inner = jax.make_jaxpr(form)(*(v.aval for v in eqn.invars))
+            outputs = walk(inner.jaxpr, inner.consts, inputs, eps)
+        elif not moving:
+            outputs = _bind(eqn, *inputs)
+        elif name == "ne" and eqn.invars[0] is eqn.invars[1]:
+            outputs = [jnp.zeros(eqn.outvars[0].aval.shape, bool)]  # not a number: never
+        else:
+            outputs = _step(eqn, inputs, eps)
+        known.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _typed(constant: Any, v: Any) -> Array:
+    """As the function was traced with it: numpy's float64 is float32 there, and is not here."""
+    dtype = v.aval.dtype
+    return constant if jnp.issubdtype(dtype, jax.dtypes.extended) else jnp.asarray(constant, dtype)
+
+
+def _bind(eqn: Any, *args: Any) -> list[Array]:
+    out = eqn.primitive.bind(*args, **eqn.params)
+    return out if eqn.primitive.multiple_results else [out]
+
+
+def _refuse_steps(eqn: Any) -> None:
+    """Values that depend on x are to be real, and rounded no more coarsely than float32 rounds."""
+    name, source = eqn.primitive.name, eqn.invars[0].aval.dtype
+    for dtype in (v.aval.dtype for v in eqn.outvars):
+        cast = name == "convert_element_type" and dtype != source
+        real = jnp.issubdtype(dtype, jnp.floating)
+        condition = jnp.issubdtype(dtype, jnp.bool_) and name in {*CONDITIONS, "select_n"}
+        if cast and not jnp.issubdtype(source, jnp.floating):
+            why = "it is a step"
+        elif real and jnp.finfo(dtype).bits < 32 and (cast or name in ROUNDED):
+            why = "it rounds in steps; compute in float32"
+        elif not (real or condition):
+            why = "want real floating numbers"
+        else:
+            continue
+        raise ValueError(f"No bound for {name!r} in {dtype} of a value that depends on x: {why}.")
+
+
+def _step(eqn: Any, inputs: list, eps: Any) -> list:
+    """One primitive of which at least one argument depends on x."""
+    name = eqn.primitive.name
+    sources = [a for a in inputs if isinstance(a, Value)]
+    if name not in RULES or (len(sources) > 1 and name not in {*ELEMENTWISE, *JOINS}):
+        what = "several values that depend" if len(sources) > 1 else "a value that depends"
+        rules = ", ".join(sorted(RULES))
+        raise ValueError(f"No bound for {name!r} of {what} on x; there are rules for {rules}.")
+    _refuse_steps(eqn)
+    if name in SAME:
+        return inputs
+    dtype = sources[0].root.rows.dtype  # constants keep their own until they meet x
+    eqn = eqn.replace(params=_wide(eqn.params, dtype))
+    args = [a if isinstance(a, Value) else _wider(a, dtype) for a in inputs]
+    shape = eqn.outvars[0].aval.shape
+    if name in ELEMENTWISE:
+        rule = ELEMENTWISE[name]
+        rule = partial(rule, y=eqn.params["y"]) if name == "integer_pow" else rule
+        args = [a if isinstance(a, Value) else a.astype(dtype) for a in args]
+        root = sources[0].root
+        if all(v.root is root for v in sources) and root.rows.shape == shape:
+            return [Value(root, name, rule, tuple(args))]
+        # Where a case ends is found along one root only.
+        if name in CONDITIONS or (name == "select_n" and isinstance(args[0], Value)):
+            raise ValueError(f"No bound for {name!r} of several values that depend on x.")
+        roots = [mixing.combine(rule, args, shape)]
+    elif name in JOINS:
+        join, axis = JOINS[name]
+        pieces = partial(join, axis=eqn.params[axis])
+        roots = [mixing.concatenate(pieces, args)]
+    else:
+        roots = _mix(eqn, args)
+    return [Value(_trimmed(_numbers(root), eps)) for root in roots]
+
+
+def _wide(params: dict, dtype: Any) -> dict:
+    """Products in the walk's own precision."""
+    own = {"preferred_element_type": dtype, "precision": jax.lax.Precision.HIGHEST}
+    return {**params, **{name: value for name, value in own.items() if name in params}}
+
+
+def _wider(number: Any, dtype: Any) -> Array:
+    number = jnp.asarray(number)
+    return number.astype(dtype) if jnp.issubdtype(number.dtype, jnp.floating) else number
+
+
+def _mix(eqn: Any, args: list) -> list[Root]:
+    """An operation that mixes the entries of one value; its other arguments are constants."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in WEIGHTED:
+        left = isinstance(args[0], Value)
+        value, w = args if left else reversed(args)
+        apply = lambda v, w: _bind(eqn, *((v, w) if left else (w, v)))[0]
+        rule = mixing.dense if name == "dot_general" else mixing.convolution
+        return [rule(params, apply, w, settle(value), left)]
+    if not isinstance(args[0], Value):
+        raise ValueError(f"No bound for {name!r} where x decides more than what is moved.")
+    root = settle(args[0])
+    apply = lambda v: _bind(eqn, v)[0]
+    if name in SUMS:
+        return [mixing.total(params, apply, root)]
+    if name in EXTREMES:
+        return [mixing.extreme(params, apply, root, EXTREMES[name])]
+    # Where to, or the number that is filled in: 0 for slopes.
+    empty = [jnp.zeros_like(a) for a in args[1:]] if name == "pad" else args[1:]
+    filled = eqn.replace(params={**params, "fill_value": 0}) if name == "gather" else eqn
+    slopes = lambda v: _bind(filled, v, *empty)
+
+    def copies(out: Array) -> Any:
+        if name in {"broadcast_in_dim", "tile"}:
+            return out.size / max(root.rows.size, 1)
+        if name == "gather":
+            _, back = jax.vjp(lambda v: slopes(v)[0], root.rows)
+            return largest(back(jnp.ones_like(out))[0])
+        return 1.0
+
+    return mixing.move(lambda v: _bind(eqn, v, *args[1:]), slopes, root, copies)
+
+
+def _numbers(root: Root) -> Root:
+    """What is no number, as `inf - inf`, is whatever bounds it."""
+    centre = root.centre and outward(root.centre, 0.0)
+    lip = None if root.lip is None else upper(root.lip)
+    return dataclasses.replace(
+        root,
+        box=outward(root.box, 0.0),
+        centre=centre,
+        slope=outward(root.slope, 0.0),
+        lip=lip,
+        rows=upper(root.rows),
+    )
+
+
+def _trimmed(root: Root, eps: Any) -> Root:
+    """The box cut to `|v_i - centre_i| <= rows_i eps`."""
+    if eps is None or root.centre is None:
+        return root
+    reach = most(root.slope) * root.rows
+    reach = jnp.where(reach > 0, reach * eps, 0.0)
+    reach = reach * (1 + 1e-9)  # more than the rounding of sums of squares
+    low, high = outward((root.centre[0] - reach, root.centre[1] + reach))
+    # The centre is in the box, whatever rounding says.
+    low = jnp.minimum(jnp.maximum(root.box[0], low), root.centre[0])
+    high = jnp.maximum(jnp.minimum(root.box[1], high), root.centre[1])
+    return dataclasses.replace(root, box=(low, high))
+
+
+# One function, written differently for different platforms.
+
+
+def _platforms(branches: Sequence[ClosedJaxpr], args: list, eps: Any) -> list:
+    """Bounds of whichever branch is taken; of the default alone where all are alike.
+
+    Two affine maps that are not the same differ at random points with probability one. Here they
+    are compared to 1e-9 at three.
+    """
+    outputs = [walk(b.jaxpr, b.consts, args, eps) for b in branches]
+    if len(branches) == 1:
+        return outputs[0]
+    moving = [isinstance(a, Value) for a in args]
+    alike = jnp.zeros((), bool)
+    if all(_affine(b.jaxpr, moving) for b in branches):
+        alike = jnp.stack([_agree(branches, args, seed) for seed in range(3)]).all()
+    return [
+        Value(_numbers(mixing.either(list(each), alike)))
+        if any(isinstance(a, Value) for a in each)
+        else each[-1]
+        for each in zip(*outputs, strict=True)
+    ]
+
+
+def _affine(jaxpr: Any, moving: list[bool]) -> bool:
+    """Whether the outputs are affine in those of the arguments that move."""
+    known = {v: m for v, m in zip(jaxpr.invars, moving, strict=True) if m}
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        moves = [not isinstance(v, Literal) and v in known for v in eqn.invars]
+        if not any(moves):
+            continue
+        if name in CALLS:
+            inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
+            affine = _affine(getattr(inner, "jaxpr", inner), moves)
+        elif name in WEIGHTED | {"mul"}:
+            affine = sum(moves) == 1
+        elif name == "div":
+            affine = not moves[1]
+        else:
+            affine = name in {*MOVES, *JOINS, *SUMS, *SAME, "add", "sub", "neg"}
+        if not affine:
+            return False
+        known.update(dict.fromkeys(eqn.outvars, True))
+    return True
+
+
+def _agree(branches: Sequence[ClosedJaxpr], args: list, seed: int) -> Array:
+    """Whether the branches agree where what depends on x is drawn at random."""
+    rng = np.random.default_rng(seed)
+
+    def draw(a: Any) -> Any:
+        if not isinstance(a, Value):
+            return a
+        like = a.root.rows
+        point = jnp.asarray(rng.normal(size=like.shape), like.dtype)
+        ones = jnp.ones_like(like)
+        return Value(Root((point, point), None, (ones, ones), jnp.ones((), like.dtype), ones))
+
+    drawn = [draw(a) for a in args]
+    outputs = [walk(b.jaxpr, b.consts, drawn, None) for b in branches]
+    agree = []
+    for each in zip(*outputs, strict=True):
+        boxes = [bound(a)[0] if isinstance(a, Value) else (a, a) for a in each]
+        low = jnp.stack([box[0] for box in boxes]).min(0)
+        high = jnp.stack([box[1] for box in boxes]).max(0)
+        agree.append(largest(high - low) <= 1e-9 * largest(most((low, high))))
+    return jnp.stack(agree).all()

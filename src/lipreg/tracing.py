@@ -1,0 +1,232 @@
+"""Functions of others as they are at the call, in programs that are compiled once.
+
+`jax.jit` takes a function for a constant: a closure, an nnx module or a dataclass that has changed
+since is not looked at again, and its old arrays stay in memory. So at each public call a function
+is traced anew (`snapshot`). The arrays that it reads become arguments, and what is left, the
+program, is compiled once for all functions that compute the same (`compiled`).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core.primitives import closed_call_p
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+__all__ = ["captured", "compiled", "output", "snapshot", "trace"]
+
+
+def trace(f: Callable, *args: Any) -> tuple[ClosedJaxpr, Any]:
+    """What f computes today, as a jaxpr of the leaves of `args`, and the shapes of its results."""
+    leaves, tree = jax.tree.flatten(args)
+    # Behind a new name: jax would not look again at a function that it has seen. Of leaves: it
+    # keeps the structure, which may hold functions.
+    again = lambda leaves: f(*jax.tree.unflatten(tree, leaves))
+    return jax.make_jaxpr(again, return_shape=True)(leaves)
+
+
+def output(f: Callable, *args: Any) -> Any:
+    """The shapes and types of what f returns today: `jax.eval_shape` without its memory."""
+    return jax.eval_shape(lambda *args: f(*args), *args)
+
+
+def captured(f: Callable, *args: Any) -> list:
+    """What f computes with, beside its arguments: the arrays and numbers that it reads."""
+    closed, _ = trace(snapshot(f), *args)
+
+    def numbers(jaxpr: Jaxpr) -> list:
+        found = []
+        for eqn in jaxpr.eqns:
+            found += [v.val for v in eqn.invars if isinstance(v, Literal)]
+            for inner in _inner(eqn):
+                found += [*inner.consts, *numbers(inner.jaxpr)]
+        return found
+
+    return [*closed.consts, *numbers(closed.jaxpr)]
+
+
+# A function that is read once.
+
+
+def snapshot(f: Callable[..., Any]) -> Partial:
+    """f as it is now, for one public call: a pytree, which reads f once for each shape.
+
+    The leaves of a `Partial` stay leaves. What f jits itself is opened where that holds arrays, so
+    that they are seen. A snapshot is its own.
+    """
+    if isinstance(f, Partial) and isinstance(f.func, _Snapshot):
+        return f
+    given = f if isinstance(f, Partial) else Partial(f)
+    return Partial(_Snapshot(given.func), *given.args, **given.keywords)
+
+
+class _Snapshot:
+    """A function and what was traced of it, equal to itself alone.
+
+    Attributes:
+      programs: see `compiled`.
+    """
+
+    def __init__(self, f: Callable[..., Any]):
+        self._f, self._seen = f, {}
+        self.programs: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, keywords))
+        shapes = tree, *map(jax.typeof, leaves)
+        if shapes not in self._seen:
+            self._seen[shapes] = trace(lambda a, k: self._f(*a, **k), args, keywords)
+        closed, result = self._seen[shapes]
+        return jax.tree.unflatten(jax.tree.structure(result), _run(closed, leaves))
+
+
+def _run(closed: ClosedJaxpr, args: list) -> list:
+    """The jaxpr's results. Inner jits that hold arrays are opened."""
+    jaxpr = closed.jaxpr
+    if not any(map(_holds_arrays, jaxpr.eqns)):
+        return jaxpr_as_fun(closed)(*args)
+    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+    read = lambda v: v.val if isinstance(v, Literal) else known[v]
+    for eqn in jaxpr.eqns:
+        if _holds_arrays(eqn):
+            outputs = _run(eqn.params["jaxpr"], [read(v) for v in eqn.invars])
+        else:
+            free = [v for v in eqn.invars if not isinstance(v, Literal)]
+            alone = jaxpr.replace(constvars=[], invars=free, outvars=eqn.outvars, eqns=[eqn])
+            outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*map(read, free))
+        known.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _holds_arrays(eqn: Any) -> bool:
+    if eqn.primitive.name not in ("jit", "pjit"):
+        return False
+    inner = eqn.params["jaxpr"]
+    return bool(inner.consts) or any(map(_holds_arrays, inner.eqns))
+
+
+def _inner(eqn: Any) -> list[ClosedJaxpr]:
+    """The jaxprs in an equation's parameters."""
+    found = []
+    for value in eqn.params.values():
+        for v in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(v, (Jaxpr, ClosedJaxpr)):
+                found.append(v if isinstance(v, ClosedJaxpr) else ClosedJaxpr(v, ()))
+    return found
+
+
+# A program that is compiled once.
+
+
+def compiled(model: Partial, function: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
+    """`jax.jit(partial(function, *settings))` for as long as the snapshot `model` lives.
+
+    What is returned takes pytrees of arrays, the model among them. `function` is traced once for
+    each shape of theirs, and compiled where no program like it was before, in whatever call.
+    """
+    name = tuple(map(id, (function, *settings)))
+    if name not in model.func.programs:
+        model.func.programs[name] = _Traced(partial(function, *settings))
+    return model.func.programs[name]
+
+
+class _Traced:
+    """A function as it was when it was first called, with each shape of arguments."""
+
+    def __init__(self, function: partial):
+        self._function, self._seen = function, {}
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, keywords))
+        shapes = tree, *map(jax.typeof, leaves)
+        if shapes not in self._seen:
+            closed, result = trace(lambda a, k: self._function(*a, **k), args, keywords)
+            program = _Program(_plain(closed.jaxpr))
+            # One that can't be compared is compiled for this call, and not kept.
+            run = (_run_of if program.text else _run_of.__wrapped__)(program)
+            self._seen[shapes] = run, [jnp.asarray(a) for a in closed.consts], result
+        run, arrays, result = self._seen[shapes]
+        return jax.tree.unflatten(jax.tree.structure(result), run(arrays, leaves))
+
+
+@lru_cache(maxsize=256)
+def _run_of(program: "_Program") -> Callable[[list, list], list]:
+    return jax.jit(lambda arrays, leaves: jaxpr_as_fun(ClosedJaxpr(program.jaxpr, arrays))(*leaves))
+
+
+class _Program:
+    """A jaxpr without its arrays: equal to those that compute the same."""
+
+    def __init__(self, jaxpr: Jaxpr):
+        self.jaxpr, self.text = jaxpr, None
+        with suppress(_Unlike):
+            self.text = _text(jaxpr)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Program) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+def _plain(jaxpr: Jaxpr) -> Jaxpr:
+    """Without rules for derivatives, which have been taken, and which may hold what they please."""
+
+    def inside(value: Any) -> Any:
+        if type(value) in (tuple, list):
+            return type(value)(map(inside, value))
+        if isinstance(value, ClosedJaxpr):
+            return ClosedJaxpr(_plain(value.jaxpr), value.consts)
+        return _plain(value) if isinstance(value, Jaxpr) else value
+
+    def line(eqn: Any) -> Any:
+        if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
+            call = {"call_jaxpr": inside(eqn.params["call_jaxpr"])}
+            return eqn.replace(primitive=closed_call_p, params=call)
+        return eqn.replace(params={name: inside(value) for name, value in eqn.params.items()})
+
+    return jaxpr.replace(eqns=list(map(line, jaxpr.eqns)))
+
+
+class _Unlike(Exception):
+    """A program with something in it that can't be compared, or must not be kept."""
+
+
+def _text(jaxpr: Jaxpr) -> tuple:
+    """All that a jaxpr says, with numbers for its variables."""
+    numbers: dict[Any, int] = {}
+
+    def name(v: Any) -> Any:
+        if isinstance(v, Literal):
+            return v.aval, np.asarray(v.val).tobytes()
+        return numbers.setdefault(v, len(numbers))
+
+    def param(value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr) and not value.consts:
+            return _text(value.jaxpr)
+        if isinstance(value, Jaxpr):
+            return _text(value)
+        if isinstance(value, (tuple, list)):
+            return type(value), *map(param, value)
+        if isinstance(value, (np.ndarray, Array)):
+            return value.dtype, value.shape, np.asarray(value).tobytes()
+        function = callable(value) and not isinstance(value, (type, Mesh))
+        if function or value.__hash__ is None or isinstance(value, ClosedJaxpr):
+            raise _Unlike
+        return type(value), value
+
+    def line(eqn: Any) -> tuple:
+        params = ((k, param(eqn.params[k])) for k in sorted(eqn.params))
+        outputs = ((name(v), v.aval) for v in eqn.outvars)
+        return eqn.primitive, *params, *map(name, eqn.invars), *outputs
+
+    inputs = [(name(v), v.aval) for v in (*jaxpr.constvars, *jaxpr.invars)]
+    lines, results = map(line, jaxpr.eqns), map(name, jaxpr.outvars)
+    return len(jaxpr.constvars), *inputs, *lines, *results
