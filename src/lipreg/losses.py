@@ -2,8 +2,8 @@
 
 `y` is a class `[B]` (integers of any type); a logit of -inf masks a class. Cross entropy, KL and
 squared l2 also take a distribution over classes `[B, K]`. Bind a model to get the loss of an image
-that objectives and attacks work with: `loss = lambda x, y: cross_entropy(logits_fn(x), y)`. Logits in
-half precision are widened to float32.
+that objectives and attacks work with: `loss = lambda x, y: cross_entropy(logits_fn(x), y)`. A loss
+of logits in half precision is computed in float32.
 """
 
 import warnings
