@@ -30,13 +30,14 @@ def get_config(row: str = "j2_lip_tanh") -> Config:
     config.data.update({"name": "cifar10", "flip": True, "pad": 4})
     config.train.update({"epochs": 200, "batch_size": 128, "learning_rate": 0.1})
     config.train.update({"schedule": "papers", "weight_decay": 1e-3})
-    config.model.name = "ResNeXt34_2x32"
-    config.model.settings = {"dtype": "float32", "remat": False}
     config.evaluation.l2.update({"largest": 2.0, "table": 0.1})
     config.evaluation.linf.update({"largest": 0.25, "table": 1 / 16})
     if model:
         config.model.name = "CNN"
-        config.model.settings = {"channels": (32, 64, 128), "batch_norm": True}
+        config.model.settings.update({"channels": (32, 64, 128), "batch_norm": True})
         config.train.update({"epochs": 6, "schedule": "cosine", "learning_rate": 0.05})
         config.train.weight_decay = 5e-4
+    else:
+        config.model.name = "ResNeXt34_2x32"
+        config.model.settings.remat = False
     return config

@@ -22,7 +22,7 @@ def get_config(row: str = "j2_lip") -> Config:
     config.data.update({"name": "imagenet2012", "side": 224, "flip": True})
     config.data.validation = 0.01  # of the training split; `test` is the official validation split
     config.model.name = "ResNet50"
-    config.model.settings = {"dtype": "float32", "remat": False}
+    config.model.settings.remat = False
     config.train.update({"epochs": 90, "batch_size": 256, "learning_rate": 0.1})
     config.train.update({"schedule": "cosine", "weight_decay": 1e-4})
     config.report.every_steps = 100

@@ -20,7 +20,7 @@ STRENGTHS = {
 def get_config(row: str = "j2_lip_tanh") -> Config:
     config = base_config(row, STRENGTHS)
     config.model.name = "CNN"
-    config.model.settings = {"channels": (16, 32, 64), "batch_norm": False}
+    config.model.settings.update({"channels": (16, 32, 64), "batch_norm": False})
     config.data.name = "mnist"
     config.train.update({"epochs": 3, "batch_size": 128, "learning_rate": 0.05})
     config.train.schedule = "cosine"

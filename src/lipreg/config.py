@@ -29,6 +29,7 @@ __all__ = [
 Config = Any  # a ConfigDict, whose fields have types that no checker can see
 
 NORMS = {"l1": norms.L1, "l2": norms.L2, "linf": norms.LINF}
+PRECISIONS = ("default", "highest")
 
 
 def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
@@ -54,7 +55,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "name": "CNN",
         "head": "tanh" if row.endswith("_tanh") else "linear",
         "activation": "relu",
-        "settings": {},  # further fields of the model, e.g. channels
+        "settings": {"dtype": "float32"},  # further fields of the model, e.g. channels
     }
     config.data = {
         "name": "digits",
@@ -82,6 +83,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "ramp": 0.0,  # fraction of training over which strengths.lam grows from 0
         "accumulate": 1,  # steps whose gradients make one move of the weights
         "per_dispatch": 0,  # steps of one compiled program; 0: 1 on CPU, 16 elsewhere
+        "precision": "default",  # of float32 products: TF32 where a card has it; or highest
     }
     config.report = {
         "every_steps": 50,  # a line of metrics.jsonl
@@ -108,7 +110,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
 def complete(config: Config) -> Config:
     """A run's config with the fields that its version did not have yet: they are off by default."""
     whole = base_config("j0", {"j0": {}})
-    for name in ("data", "train", "report", "evaluation"):
+    for name in {"model", "data", "train", "report", "evaluation"} & {*config}:
         whole[name].update(config[name])
         config[name] = whole[name]
     return config
@@ -215,7 +217,8 @@ def check(config: Config) -> None:
     for name, value in leaves(config).items():
         if value is None:
             raise ValueError(f"config.{name} = None; give it a value.")
-        if isinstance(value, tuple) and not all(type(n) is int and n > 0 for n in value):
+        sizes = isinstance(value, tuple) and name.startswith("model.settings.")
+        if sizes and not all(type(n) is int and n > 0 for n in value):
             raise ValueError(f"config.{name} = {value}; it must be whole numbers greater than 0.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -233,6 +236,10 @@ def check(config: Config) -> None:
     bound_objective(config)
     member(losses, "loss", config.loss)
     norm(config.report.pgd.norm)
+    if config.train.precision not in PRECISIONS:
+        raise ValueError(
+            f"No precision {config.train.precision!r}; choose one of {', '.join(PRECISIONS)}."
+        )
     if config.train.ramp and "lam" not in config.strengths:
         raise ValueError(
             f"config.train.ramp = {config.train.ramp}; {config.objective} has no lam to grow."

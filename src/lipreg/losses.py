@@ -2,7 +2,8 @@
 
 `y` is a class `[B]` (integers of any type); a logit of -inf masks a class. Cross entropy, KL and
 squared l2 also take a distribution over classes `[B, K]`. Bind a model to get the loss of an image
-that objectives and attacks work with: `loss = lambda x, y: cross_entropy(logits_fn(x), y)`.
+that objectives and attacks work with: `loss = lambda x, y: cross_entropy(logits_fn(x), y)`. A loss
+of logits in half precision is computed in float32.
 """
 
 import warnings
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+
+from lipreg.norms import wide
 
 __all__ = ["cross_entropy", "dlr", "kl", "margin", "squared_l2"]
 
@@ -34,6 +37,7 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     >>> cross_entropy(jnp.zeros((1, 2)), jnp.array([0]))
     Array([0.6931472], dtype=float32)
     """
+    logits = wide(logits)
     p = _distribution(y, logits)
     return -(p * _log_softmax(logits, p)).sum(-1)
 
@@ -46,6 +50,7 @@ def kl(logits: Array, y: Array) -> Array:
     >>> kl(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]]))
     Array([0.], dtype=float32)
     """
+    logits = wide(logits)
     p = _distribution(y, logits)
     return optax.kl_divergence(_log_softmax(logits, p), p)
 
@@ -56,6 +61,7 @@ def squared_l2(logits: Array, y: Array) -> Array:
     >>> squared_l2(jnp.zeros((1, 2)), jnp.array([0]))
     Array([0.5], dtype=float32)
     """
+    logits = wide(logits)
     return jnp.square(jax.nn.softmax(logits) - _distribution(y, logits)).sum(-1)
 
 
@@ -65,6 +71,7 @@ def margin(logits: Array, y: Array) -> Array:
     >>> margin(jnp.array([[3.0, 1.0]]), jnp.array([0]))
     Array([-2.], dtype=float32)
     """
+    logits = wide(logits)
     y = y.astype(jnp.int32)
     is_y = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
     other = jnp.where(is_y, -jnp.inf, logits).max(-1)
@@ -80,6 +87,7 @@ def dlr(logits: Array, y: Array) -> Array:
     >>> dlr(jnp.array([[3.0, 1.0, 0.0]]), jnp.array([0]))
     Array([-0.6666667], dtype=float32)
     """
+    logits = wide(logits)
     if logits.shape[-1] < 3:
         warnings.warn(f"dlr needs 3 classes and has {logits.shape[-1]}: used margin.", stacklevel=2)
         return margin(logits, y)
@@ -101,6 +109,7 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
     >>> targeted_dlr(jnp.array([[3.0, 1.0, 0.0, 0.0]]), jnp.array([0]), jnp.array([1]))
     Array([-0.6666667], dtype=float32)
     """
+    logits = wide(logits)
     classes = logits.shape[-1]
     pick = lambda c: jnp.take_along_axis(logits, c[:, None].astype(jnp.int32), -1)[:, 0]
     towards = pick(target) - pick(y)

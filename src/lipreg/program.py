@@ -46,7 +46,7 @@ def _compiled(config: Config, classes: int, shape: tuple[int, ...], steps: int) 
     model = models.build(
         m.name, classes=classes, head=m.head, activation=m.activation, **m.settings
     )
-    apply = models.functional(model)
+    apply = models.functional(model, precision=t.precision)
     tx = train.optimizer(
         train.schedule(t.schedule, t.learning_rate, -(-steps // t.accumulate)),
         momentum=t.momentum,

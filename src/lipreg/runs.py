@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 import lipreg
 from lipreg import files, parallel
-from lipreg.config import differing
+from lipreg.config import complete, differing
 
 __all__ = [
     "Log",
@@ -82,7 +82,9 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
             raise ValueError(f"--workdir={workdir} is not empty and not a run; name a new folder.")
         changed = [
             f"{name} ({there!r} there, {asked!r} asked)"
-            for name, (there, asked) in differing(read_config(workdir), _tuples(config)).items()
+            for name, (there, asked) in differing(
+                complete(read_config(workdir)), complete(ConfigDict(_tuples(dict(config))))
+            ).items()
         ]
         if changed:
             raise ValueError(

@@ -21,7 +21,6 @@ from lipreg.attacks.start import (
 )
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L2, LINF, Norm, expand, finite
-from lipreg.tracing import output
 
 
 @in_single
@@ -130,7 +129,7 @@ def pgd(
         start = x
         if random_start:
             start = jnp.clip(x + expand(eps, x) * random_in_ball(keys, x, norm), *bounds)
-        nothing = jnp.full(y.shape, -jnp.inf, output(logits_fn, x).dtype)
+        nothing = jnp.full(y.shape, -jnp.inf, jax.eval_shape(ascend, x)[1].dtype)
         carry = start, jnp.zeros_like(x), (x, nothing)
         x_adv, _, best = jax.lax.fori_loop(0, steps, body, carry, unroll=unroll)
         return keep(best, x_adv, margin(logits_fn(x_adv), y))

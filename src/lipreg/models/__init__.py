@@ -8,6 +8,7 @@ care of that. There are no strided convolutions: resolution falls by 2 x 2 avera
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,14 @@ import jax
 from flax import linen as nn
 from jax import Array
 
-from lipreg.models.layers import ACTIVATIONS, HEADS, Head, c2relu, check
+from lipreg.models.layers import ACTIVATIONS, DTYPES, HEADS, Head, c2relu, check
 from lipreg.models.plain import CNN, MLP
 from lipreg.models.residual import BottleneckResNet, PreActResNet, ResNeXt
 
 __all__ = [
     "ACTIVATIONS",
     "CNN",
+    "DTYPES",
     "HEADS",
     "MLP",
     "NAMES",
@@ -50,7 +52,7 @@ def build(
 ) -> nn.Module:
     """The model called `name`, one of `NAMES`; `settings` are its further fields.
 
-    Raises: ValueError, with the choices, for an unknown model, head, activation or field.
+    Raises: ValueError, with the choices, for an unknown model, head, activation, dtype or field.
 
     >>> build("CNN", classes=10, head="tanh", channels=(8, 16)).channels
     (8, 16)
@@ -63,10 +65,14 @@ def build(
     return model(classes=classes, head=head, activation=activation, **settings)
 
 
-def functional(module: nn.Module) -> Callable[[Any, Any, Array, bool], tuple[Array, Any]]:
+def functional(
+    module: nn.Module, *, precision: str = "default"
+) -> Callable[[Any, Any, Array, bool], tuple[Array, Any]]:
     """`apply(params, model_state, x, train) -> (logits, model_state)`, a module as a pure function.
 
     `model_state` is every collection of `module.init` but "params"; it changes where `train`.
+    `precision` is that of its products, in derivatives as well: "highest" for float32 in full where
+    an accelerator has TF32 or bfloat16 for it, "default" for jax_default_matmul_precision.
 
     >>> apply = functional(build("MLP", classes=10))
     >>> variables = build("MLP", classes=10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), False)
@@ -77,7 +83,8 @@ def functional(module: nn.Module) -> Callable[[Any, Any, Array, bool], tuple[Arr
     def apply(params: Any, model_state: Any, x: Array, train: bool) -> tuple[Array, Any]:
         variables = {"params": params, **model_state}
         mutable = list(model_state) if train else []
-        logits, changed = module.apply(variables, x, train=train, mutable=mutable)
+        with nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
+            logits, changed = module.apply(variables, x, train=train, mutable=mutable)
         return logits, {**model_state, **changed}
 
     return apply

@@ -14,6 +14,7 @@ from lipreg.convolution import conv
 
 __all__ = [
     "ACTIVATIONS",
+    "DTYPES",
     "HEADS",
     "Head",
     "Model",
@@ -50,6 +51,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 HEADS = ("linear", "batch_norm", "tanh")
 
+# What a network computes in. Not float16: gradients of small losses are 0 there below 6e-8.
+DTYPES = ("float32", "bfloat16")
+
 
 def check(what: str, name: str, choices: Any) -> None:
     if name not in choices:
@@ -72,6 +76,7 @@ def normalised(x: Array, train: bool, *, scale: bool = True, offset: bool = True
 def convolution(
     features: int, side: int, dtype: Any, *, groups: int = 1, bias: bool = False
 ) -> nn.Conv:
+    """He's initialisation, and the library's derivatives."""
     return nn.Conv(
         features,
         (side, side),
@@ -79,6 +84,8 @@ def convolution(
         feature_group_count=groups,
         kernel_init=nn.initializers.he_normal(),
         dtype=dtype,
+        # Said here: a rule of one's own may write a derivative when this context has been left.
+        precision=jax.config.jax_default_matmul_precision,  # pyright: ignore
         conv_general_dilated=conv,
     )
 
@@ -110,16 +117,16 @@ def pooled(x: Array, train: bool) -> Array:
 
 
 class Head(nn.Module):
-    """Features `[B, F]` to logits `[B, classes]`; no activation on the logits.
+    """Features `[B, F]` to logits `[B, classes]` in float32; no activation on the logits.
 
     `linear`: `Wx + b`. `batch_norm`: `BN(Wx)`, without scale and offset. `tanh`:
     `t tanh(BN(Wx) / t)`, `t = |learned scalar|`, 1 at first, which keeps every logit within t
-    (the code of 1810.00953).
+    (the code of 1810.00953). All of it is float32, whatever the features are: a logit of 40 is a
+    multiple of 1/4 in bfloat16, and its softmax e^(1/8) off.
     """
 
     classes: int
     kind: str = "linear"
-    dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         check("head", self.kind, HEADS)
@@ -128,8 +135,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         # Batch normalisation would take a bias away again.
-        dense = nn.Dense(self.classes, use_bias=self.kind == "linear", dtype=self.dtype)
-        logits = dense(x).astype(jnp.float32)
+        dense = nn.Dense(self.classes, use_bias=self.kind == "linear", dtype=jnp.float32)
+        logits = dense(x.astype(jnp.float32))
         if self.kind == "linear":
             return logits
         logits = normalised(logits, train, scale=False, offset=False)
@@ -141,7 +148,11 @@ class Head(nn.Module):
 
 
 class Model(nn.Module, kw_only=True):
-    """The fields that all models share."""
+    """The fields that all models share.
+
+    `dtype`, one of `DTYPES`, is that of convolutions, hidden layers and activations; weights, batch
+    normalisation and the head are float32.
+    """
 
     classes: int
     head: str = "linear"
@@ -151,8 +162,10 @@ class Model(nn.Module, kw_only=True):
     def __post_init__(self) -> None:
         check("head", self.head, HEADS)
         check("activation", self.activation, ACTIVATIONS)
+        name = self.dtype if isinstance(self.dtype, str) else np.dtype(self.dtype).name
+        check("dtype", name, DTYPES)
         super().__post_init__()
 
     def logits(self, x: Array, train: bool) -> Array:
         """The head of this model, for use inside a compact `__call__`."""
-        return Head(self.classes, self.head, self.dtype)(x, train)
+        return Head(self.classes, self.head)(x, train)
