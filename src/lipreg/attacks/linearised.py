@@ -172,7 +172,7 @@ def _nearest_boundary(
     def boundary(k: Array) -> tuple[Array, Array]:
         (slope,) = pullback(onehot(k) - onehot(y))
         gap = pick(k) - pick(y)
-        # There is no boundary to a masked class, of logit -inf.
+        # A masked class, with a logit of -inf, has no boundary.
         exists = jnp.isfinite(gap)
         return jnp.where(exists, gap, 0.0), select(exists, finite(slope), jnp.zeros_like(x))
 
