@@ -194,10 +194,9 @@ def _lax_kernel_gradient(x: Array, u: Array, pads: Pads, precision: Any) -> Arra
     return jax.linear_transpose(lambda w: _lax_conv(x, w, pads, precision), w)(u)[0]
 
 
-# The three partial gradients as one primitive. The gradient is in the factor of T named by `of`, and
-# the arguments are the other two, in the order x, w, u. Each factor has two axes that are not
-# spatial, and shares one with each other factor. Where `vmap` maps both arguments, both have
-# `mapped` leading axes.
+# The three partial gradients as one primitive: the gradient in the factor of T named by `of`, from
+# the other two in the order x, w, u. Each factor has two axes that are not spatial, and shares one
+# with each other factor. Where `vmap` maps both arguments, both have `mapped` leading axes.
 
 AXES = {"x": {"N": 0, "C": 3}, "w": {"C": 2, "O": 3}, "u": {"N": 0, "O": 3}}
 ON_CPU = {"x": _image_gradient, "w": _kernel_gradient, "u": _lax_conv}
