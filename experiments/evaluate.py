@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
     for flag, protocols in _USED_BY:
         if flag.present and _PROTOCOL.value not in protocols:
             raise ValueError(
-                f"--{flag.name}={flag.value}: --protocol={_PROTOCOL.value} has no use for it, only "
+                f"--{flag.name}={flag.value}: --protocol={_PROTOCOL.value} does not use it, only "
                 f"{', '.join(protocols)}."
             )
     loaded = experiment.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)

@@ -133,7 +133,7 @@ def about() -> dict[str, Any]:
         commit = git.stdout.strip()
     except OSError:  # a machine without git
         commit = ""
-    packages = ("jax", "jaxlib", "flax", "optax")  # lipreg may be on the path without being installed
+    packages = ("jax", "jaxlib", "flax", "optax")  # lipreg need not be installed
     # Times change twofold with the level of the vector instructions: X86_V3, X86_V4, ...
     simd = cast(Any, np.show_config("dicts"))["SIMD Extensions"]
     level = [platform.machine(), *simd.get("baseline", []), *simd.get("found", [])][-1]

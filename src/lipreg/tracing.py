@@ -128,8 +128,8 @@ def _inner(eqn: Any) -> list[ClosedJaxpr]:
 def compiled(model: Partial, function: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
     """`jax.jit(partial(function, *settings))` for as long as the snapshot `model` lives.
 
-    The result accepts pytrees of arrays, the model among them. `function` is traced once for each of
-    their shapes, and compiled unless an earlier call compiled the same program.
+    The result accepts pytrees of arrays, the model among them. `function` is traced once for each
+    of their shapes, and compiled unless an earlier call compiled the same program.
     """
     name = tuple(map(id, (function, *settings)))
     if name not in model.func.programs:
