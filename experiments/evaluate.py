@@ -6,7 +6,7 @@ and pictures of both curves and of attacked images. All distances are upper boun
 a stronger attack can only lower them. That is what the protocols are for (lipreg.evaluate): `deck`
 measures as 1810.00953 did, `autoattack` at the table's and at RobustBench's radii, `full` does both
 and more; each writes robustness_PROTOCOL.md, .json and .npz with the masking report, which says
-what the numbers are worth. A killed one goes on where it was. All devices share the images.
+what the numbers are worth. A killed one resumes where it was. All devices share the images.
 """
 
 from functools import partial

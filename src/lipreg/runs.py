@@ -1,6 +1,6 @@
 """What a run leaves on disk, and how to read it back.
 
-    RUN/config.json      the config, whole
+    RUN/config.json      the complete config
     RUN/about.json       command, commit, versions, hardware of the latest start; number of steps
     RUN/metrics.jsonl    one line per report: step and numbers
     RUN/tensorboard/     the same for TensorBoard

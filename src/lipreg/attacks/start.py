@@ -1,6 +1,6 @@
 """What every attack shares: inputs checked, a key per example, random points, copies, the boundary.
 
-A function of this room that treats examples one by one takes and returns batches.
+Functions in this file that treat examples one by one accept and return batches.
 """
 
 import math
