@@ -68,7 +68,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
 
 
 def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Refuse a folder that is not free for a run of `config`; the same run is taken up again.
+    """Refuse a folder that is not free for a run of `config`; the same run is resumed.
 
     Raises: ValueError, naming the keys that differ, for a run with another config, and for a
     file, and for a folder with other things in it.
