@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo gpu test check format clean
 help:
 	@echo "make demo    train J0, J1, J2 and J2-Lip & tanh on digits, attack them, print the table"
-	@echo "make gpu     prove and time the accelerator of this machine (docs/accelerators.md)"
+	@echo "make gpu     check and time the accelerator of this machine (docs/accelerators.md)"
 	@echo "make test    lint, check formats and types, run the tests"
 	@echo "make format  rewrite the sources as ruff would have them"
 	@echo "make clean   remove the virtual environment and the demo's runs"

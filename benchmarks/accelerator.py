@@ -1,21 +1,21 @@
-"""An accelerator proved, timed and used for the deck's rows, within a given time.
+"""Checks and times an accelerator and trains the deck's rows on it, within a given time.
 
     python benchmarks/accelerator.py --minutes=9 --out=results/accelerator
 
-Stages in the order of their worth, each in a process of its own with a share of the time that is
-left; see `stages/`:
+Stages run in order of importance, each in a process of its own with a share of the remaining time;
+see `stages/`:
 
-    sound          gradients of every objective against the CPU's, a resume, several devices
+    sound          gradients of every objective against the CPU's, a resumed run, several devices
     points         every attack's points against the CPU's
-    price          seconds, images a second and share of the peak of each objective
+    price          seconds, images a second and share of the card's peak for each objective
     against_torch  training steps and attacks beside PyTorch's on the same card
     sweep          many small networks vmapped against one after the other
     deck           J0 to J2-Lip trained on CIFAR-10, attacked, tabled
 
 OUT/STAGE.md is written after each part of a stage, so that one which fails or runs out of time
-leaves what it has; OUT/stages.md says how each ended. Without an accelerator all are of toy size.
-The first call compiles for most of its time; the same command again, with what that has left in the
-cache, measures.
+leaves the report so far; OUT/stages.md says how each ended. Without an accelerator all are of toy
+size. The first call spends most of its time compiling; run the same command again, with a warm
+cache, to measure.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-# Names, and shares of the time.
+# Names, and shares of the remaining time.
 STAGES = {
     "sound": 0.15,
     "points": 0.1,
@@ -39,8 +39,8 @@ STAGES = {
     "deck": 0.3,
 }
 
-# Compiled programs are kept for the next stage and the next call, as the launchers do; torch has a
-# share of the memory.
+# Compiled programs are kept for the next stage and the next call, as by the launchers; jax leaves
+# memory to torch.
 ENVIRONMENT = {
     "JAX_COMPILATION_CACHE_DIR": str(Path.home() / ".cache" / "lipreg"),
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -60,20 +60,20 @@ def _known(stages: list[str]) -> bool:
 
 
 def alone(name: str, seconds: float, out: Path) -> None:
-    """One stage, its report kept after each part."""
+    """One stage, whose report is written after each part."""
     from stages.clock import Clock
     from timing import publish
 
     from lipreg import cpu
 
-    logging.set_verbosity(logging.ERROR)  # Orbax tells its progress
+    logging.set_verbosity(logging.ERROR)  # Orbax logs its progress
     cpu.tune()
     for text in importlib.import_module(f"stages.{name}").run(Clock.of(seconds), out):
         publish(text, out / f"{name}.md")
 
 
 def stage(name: str, seconds: float, out: Path) -> str:
-    """Run a stage in a process, ended when its time is out; how it went, in one line."""
+    """Run a stage in a process, killed when its time is up; returns how it ended, in one line."""
     argv = [sys.executable, __file__, f"--alone={name}", f"--minutes={seconds / 60}"]
     argv += [f"--out={out}", *(a for a in sys.argv[1:] if a.startswith(("--epochs", "--rows")))]
     start = time.monotonic()

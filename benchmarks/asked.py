@@ -1,4 +1,4 @@
-"""The flags of the programs that measure training steps: which, how often, where to."""
+"""Flags of the programs that time training steps: which steps, how often, the output folder."""
 
 import steps
 from absl import flags

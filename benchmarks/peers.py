@@ -1,4 +1,4 @@
-"""The attacks of torchattacks and foolbox, on the library's networks in torch."""
+"""The attacks of torchattacks and foolbox on torch copies of the library's networks."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -50,8 +50,8 @@ def start(
 def _variables(model: Any, side: int) -> tuple[Any, Any]:
     """Parameters, and running statistics that are those of a batch, as at the end of training.
 
-    At first they are 0 and 1, and a deep network then returns numbers too large to be like any
-    other: one pass leaves `0.9 first + 0.1 batch`. On CPU, which compiles that soonest.
+    They are initialised to 0 and 1, with which a deep network returns atypically large numbers; one
+    pass leaves `0.9 first + 0.1 batch`. Computed on CPU, which compiles that fastest.
     """
     x = np.random.default_rng(0).random((32, side, side, 3), np.float32)
     with jax.default_device(jax.devices("cpu")[0]):
@@ -72,7 +72,7 @@ def step(
 
 
 def repeated(compiled: Callable, state: train.State, *inputs: Any) -> Callable[[int], None]:
-    """`run(n)`: n steps of a compiled program that is given its state, waited for once."""
+    """`run(n)`: n steps of a compiled program that is passed its state, waiting once at the end."""
     state = jax.tree.map(jnp.copy, state)
 
     def run(calls: int) -> None:

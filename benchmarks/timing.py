@@ -49,10 +49,10 @@ def interleaved(
 def behind_a_queue(
     programs: Mapping[str, Callable[[int], Any]], repeats: int, *, turn_s: float = 0.25
 ) -> dict[str, np.ndarray]:
-    """Seconds per call `[repeats]` on a device behind a queue, the programs taking turns.
+    """Seconds per call `[repeats]` on a device with a queue, the programs taking turns.
 
-    `program(n)` issues n calls and waits once, as training does between two reports. A turn has as
-    many calls as `turn_s` hold, by a first one.
+    `program(n)` issues n calls and waits once, as training does between two reports. A turn makes
+    as many calls as fit in `turn_s`, as estimated from an earlier one.
     """
     times: dict[str, list[float]] = {name: [] for name in programs}
     calls = dict.fromkeys(programs, 1)

@@ -1,4 +1,4 @@
-"""The library's networks as torch modules, with the weights and statistics of ours."""
+"""The library's networks as torch modules, with the same weights and statistics."""
 
 import itertools
 from collections.abc import Callable
@@ -32,8 +32,8 @@ ACTIVATIONS: dict[str, Callable] = {
 class CNN(nn.Module):
     """The network of a run, `lipreg.models.CNN`, on images `[B, C, H, W]`.
 
-    Kernels go from HWIO to OIHW and from `[in, out]` to `[out, in]`, and the rows of the first
-    dense layer from (row, column, channel) to (channel, row, column).
+    Kernels are transposed from HWIO to OIHW and from `[in, out]` to `[out, in]`, the rows of the
+    first dense layer from (row, column, channel) to (channel, row, column).
     """
 
     def __init__(self, loaded: experiment.Loaded):
@@ -124,7 +124,7 @@ class Unit(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    """`lipreg.models.ResNeXt34_2x32` on images `[B, 3, H, W]`; kernels go from HWIO to OIHW."""
+    """`lipreg.models.ResNeXt34_2x32` on images `[B, 3, H, W]`, with kernels transposed to OIHW."""
 
     def __init__(self, loaded: experiment.Loaded):
         super().__init__()
@@ -133,7 +133,7 @@ class ResNeXt(nn.Module):
         numbers = itertools.count()
 
         def layer(channels: int) -> nn.Module:
-            """The next convolution, of so many channels in, and its normalisation."""
+            """The next convolution, with `channels` inputs, and its normalisation."""
             n = next(numbers)
             kernel = params[f"Conv_{n}"]["kernel"].transpose(3, 2, 0, 1)
             wide, narrow, side, _ = kernel.shape

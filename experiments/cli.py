@@ -30,11 +30,11 @@ def _fail(message: object) -> NoReturn:
 
 
 def _help(argv: list[str]) -> None:
-    """Tell what the program does and its flags, with `--helpfull` those of all modules, and end."""
+    """Print what the program does and its flags (`--helpfull`: those of all modules), and exit."""
     for full, names in ((False, {"h", "?", "help", "helpshort"}), (True, {"helpfull"})):
         if any(a.startswith("-") and a.removeprefix("-").removeprefix("-") in names for a in argv):
             app.usage(shorthelp=not full, writeto_stdout=True)
-            print("" if full else "\n--helpfull: the flags that all programs share, too.")
+            print("" if full else "\n--helpfull: also the flags that all programs share.")
             sys.exit(0)
 
 

@@ -6,7 +6,7 @@ and pictures of both curves and of attacked images. All distances are upper boun
 a stronger attack can only lower them. That is what the protocols are for (lipreg.evaluate): `deck`
 measures as 1810.00953 did, `autoattack` at the table's and at RobustBench's radii, `full` does both
 and more; each writes robustness_PROTOCOL.md, .json and .npz with the masking report, which says
-what the numbers are worth. A killed one goes on where it was. All devices share the images.
+what the numbers are worth. A killed one resumes where it was. All devices share the images.
 """
 
 from functools import partial
@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
     for flag, protocols in _USED_BY:
         if flag.present and _PROTOCOL.value not in protocols:
             raise ValueError(
-                f"--{flag.name}={flag.value}: --protocol={_PROTOCOL.value} has no use for it, only "
+                f"--{flag.name}={flag.value}: --protocol={_PROTOCOL.value} does not use it, only "
                 f"{', '.join(protocols)}."
             )
     loaded = experiment.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)

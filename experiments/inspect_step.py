@@ -19,7 +19,7 @@ from lipreg import cost, curves, experiment, parallel
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _DEVICES = flags.DEFINE_integer("devices", 8, "that share the batch", lower_bound=1)
-_FLOPS = flags.DEFINE_float("flops_per_s", 1.6e14, "of one device, as it reaches them", 1)
+_FLOPS = flags.DEFINE_float("flops_per_s", 1.6e14, "of one device, as achieved", 1)
 _BYTES = flags.DEFINE_float("bytes_per_s", 5e10, "of the slowest link", 1)
 _LATENCY = flags.DEFINE_float("latency_s", 5e-6, "of one message", 0)
 flags.mark_flag_as_required("config")

@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
     if out.exists() and not out.is_dir():  # before the work
         raise ValueError(f"--out={out} is not a folder.")
     if "name" not in config:
-        raise ValueError("--config is no experiment; choose experiments/configs/theory.py:NAME.")
+        raise ValueError("--config names no experiment; choose experiments/configs/theory.py:NAME.")
     if config.keys() != get_config(config.name).keys():
         raise ValueError(f"Choose the experiment by the config's row: FILE.py:{config.name}.")
     progress = partial(tqdm, desc=config.name, unit="run", disable=_SILENT.value)

@@ -1,4 +1,4 @@
-"""What a lowered program multiplies, read from its text."""
+"""The convolutions and matrix products of a lowered program, read from its text."""
 
 import math
 import re
@@ -12,10 +12,10 @@ class Product(NamedTuple):
 
     Attributes:
       name: convolution or dot_general.
-      shapes: of the two that are multiplied.
-      dtype: of the result.
+      shapes: those of the two operands.
+      dtype: that of the result.
       precision: DEFAULT or HIGHEST.
-      flops: two for each multiplication, of a convolution with its padding, too.
+      flops: two for each multiplication, padding included.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Product(NamedTuple):
 
 
 def products(text: str) -> list[Product]:
-    """All of a module in StableHLO; those of a loop's body, or of a function, once."""
+    """All products in a StableHLO module; those in a loop's body, or in a function, count once."""
     return [_product(*found.groups()) for found in map(_PRODUCT.search, text.splitlines()) if found]
 
 

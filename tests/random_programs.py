@@ -1,7 +1,7 @@
-"""Random small programs of one example, of every primitive that proved bounds have a rule for.
+"""Random small programs of one example, from all primitives that proved bounds have rules for.
 
-`program(seed)` draws shapes, constants and operations first, so that what it returns is a pure
-function, in the precision of its argument; its constants are those of float32.
+`program(seed)` draws shapes, constants and operations first, so that it returns a pure function,
+which computes in the precision of its argument, with float32 constants.
 """
 
 from functools import partial, reduce
@@ -58,7 +58,7 @@ def like(x, a):
     return jnp.broadcast_to(const(x, a), x.shape)
 
 
-# Elementwise. Each takes the draw and gives a function.
+# Elementwise operations. Each draws its constants and returns a function.
 
 
 def elementwise(draw):
@@ -124,7 +124,7 @@ def elementwise(draw):
     return choices[draw.int(0, len(choices) - 1)]
 
 
-# Entries moved.
+# Operations that move entries.
 
 
 def move(draw, shape):
@@ -173,7 +173,7 @@ def move(draw, shape):
     return draw.one(*options)
 
 
-# Entries mixed.
+# Operations that mix entries.
 
 
 def reduction(draw, shape):
@@ -330,5 +330,5 @@ def program(seed):
 
 
 def batched(f):
-    """Of one example in a batch of one, which is what bounds are read off."""
+    """The function of one example as one of a batch, which bounds expect."""
     return partial(lambda f, x: f(x[0])[None], f)

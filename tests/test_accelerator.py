@@ -1,4 +1,4 @@
-"""benchmarks/accelerator.py: its stages at toy size, and what becomes of one that fails."""
+"""benchmarks/accelerator.py: its stages at toy size, and how failures are reported."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ def accelerator(monkeypatch):
 
 @pytest.fixture
 def program(accelerator, monkeypatch, tmp_path):
-    """What stands in for a stage's process."""
+    """Replaces a stage's process by a program."""
 
     def write(text):
         (tmp_path / "stage.py").write_text(text)

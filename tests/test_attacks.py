@@ -295,7 +295,7 @@ def test_random_points_of_a_ball_are_not_all_at_its_surface(norm):
 @pytest.mark.parametrize("norm", [L1, lp(1.2)], ids=label)
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd"])
 def test_below_l2_a_step_goes_to_the_entries_that_can_move(name, norm):
-    """The steepest entry, at the bound already, does not have it for itself."""
+    """The steepest entry, which is at its bound already, does not use up the step."""
     if not serves(name, norm):
         pytest.skip(f"{name} has no form for {norm.name}")
     slopes = jnp.array([[2.0, 1.0, 0.5]])
@@ -306,7 +306,7 @@ def test_below_l2_a_step_goes_to_the_entries_that_can_move(name, norm):
 
 
 def test_pgd_fills_the_box_in_l1_in_the_order_of_the_slopes():
-    """From 0.9 everywhere three of four entries go to 0, and of the last what is left of eps."""
+    """From 0.9 everywhere, three of four entries fall to 0, and the last by what is left of eps."""
     slopes = jnp.array([[1.0, 0.9, 0.8, 0.7]])
     model = lambda x: jnp.concatenate([(x * slopes).sum(1, keepdims=True), 0 * x[:, :1]], 1)
     x = jnp.full((1, 4), 0.9)
@@ -315,8 +315,8 @@ def test_pgd_fills_the_box_in_l1_in_the_order_of_the_slopes():
 
 
 def test_apgd_may_begin_at_larger_radii_and_ends_in_its_own():
-    """30, 30 and 40 % of the steps at 3, 2 and 1 times eps (2103.01208); of few steps all but the
-    last may be none."""
+    """30, 30 and 40 % of the steps at 3, 2 and 1 times eps (2103.01208); with few steps the first
+    two phases may be empty."""
     for steps, shares in ((100, [30, 30, 40]), (7, [2, 2, 3]), (1, [0, 0, 1])):
         lengths, counts, multiples = _phases(steps, from_larger=True, sparse=True)
         assert counts.tolist() == shares

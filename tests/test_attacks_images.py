@@ -1,4 +1,4 @@
-"""What holds for every attack, image by image, whatever the images and the networks are like."""
+"""Properties of every attack, image by image, for unusual images and networks."""
 
 import functools
 import inspect
@@ -23,19 +23,19 @@ label = lambda value: getattr(value, "name", None)
 
 
 def net(x, classes=CLASSES):
-    """In sums, row by row: a matrix product rounds by the batch's shape. It sees the size of the
-    first pixel by a root, which has no slope at 0."""
+    """Sums row by row, since the rounding of a matrix product depends on the batch's shape. The
+    first pixel enters by a square root, whose slope at 0 is infinite."""
     x = wide(x).reshape(x.shape[0], 1, 16)
     root = jnp.sqrt(jnp.square(x[:, :, 0]))
     hidden = jnp.tanh((x * W1[None]).sum(2)) + root
     return (hidden[:, None] * W2[None, :classes]).sum(2)
 
 
-# The last image is classified wrong.
+# The last image is misclassified.
 Y = (net(X).argmax(1) + (jnp.arange(BATCH) == BATCH - 1).astype(jnp.int32)) % CLASSES
 takes = lambda name: inspect.signature(getattr(attacks, name)).parameters
 
-# Contracts need no strength: fewer steps than an attack's own number.
+# Contracts need no strong attack, so there are fewer steps than by default.
 SHORT = {
     "apgd": {"steps": 12, "restarts": 2},
     "basic_iterative": {"growths": 4, "bisections": 4},
@@ -97,7 +97,7 @@ each_attack = pytest.mark.parametrize("name", attacks.__all__)
 
 
 def radius(norm, scale=0.1):
-    """As far as a step of `scale` in every pixel."""
+    """The size of a step of `scale` in every pixel."""
     return scale * norm.size(jnp.ones((1, *PIXELS)))[0]
 
 
@@ -108,7 +108,7 @@ def inside(x_adv, x, norm, eps=jnp.inf):
 
 @each_member
 def test_an_image_is_attacked_alone_as_it_is_beside_others(name, norm):
-    """Images that are broken at once, later and never; with a key of its own each."""
+    """Images that are broken at once, later and never, each with its own key."""
     eps = radius(norm) * jnp.array([0.1, 3.0, 1.0, 1.0])
     attack = compiled(name, norm)
     together = attack(KEYS, X, Y, eps)
@@ -130,7 +130,7 @@ def test_an_entry_without_a_slope_costs_no_image(name, norm):
 @each_member
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 def test_images_in_half_precision_are_attacked_in_single(name, norm, dtype):
-    """What is returned has their type, is in the ball as measured, and fools as it is."""
+    """The result has their type, lies in the ball as measured, and is misclassified as returned."""
     if dtype == jnp.float16 and name not in ("apgd", "deepfool"):
         pytest.skip("as in bfloat16")
     x = X.astype(dtype)
@@ -143,8 +143,8 @@ def test_images_in_half_precision_are_attacked_in_single(name, norm, dtype):
 
 @each_attack
 def test_at_the_limits_of_its_options_an_attack_stays_inside(name):
-    """Two classes, one image, as few steps as there can be, no radius and one beyond the box; and a
-    margin of 0, at which the first class is the answer."""
+    """Two classes, one image, the fewest steps, a radius of 0 and one beyond the box; and a margin
+    of 0, at which argmax returns the first class."""
     norm = one_norm(name)
     two = lambda x: net(x, 2) - net(X[:1], 2)
     options = LEAST.get(name, {"steps": 1})
@@ -156,7 +156,7 @@ def test_at_the_limits_of_its_options_an_attack_stays_inside(name):
 
 @each_attack
 def test_a_class_that_is_masked_costs_no_image(name):
-    """Its logit is -inf, and its boundary nowhere."""
+    """Its logit is -inf, and it has no boundary."""
     masked = lambda x: jnp.concatenate([net(x), jnp.full((len(x), 1), -jnp.inf)], 1)
     norm = one_norm(name)
     options = SHORT.get(name, {})

@@ -105,7 +105,7 @@ def test_square_needs_scores_only_and_takes_vectors():
 
 
 def test_the_channels_may_come_first():
-    """The same search, on images that are laid out otherwise."""
+    """The same search on images in another layout."""
     first = jnp.moveaxis(X, -1, 1)
     model = lambda x: linear(WEIGHTS, 100.0, jnp.moveaxis(x, 1, -1))
     last = square(KEY, partial(linear, WEIGHTS, 100.0), X, ZERO, 0.1, queries=30)

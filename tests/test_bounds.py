@@ -258,7 +258,7 @@ def test_a_window_counts_an_entry_as_often_as_it_holds_it(name):
     exact = np.linalg.norm(np.asarray(total(jnp.eye(40))), 2)
     found = lipschitz(total, jnp.full((1, 40), 0.5)).output[0]
     assert exact <= found <= 1.5 * exact
-    # Of the largest entry, in the middle, every window that holds it is the maximum.
+    # The largest entry, in the middle, is the maximum of every window that contains it.
     peak = jnp.full((1, 40), 0.5).at[0, 20].set(0.9)
     high = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 4), **options)
     times = jnp.sum(high(peak) == 0.9)
@@ -305,7 +305,7 @@ def test_a_kink_counts_however_small_its_units():
     np.testing.assert_allclose(lipschitz(steep, x).output, 10, rtol=1e-5)
     jump = lambda x: 1e12 * jnp.where(x > 0.5, 1e-17, 0.0)
     assert lipschitz(jump, x).output == jnp.inf
-    # Two ways to write the same shift meet to rounding.
+    # Two ways to write the same shift agree up to rounding.
     meet = lambda x: jnp.where(x - 0.1 > 0, (x - 0.1) * 3, 0.0)
     assert jnp.isfinite(lipschitz(meet, x, 0.25).output).all()
 
@@ -346,14 +346,14 @@ def test_a_function_of_the_platform_has_the_bound_of_its_steepest_form():
         assert (high >= 4.5).all()
     nearly = both(lambda x: x * 1.0001, lambda x: x)
     assert lipschitz(nearly, x).output >= 1.0001
-    # Of two ways to write one affine map, the default's bound.
+    # For two forms of one affine map, the default's bound.
     alike = both(lambda x: x[:, :1] + x[:, 1:2] + x[:, 2:], lambda x: x.sum(1, keepdims=True))
     np.testing.assert_allclose(lipschitz(alike, x).output, np.sqrt(3), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_a_bound_is_never_rounded_down(dtype):
-    """In the type of the images: of 40 constants that it does not hold, 20 would be."""
+    """In the type of the images: of 40 constants not representable in it, about 20 would be."""
     for true in np.float32(RNG.uniform(0.5, 50.0, 6)):
         f = lambda x, true=true: true * x.astype(jnp.float32)
         found = lipschitz(f, jnp.zeros((1, 2), dtype)).output
@@ -381,7 +381,7 @@ def test_an_inverse_about_0_is_anything():
 
 
 def test_weights_of_numpy_are_those_that_the_function_computes_with():
-    """In float32, where numpy's own have digits that the function never sees."""
+    """That is in float32; numpy's float64 has digits that the function never sees."""
     way = np.array([[2.0**24 + 1.0]])  # 2^24 in float32
     found = lipschitz(lambda x: x * way - x * 2.0**24, jnp.zeros((1, 1)))
     assert found.output[0] < 1e-4

@@ -14,13 +14,13 @@ from random_programs import Draw, batched, program
 from lipreg.lipschitz.bounds import interval, lipschitz
 
 PROGRAMS = int(os.environ.get("LIPREG_PROGRAMS", "4"))
-# Rules that held for usual arguments only were contradicted by these.
+# These contradicted rules that held only for the usual arguments.
 FOUND = (7, 12, 79, 86, 127, 136, 150, 1030)
 POINTS = 48
 
 
 def points_of(rng, x, low, high, eps):
-    """In the box and the ball: corners, a grid on which kinks lie, near x, and anywhere."""
+    """Points of the box and the ball: corners, a grid that contains kinks, near x, and anywhere."""
     shape = (POINTS // 4, *x.shape)
     corners = np.where(rng.random(shape) < 0.5, low, high)
     grid = np.round(8 * rng.uniform(low, high, shape)) / 8 + 1e-4 * rng.normal(size=shape)
@@ -30,7 +30,7 @@ def points_of(rng, x, low, high, eps):
 
 
 def into(rng, points, x, low, high, eps):
-    """Off the edge of the box by a little: there jax may choose the slope of the other side."""
+    """Slightly inside the box: at its edge jax may return the slope of the other side."""
     edge = 1e-6 * (high - low) * rng.random(points.shape)
     away = np.clip(points, low + edge, high - edge) - x
     size = np.sqrt(np.square(away).sum(tuple(range(1, away.ndim)), keepdims=True))
@@ -38,7 +38,7 @@ def into(rng, points, x, low, high, eps):
 
 
 def slopes(f, x):
-    """The Jacobian, or 0 where jax has none: of dilated windows."""
+    """The Jacobian, or 0 for dilated windows, where jax has none."""
     try:
         return jax.jacrev(f)(x)
     except NotImplementedError:
@@ -54,7 +54,7 @@ def spread(rows):
 
 
 def contradiction(f, x, low, high, eps, rng):
-    """What points and pairs in float64 say against the bounds; "" if nothing, None if inf."""
+    """How points and pairs in float64 contradict the bounds; "" if not, None if they are inf."""
     start = jnp.asarray(x, jnp.float32)[None]
     found = lipschitz(batched(f), start, eps, bounds=(low, high))
     far = np.minimum(eps, high - low)
@@ -104,7 +104,7 @@ def contradiction(f, x, low, high, eps, rng):
     gaps = np.append(gaps, np.linalg.norm(flat(p) - flat(p)[pairs], axis=1))
     rises = np.append(rises, np.linalg.norm(values - values[pairs], axis=1))
     seen = np.isfinite(rises) & (gaps > 1e-9)
-    noise = 1e-13 * np.abs(every).max(initial=0) + 1e-8  # of 2^20 added and taken away
+    noise = 1e-13 * np.abs(every).max(initial=0) + 1e-8  # from adding and subtracting 2^20
     over = (rises - output * gaps * (1 + 1e-4) - noise)[seen]
     if (over > 0).any():
         worst = (rises[seen] / gaps[seen]).max()
@@ -113,7 +113,7 @@ def contradiction(f, x, low, high, eps, rng):
 
 
 def examine(seed):
-    """ "held", "infinite", "refused", or what contradicts the bounds of a program."""
+    """ "held", "infinite", "refused", or how the bounds of a program are contradicted."""
     f, shape = program(seed)
     draw = Draw(seed + 10**6)
     low, high = draw.one((0.0, 1.0), (-2.0, 3.0))

@@ -204,7 +204,7 @@ def test_the_second_order_radius_is_where_a_quadratic_crosses():
 
 
 def test_a_slope_that_is_no_number_certifies_nothing():
-    """A root's at 0: what it hides brings the boundary nearer, by `sqrt(2)` here."""
+    """A square root's at 0, which brings the boundary nearer, by `sqrt(2)` here."""
     f = lambda x: jnp.stack([1 - x[:, 0] - jnp.sqrt(jnp.square(x[:, 1])), 0 * x[:, 0]], 1)
     x, y = jnp.array([[0.5, 0.0], [0.5, 0.1]]), jnp.zeros(2, int)
     found = second_order(f, x, y, curvature=EXACT(0.0)).radius

@@ -1,4 +1,4 @@
-"""What a config may hold, and what nothing would read or would do nothing is refused."""
+"""What a config may contain; fields that would not be read or have no effect are refused."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_any_strength_may_be_none_at_all_but_not_less(row):
 
 def test_a_strength_of_an_objective_to_come_may_be_none_at_all(monkeypatch):
     def trades(loss, x, y, *, beta, frozen=None):
-        """Stands for any."""
+        """A stand-in for an objective of one's own."""
 
     monkeypatch.setattr(objectives, "j2", trades)
     check(config("j2", **{"strengths.beta": 0.0}))

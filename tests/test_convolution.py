@@ -317,7 +317,7 @@ def train(function, params, x):
 
 
 def curve(function, params, x):
-    """Steps along the product of the Hessian in x with the gradient, forwards over reverse."""
+    """Steps along the Hessian-gradient product in x, forward over reverse."""
     grad = jax.grad(lambda x: net(function, params, x)[:, 0].sum())
     return lax.fori_loop(0, 3, lambda _, x: x + jax.jvp(grad, (x,), (grad(x),))[1], x)
 

@@ -84,7 +84,7 @@ def test_a_distance_is_measured_in_its_norm_and_its_box(norm):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_distance_between_images_in_half_precision_is_measured_in_single(dtype):
-    """Their difference has no exact form in their own type."""
+    """Their difference cannot be represented exactly in their own type."""
     x, x_adv = (jnp.array([row], dtype) for row in ([0.7, 0.001], [0.3, 0.9]))
     exact = np.abs(np.asarray(x_adv, float) - np.asarray(x, float)).sum()
     found = curves.distance(lambda x: x, x, jnp.array([0]), x_adv, norm=L1)
@@ -136,7 +136,7 @@ def test_a_minimal_distance_is_exact_up_to_the_grid_halved_refine_times(refine):
 @each_norm
 def test_an_error_curve_is_the_error_of_an_attack_at_every_radius(norm):
     exact, _ = nearest(norm)
-    # A point that rounding has put outside of the radius would not count.
+    # A point that rounding puts outside of the radius would not count.
     attack = lambda *args: exact_attack(norm)(*args[:-1], (1 - 1e-5) * args[-1])
     curve = partial(curves.error_curve, KEY, linear, X, Y)
     curve = jax.jit(partial(curve, attack=attack, norm=norm, bounds=FAR))

@@ -192,7 +192,7 @@ def test_a_random_model_is_attacked_by_its_expectation():
     assert np.abs(np.asarray(logits_fn(x) - logits_fn(x + 1e-6))).max() > 1e-3
     exact, eps = np.asarray(distances(L2)), float(jnp.median(distances(L2)))
     rand = [s._replace(attack=partial(s.attack, steps=25)) for s in stages("rand", 5, L2)]
-    # An image's noise is its own.
+    # An image's noise does not depend on its batch.
     np.testing.assert_allclose(logits_fn(x[:1]), logits_fn(x)[:1], rtol=1e-5, atol=1e-6)
     outcome = evaluation.cascade(KEY, logits_fn, x, y, eps, rand, norm=L2)
     broken = outcome.broken_by >= 0

@@ -230,7 +230,7 @@ def test_the_radius_of_the_table_is_measured_however_short_the_grid():
         found = experiment.measure(lambda x: x.reshape(-1, 2), images, evaluation)
         for norm, distances in found.items():
             assert (distances >= exact[norm] * (1 - 1e-4)).all()
-            assert (distances <= 0.9).all()  # where they were inf, and so no error at the radius
+            assert (distances <= 0.9).all()  # not inf, which would be no error at this radius
 
 
 def test_seeds_of_one_config_are_one_row_and_unfinished_runs_none(finished, tmp_path):

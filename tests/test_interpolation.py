@@ -125,7 +125,7 @@ def test_an_extension_can_be_jitted_and_differentiated():
 
 @pytest.mark.parametrize("side", ["lower", "upper"])
 def test_points_that_lie_close_rise_no_more_than_their_distance_allows(side):
-    """A constant of 1e4, and points 1e-6 apart: what is left is the rounding of the values."""
+    """A constant of 1e4, and points 1e-6 apart: only the rounding of the values remains."""
     x = rng().uniform(size=(200, 2))
     y = rng(1).uniform(size=200)
     L = 1e4
@@ -136,7 +136,7 @@ def test_points_that_lie_close_rise_no_more_than_their_distance_allows(side):
     rises = np.abs(np.float64(f(u)) - np.float64(f(v)))
     apart = np.linalg.norm(np.float64(u) - v, axis=1)
     assert (rises <= L * apart * (1 + 1e-9) + 2.0**-23 * np.abs(np.float64(f(u)))).all()
-    # As numbers of numpy they keep their digits.
+    # numpy's float64 points keep their digits.
     v = np.float64(u) + 1e-7 * rng(4).normal(size=u.shape)
     rises = np.abs(np.float64(f(np.float64(u))) - np.float64(f(v)))
     apart = np.linalg.norm(u - v, axis=1)

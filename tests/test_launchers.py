@@ -1,4 +1,4 @@
-"""The launchers as a user meets them: help, and every mistake in one line with nothing written."""
+"""The launchers' help, and every user error: one line, and nothing written."""
 
 import json
 import os
@@ -150,7 +150,7 @@ BAD["data set that is not prepared"] = (
     ["mnist", "download_and_prepare"],
 )
 PROGRAMS = sorted(f"experiments/{path.name}" for path in (ROOT / "experiments").glob("*.py"))
-PROGRAMS.remove("experiments/cli.py")  # what they share
+PROGRAMS.remove("experiments/cli.py")  # shared by the launchers
 HELP = {f"{script} --help": (script, ["--help"], ()) for script in PROGRAMS}
 HELP |= {f"{TRAIN} {flag}": (TRAIN, [flag], ()) for flag in ("-h", "--helpfull")}
 

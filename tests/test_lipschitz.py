@@ -385,7 +385,7 @@ def test_pairs_that_would_close_in_on_the_steepest_point_stay_eps_apart():
 
 
 def test_below_l2_a_pair_moves_along_entries_that_can():
-    """The slope along x_1, `5 x_0 + 2 x_1`, rises the most with x_0, at the bound already."""
+    """The slope along x_1, `5 x_0 + 2 x_1`, rises most with x_0, which is at its bound already."""
     f = lambda x: 5 * x[:, 0] * x[:, 1] + jnp.square(x[:, 1])
     search = partial(ascended_pairs, KEY, f, norm=L1, eps=0.1, steps=40)
     found = jax.jit(search)(jnp.array([[1.0, 0.2]])).quotients[0]
@@ -408,7 +408,7 @@ def test_pairs_without_a_box_go_where_the_slope_is():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_points_in_half_precision_are_paired_in_single(dtype):
-    """The quotient is that of the points returned, which the function has seen as they are."""
+    """The quotient is that of the returned points, at which the function was evaluated."""
     f = lambda x: 3 * x.astype(jnp.float32)[:, 0]
     found = ascended_pairs(KEY, f, P.astype(dtype), bounds=(-1.0, 1.0), steps=40)
     assert found.x1.dtype == dtype

@@ -1,4 +1,4 @@
-"""Steps and attacks as accelerators get them, lowered for them on a machine that has none."""
+"""Steps and attacks lowered for accelerators, on a machine that has none."""
 
 import inspect
 import re
@@ -17,8 +17,8 @@ BATCH = 8
 X, Y = np.zeros((BATCH, 8, 8, 3), np.uint8), np.zeros(BATCH, np.int32)
 ACCELERATORS = ("cuda", "tpu")
 
-# Every objective by every method that it has, and how many of its passes for the weights go over
-# the whole batch.
+# Every objective with every method, and how many of its weight-gradient passes are over the whole
+# batch.
 PENALISED = ("j1", "j2", "j2_lip", "tikhonov", "grad_lp")
 FORMS = {
     ("j0", ""): 1,
@@ -32,14 +32,14 @@ each_form = pytest.mark.parametrize(("name", "method"), FORMS)
 
 @cache
 def network():
-    """Convolutions from few channels and from many, which are not the same on CPU."""
+    """Convolutions with few and with many channels, whose gradients differ in form on CPU."""
     model = models.build("CNN", classes=3, channels=(4, 8, 8), hidden=8)
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]
     return models.functional(model), params
 
 
 def step(name, method):
-    """A training step, traced."""
+    """A traced training step."""
     objective = partial(getattr(objectives, name), **{"method": method} if method else {})
     apply, params = network()
     tx = train.optimizer(0.1)
@@ -49,7 +49,7 @@ def step(name, method):
 
 
 def attack(name):
-    """An attack with few steps, traced."""
+    """A traced attack with few steps."""
     run, (apply, params) = getattr(attacks, name), network()
     eps = [0.1] if "eps" in inspect.signature(run).parameters else []
     return jax.jit(
@@ -64,7 +64,7 @@ def lowered(traced, platform):
 
 
 def shapes(found):
-    """What is multiplied with what; which of the two is called the kernel is one's own choice."""
+    """The operands' shapes, unordered: either may be called the kernel."""
     return {(product.name, *sorted(product.shapes)) for product in found}
 
 
@@ -73,10 +73,10 @@ def flops(found):
 
 
 def compare(trace):
-    """The operations of a program, and how many forms of its products are there for the CPU's sake.
+    """The operations of a program, and how many shapes of its products are special to the CPU.
 
-    They are those that lax's own convolution has nowhere. Accelerators have none of them, and as
-    many products and operations as the CPU.
+    Those do not occur with lax's own convolution. Checks that accelerators have none of them, and
+    as many products and operations as the CPU.
     """
     program = trace()
     on_cpu = lowered(program, "cpu")

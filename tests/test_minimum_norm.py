@@ -210,7 +210,7 @@ def test_deepfool_takes_the_box_into_account(norm):
 
 
 def test_fmn_comes_through_where_the_box_cuts_every_step():
-    """Black and white images, half of whose pixels can't follow the slope."""
+    """Images of 0 and 1, half of whose pixels cannot follow the slope in the box."""
     x = jnp.round(jax.random.uniform(KEY, (100, 20)))
     slopes = normal(9, 20)
     level = x @ slopes - jax.random.uniform(jax.random.fold_in(KEY, 9), (100,), minval=0.2)
@@ -222,7 +222,7 @@ def test_fmn_comes_through_where_the_box_cuts_every_step():
 
 @pytest.mark.parametrize("norm", NORMS, ids=label)
 def test_fmn_comes_through_where_the_boundary_it_sees_is_next_to_nothing_ahead(norm):
-    """Linear models from points between which and the boundary lies the box, in l_1 most of all."""
+    """Linear models, and points that the box separates from the boundary, most often in l_1."""
     weights = normal(8, 5, 3)
     model = lambda x: 10 * (x - 0.5) @ weights
     x = 0.5 + 0.3 * jax.random.uniform(KEY, (200, 5), minval=-1.0, maxval=1.0)
@@ -234,7 +234,7 @@ def test_fmn_comes_through_where_the_boundary_it_sees_is_next_to_nothing_ahead(n
 @pytest.mark.parametrize("norm", NORMS, ids=label)
 @pytest.mark.parametrize("name", ["deepfool", "fmn", "fab", "ddn", "carlini_wagner", "ead"])
 def test_an_image_on_the_boundary_itself_is_not_stood_still_at(name, norm):
-    """Its margin is 0 and the first class the answer, so that the linearised model is no step."""
+    """Its margin is 0 and argmax returns the true class, so the linearised model gives no step."""
     attack = partial(getattr(attacks, name), norm=norm)
     options = {"eps": 0.1} if "eps" in takes(name) else SHORT.get(name, {})
     x, y = jnp.array([[0.5, 0.5]]), jnp.array([0])

@@ -585,7 +585,7 @@ def test_without_a_network_the_constant_is_that_of_the_frozen_loss():
 
 
 def test_pairs_stay_in_the_box_of_the_data():
-    """The square is the steeper the farther out, of standardised pixels than of those in [0, 1]."""
+    """The square is steeper farther out: in a box of standardised pixels more than in [0, 1]."""
     x = 4 * X - 2
     f = lambda x: jnp.square(x).sum((1, 2), keepdims=True)[:, 0, 0]  # up to 2 |x|
     run = partial(objectives.lip_excess, lambda x, y: x.sum((1, 2, 3)), lam=1.0, L0=0.0, f=f)
@@ -596,7 +596,7 @@ def test_pairs_stay_in_the_box_of_the_data():
         lip(x)
 
 
-# Images and losses in other numbers than float32, and gradients with an entry that is none.
+# Images and losses in other types than float32, and gradients with an entry that is not finite.
 
 
 @every_member
@@ -606,7 +606,7 @@ def test_a_batch_in_half_precision_is_trained_on_in_single(name, method):
     (value, parts), grad = jax.jit(run)(half, some_strengths(name), X.astype(jnp.bfloat16), Y)
     (expected, _), slope = jax.jit(run)(MLP, some_strengths(name), X, Y)
     assert value.dtype == parts["loss"].dtype == jnp.float32
-    # A finite difference has the rounding of the loss, divided by h.
+    # A finite difference divides the rounding error of the loss by h.
     close = {"rtol": 0.05} if method != "difference" else {"atol": 0.5}
     np.testing.assert_allclose(value, expected, **close)
     assert grad["w1"].dtype == jnp.bfloat16

@@ -1,4 +1,4 @@
-"""Precision as a setting, and bfloat16 with all in float32 that must not be rounded."""
+"""The setting for precision, and bfloat16 networks with float32 where rounding would harm."""
 
 from functools import cache, partial
 
@@ -36,7 +36,7 @@ def config(name="CNN", **changes):
 
 
 def start(**changes):
-    """A config's program, its first state, and what its step takes besides."""
+    """A config's program, its first state, and the other arguments of its step."""
     made = program.of(config(**changes), IMAGES, 1)
     state = jax.eval_shape(made.init, jax.random.key(0), jax.random.key(1))
     return made, state, ({"eps": jnp.float32(EPS), "lam": jnp.float32(LAM)}, (IMAGES.x, IMAGES.y))
@@ -45,7 +45,7 @@ def start(**changes):
 @each_network
 @pytest.mark.parametrize("precision", ["default", "highest"])
 def test_every_product_of_a_run_is_in_its_precision(name, precision):
-    """In the step, second derivatives included, in validation, and in the network it leaves."""
+    """In the step, second derivatives included, in validation, and in the trained network."""
     made, state, (strengths, batch) = start(name=name, **{"train.precision": precision})
     logits_fn = jax.eval_shape(partial(train.logits_fn, made.apply), state)
     x = jax.ShapeDtypeStruct(IMAGES.x.shape, jnp.float32)
@@ -80,8 +80,8 @@ def test_in_bfloat16_weights_statistics_and_parts_stay_in_float32(name):
     assert not any(p.dtype == "f32" for p in products(text) if p.name == "convolution")
 
 
-# The relative distance from float32's gradient in the weights: 0.003 to 0.004 on CPU, and 0.03 of
-# differences, which divide what was rounded by h. An H100 has 0.004 and 0.03.
+# The relative distance from float32's gradient in the weights: 0.003 to 0.004 on CPU, and 0.03 for
+# finite differences, which divide rounding errors by h. On an H100: 0.004 and 0.03.
 METHODS = ("attack", "penalty")
 ROUNDING = {(kind, method): 0.01 for kind in ("ordinary", "wrong", "right") for method in METHODS}
 ROUNDING |= {("ordinary", "difference"): 0.1}
@@ -94,7 +94,7 @@ KEEP = optax.trace(0.0)  # its state after one step is the gradient itself
 
 @cache
 def network(dtype="float32"):
-    """A smooth network, in which no rounding can flip a kink, and its first weights."""
+    """A smooth network, in which rounding cannot flip a kink, and its first weights."""
     model = models.build("CNN", classes=3, dtype=dtype, **SMOOTH)
     params = jax.jit(partial(model.init, train=False))(jax.random.key(1), X)["params"]
     return models.functional(model), params
@@ -107,9 +107,9 @@ def step(dtype, method):
 
 
 def problem(kind):
-    """Weights and classes: of a saturated network class 0 has a logit of 40, the others of -40.
+    """Weights and classes. In a saturated network class 0 has a logit of about 40, the others -40.
 
-    Up to what the images add. The loss is then 80, or of the order of 1e-35.
+    The loss is then about 80, or of the order of 1e-35.
     """
     _, params = network()
     if kind == "ordinary":

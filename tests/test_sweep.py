@@ -100,7 +100,7 @@ def test_points_are_all_combinations_by_the_names_of_their_values():
     assert found["lam=1.0,seed=0"].strengths.lam == 1.0
     twice = sweep.points(config(), {"report.pgd.eps": (0.1,), "strengths.eps": (0.2,)})
     assert list(twice) == ["report.pgd.eps=0.1,strengths.eps=0.2"]
-    # Its values are other images, and their errors nothing to take the mean of.
+    # Its values choose other images, over whose errors no mean is taken.
     assert list(sweep.points(config(), {"data.seed": (1,)})) == ["data.seed=1"]
 
 

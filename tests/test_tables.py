@@ -1,4 +1,4 @@
-"""A row is a config less its seed; what was measured otherwise is refused, naming the fields."""
+"""Seeds share a row; runs that were measured differently are refused, with the fields."""
 
 import json
 import re
@@ -14,7 +14,7 @@ DISTANCES = np.array([0.0, 0.05, 0.2, np.inf])
 
 
 def a_run(folder, row="j0", *, distances=DISTANCES, record=None, robust=None, **changes):
-    """A run that was evaluated on four images, as its files say; `robust` by protocol."""
+    """The files of a run that was evaluated on four images; `robust` is by protocol."""
     config = base_config(row, STRENGTHS)
     config.evaluation.examples = len(distances)
     config.update_from_flattened_dict(changes)
@@ -45,7 +45,7 @@ def an_attack(protocol="autoattack", error=0.25):
 
 
 def cells(text):
-    """The table's cells by name of row and of column."""
+    """The table's cells by the names of row and column."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     head, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}

@@ -1,4 +1,4 @@
-"""Every kind of function that can change is measured as it is at the call, and then forgotten."""
+"""Every kind of function that can change is measured as it is at the call, then freed."""
 
 import dataclasses
 import gc
@@ -59,7 +59,7 @@ class BoundMethod(Closure):
 
 
 class Jitted(Closure):
-    """Of jax's own accord a function that is jitted inside is not looked at again."""
+    """The inner jit: jax does not trace it again."""
 
     def __init__(self, w):
         self.set(w)
@@ -67,7 +67,7 @@ class Jitted(Closure):
 
 
 class InPartial(Closure):
-    """Part of it a pytree, part of it not."""
+    """Partly a pytree."""
 
     def __init__(self, w):
         self.set(w)
@@ -75,7 +75,7 @@ class InPartial(Closure):
 
 
 class OwnDerivative(Closure):
-    """A rule that holds the weights, too."""
+    """A derivative rule that holds the weights as well."""
 
     def __init__(self, w):
         self.set(w)
@@ -177,7 +177,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_changed_model_is_measured_as_it_is_and_its_weights_are_free_afterwards(name):
-    """In place, and as a second object of one class; the answer is that of a model made new."""
+    """In place, and as a second object of the class; the answer is that of a newly made model."""
     measure = MEASURES[name]
     for kind in MODELS if name in EVERY_KIND else (Closure, Jitted):
         model = kind(ONE)
@@ -204,7 +204,7 @@ def test_what_only_its_weights_tell_apart_is_compiled_once():
 
 
 def test_programs_that_differ_in_a_number_a_rule_or_a_type_are_told_apart():
-    """The same functions with another number, an attack's gradient by another rule, narrower."""
+    """The same functions with another number, another derivative rule, or a narrower type."""
 
     def ruled(slope):
         f = jax.custom_vjp(lambda x: x)
@@ -253,7 +253,7 @@ def test_a_model_with_more_classes_than_before_is_seen():
 
 
 def test_an_evaluation_with_a_folder_notices_other_weights(tmp_path):
-    """Also where they change no answer of the images that are looked at."""
+    """Even where they change no logit of the evaluated images."""
     model = Closure(ONE)
     f = lambda x: jnp.maximum(model.f(x), 0.0)
     options = {"protocol": "deck", "radii": {"l2": (0.1,)}, "folder": tmp_path, "checked": 2}

@@ -1,5 +1,5 @@
-"""The stages of `accelerator.py`, in the order of their worth.
+"""The stages of `accelerator.py`.
 
-Each has `run(clock, folder)`, a generator: it yields its report so far, as Markdown, after each
-part of its work, and ends by itself when its clock is out.
+Each has `run(clock, folder)`, a generator that yields its report so far, as Markdown, after each
+part of its work, and returns when its time is up.
 """

@@ -1,8 +1,8 @@
-"""Training steps and attacks against PyTorch's on the same card: weights and batch carried across.
+"""Training steps and attacks against PyTorch's on the same card, with the same weights and batch.
 
-Torch runs eager in channels_last and by `torch.compile` of the network, in TF32 and under autocast
-to bfloat16, with cuDNN's autotuning; ours is the same program as in `price.py`. All take turns in
-one process. Before, loss and gradients are compared on a smooth network in float32.
+Torch runs eagerly in channels_last and by `torch.compile` of the network, in TF32 and under
+autocast to bfloat16, with cuDNN's autotuning; ours is the same program as in `price.py`. All take
+turns in one process. First, loss and gradients are compared on a smooth network in float32.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How long a stage may work, and whether it runs at toy size."""
+"""How long a stage may run, and whether it runs at toy size."""
 
 import time
 from typing import NamedTuple
@@ -13,15 +13,15 @@ class Clock(NamedTuple):
 
     @classmethod
     def of(cls, seconds: float) -> "Clock":
-        """One that is out in so many seconds."""
+        """A clock that runs out after `seconds`."""
         return cls(time.monotonic() + seconds)
 
     @property
     def left(self) -> float:
-        """Seconds, below 0 when it is out."""
+        """The seconds left, below 0 when time is up."""
         return self.end - time.monotonic()
 
 
 def toy() -> bool:
-    """Without an accelerator every stage is made small: it shows that the programs run."""
+    """Whether stages are made small: without an accelerator they only show that programs run."""
     return jax.default_backend() == "cpu"

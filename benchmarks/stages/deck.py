@@ -1,9 +1,9 @@
 """The rows of 1810.00953's table, trained and attacked by the launchers within the time left.
 
 J0, J1, J2 and J2-Lip, each with and without a tanh on the logits: ResNeXt34 (2x32) on CIFAR-10 in
-bfloat16, a cosine schedule over as many epochs as fit. A process for each row, all at once on the
-same card: what one compiles, another trains. Then every row is measured by PGD on 1,000 test images
-and by AutoAttack on 200. Without an accelerator: digits and the small CNN.
+bfloat16, with a cosine schedule over as many epochs as fit. Each row has a process, all at once on
+the same card, so that some compile while others train. Then every row is measured by PGD on 1,000
+test images and by AutoAttack on 200. Without an accelerator: digits and the small CNN.
 """
 
 import os
@@ -25,7 +25,7 @@ from stages.clock import Clock, toy
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 ROWS = tuple(f"{name}{head}" for head in ("", "_tanh") for name in ("j0", "j1", "j2", "j2_lip"))
-TRAIN, MEASURE = 0.55, 0.85  # shares of the time after which training, and measuring, should end
+TRAIN, MEASURE = 0.55, 0.85  # shares of the time at which training and measuring should end
 START_S = 60.0  # to import, decode images and compile a row
 
 
@@ -89,7 +89,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
 
 
 def errors(run: Path) -> dict[str, str]:
-    """AutoAttack's errors of a run by norm and radius, and how many masking checks do not pass."""
+    """A run's AutoAttack errors by norm and radius, and how many masking checks do not pass."""
     path = run / "robustness_autoattack.json"
     if not path.is_file():
         return {}
@@ -121,7 +121,7 @@ def command(launcher: str) -> list[str]:
 
 
 def at_once(commands: Mapping[str, Sequence[str]], seconds: float) -> dict[str, str]:
-    """Run launchers side by side for so long at most; what those say that fail or are stopped."""
+    """Run launchers side by side for at most `seconds`; the messages of those that fail or stop."""
     share = 0.9 / len(commands)
     env = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.3f}"}
     end = time.monotonic() + seconds

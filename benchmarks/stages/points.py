@@ -1,6 +1,6 @@
 """Whether the accelerator's attacks arrive where the CPU's do, image by image.
 
-With few steps, as rounding grows from step to step; on a smooth network.
+Attacks take few steps, since rounding errors grow from step to step; the network is smooth.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from lipreg.norms import L1, L2, LINF, Norm
 from stages.clock import Clock, toy
 from stages.sound import AGREES, Setting, reason, settings, small
 
-AT_ONCE = 5  # attacks that are compiled together
+AT_ONCE = 5  # attacks compiled together
 ATTACKS: tuple[tuple[str, Norm, dict[str, Any]], ...] = (
     ("fgsm", LINF, {}),
     ("pgd", L2, {"steps": 5}),
@@ -54,7 +54,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     batch, side = (4, 8) if toy() else (64, 16)
     apply, state, (x, _) = small(batch, side, "float32")
     logits_fn = train.logits_fn(apply, state)
-    y = jax.jit(lambda f, x: jnp.argmax(f(x), -1))(logits_fn, x)  # all are right to begin with
+    y = jax.jit(lambda f, x: jnp.argmax(f(x), -1))(logits_fn, x)  # all are classified correctly
     rows: list[dict[str, str]] = []
     for first in range(0, len(ATTACKS), AT_ONCE):
         if clock.left < 0:

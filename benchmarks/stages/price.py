@@ -1,7 +1,7 @@
-"""What a training step costs: seconds, images, share of the card's peak, ratio to a plain step.
+"""What a training step costs: seconds, images a second, share of peak, ratio to a plain step.
 
-A price is in forward units (`lipreg.cost.price`), 3 for the plain step j0. The share of the peak is
-that of the price: XLA's count of a forward pass's operations, times the price, a second. The peak
+A price is in forward units (`lipreg.cost.price`), 3 for the plain step j0. The share of the peak
+counts the price: XLA's count of a forward pass's operations, times the price, per second. The peak
 is measured: a product of two large matrices in the same precision, by the same compiler.
 """
 
@@ -26,7 +26,7 @@ PRECISIONS = ("default", "highest", "bf16")
 
 
 class Case(NamedTuple):
-    """Programs that are compiled together and take turns; "j0" is the first of them."""
+    """Programs that are compiled together and take turns, "j0" first."""
 
     network: str
     batch: int
@@ -35,7 +35,7 @@ class Case(NamedTuple):
     per_dispatch: int = 1
 
 
-# In the order of their worth.
+# In order of importance.
 CASES = (
     Case("ResNeXt34_2x32", 128, "bf16"),
     Case("ResNeXt34_2x32", 128),

@@ -1,8 +1,8 @@
-"""Whether the accelerator computes what the CPU does: gradients, a resume, several devices.
+"""Whether the accelerator computes what the CPU does: gradients, a resumed run, several devices.
 
 The reference is the CPU in float32. With `highest` precision the accelerator must agree to 1e-4;
-how far TF32 and bfloat16 are away is said. The networks are smooth (softplus), so that no rounding
-can flip a kink.
+the distances of TF32 and bfloat16 are reported. The networks are smooth (softplus), so that
+rounding cannot flip a kink.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ from lipreg import data, objectives, parallel, runs, train
 from stages.clock import Clock, toy
 
 AGREES = 1e-4  # relative, at highest precision
-AT_ONCE = 5  # objectives that are compiled together
+AT_ONCE = 5  # objectives compiled together
 
 # Every objective in every form.
 OBJECTIVES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -41,7 +41,7 @@ STRENGTHS = {"eps": 0.1, "lam": 0.1, "L0": 0.0}
 
 
 class Setting(NamedTuple):
-    """Where and how exactly a program computes."""
+    """Where a program runs and in what precision."""
 
     device: Any
     precision: str = "highest"
@@ -56,7 +56,7 @@ class Setting(NamedTuple):
 
 
 def settings() -> dict[str, Setting]:
-    """The reference, and those compared with it."""
+    """The reference, and the settings compared with it."""
     device = jax.devices()[0]
     return {
         "cpu": Setting(jax.devices("cpu")[0]),
@@ -74,7 +74,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     for part in (resume, sharded):
         try:
             text += f"\n{part()}\n"
-        except Exception as error:  # the others stand
+        except Exception as error:  # the other parts still run
             text += f"\n{part.__name__} failed: {reason(error)}\n"
         yield text
     for found in gradients(clock):
@@ -82,7 +82,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
 
 
 def resume() -> str:
-    """A run that stops half-way, is read back from disk and goes on, against one that does not."""
+    """A run that stops half-way and resumes from disk, against one that does not stop."""
     apply, first, (x, y) = steps.start("CNN", 256, 8, channels=(8, 16))
     images = data.Dataset(np.asarray(255 * x).astype(np.uint8), np.asarray(y), 10)
     step = train.make_step(apply, objectives.j2, steps.SGD)
@@ -150,7 +150,7 @@ def gradients(clock: Clock) -> Iterator[str]:
 
 
 def gradient(setting: Setting, name: str, options: dict, batch: int, side: int) -> Callable:
-    """The program that computes one."""
+    """The program that computes one objective's gradient."""
     apply, state, inputs = small(batch, side, setting.dtype)
     objective = partial(getattr(objectives, name), **options)
     chosen = {s: np.float32(STRENGTHS[s]) for s in objectives.strengths(objective)}

@@ -88,7 +88,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
     config.report = {
         "every_steps": 50,  # a line of metrics.jsonl
         "validate_every_epochs": 1,  # clean and PGD error on the validation split
-        "examples": 500,  # of it, at most
+        "examples": 500,  # of the split, at most
         "pgd": {"norm": "l2", "eps": 0.1, "steps": 10},
         "checkpoint_every_epochs": 1,
         "keep": 2,
@@ -100,7 +100,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "steps": 20,
         "restarts": 1,
         "radii": 31,  # of the grid that is bisected: 5 attacks
-        # The grid's end, and the radius of the table's column: the larger one ends the grid.
+        # The largest radius of the grid, and that of the table's column; the grid covers both.
         "l2": {"largest": 2.0, "table": 0.1},
         "linf": {"largest": 0.2, "table": 1 / 16},
     }
@@ -177,7 +177,7 @@ def leaves(config: Config, prefix: str = "") -> dict[str, Any]:
 
 
 def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
-    """The fields that are not the same in a and b, with both values, "absent" where there is none.
+    """The fields that differ between a and b, with both values, "absent" for a missing one.
 
     >>> differing({"seed": 0, "train": {"epochs": 3}}, {"train": {"epochs": 4}})
     {'seed': (0, 'absent'), 'train.epochs': (3, 4)}
@@ -187,7 +187,7 @@ def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-# Numbers that may be 0, as all strengths may: off, or none. All others must be greater.
+# Numbers that may be 0, meaning off or none, as all strengths may. All others must be greater.
 _MAY_BE_ZERO = (
     *("seed", "options.top_k", "data.seed"),
     *("data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
@@ -205,10 +205,10 @@ def _names(config: Config) -> set[str]:
 
 
 def check(config: Config) -> None:
-    """What a field's type does not say; ValueError naming the field, its value and what is wanted.
+    """What a field's type does not check; ValueError with the field, its value and the choices.
 
-    None slips into any field of a ConfigDict, so it is refused here, as is a field that a config
-    file has added: nothing would read it.
+    A ConfigDict accepts None for any field, so it is refused here, as is a field that a config file
+    has added and that nothing would read.
     """
     odd = sorted(_names(config) ^ _names(base_config("j0", {"j0": {}})))
     if odd:

@@ -11,13 +11,13 @@ A convolution is linear in the image x and in the kernel w, so that with a cotan
     T(x, w, u) = <conv(x, w), u>
 
 is trilinear. Its three partial gradients are the convolution, the gradient in the image and the
-gradient in the kernel. Each is bilinear: its derivative forwards is itself, and its transposes are
-the other two. So they are one primitive of JAX's, with those rules, and every derivative, forward
-or reverse and of any order, calls these three functions and nothing else.
+gradient in the kernel. Each is bilinear: its JVP calls itself, and its transposes are the other
+two. So they are one JAX primitive with these rules, and every derivative, forward or reverse and of
+any order, calls these three functions and nothing else.
 
-jaxlib hands convolutions outside of loops to YNNPACK, which takes twice the time of XLA's own
-on two cores; `cpu.tune` says no to that, but for those that XLA fuses with a reduction. So the
-networks' pooling is none (`models.layers.pooled`).
+Outside of loops jaxlib hands convolutions to YNNPACK, which takes twice the time of XLA's own on
+two cores. `cpu.tune` prevents that, except for convolutions that XLA fuses with a reduction. So the
+networks' pooling is written without a reduction (`models.layers.pooled`).
 """
 
 from collections.abc import Callable
@@ -65,10 +65,10 @@ def conv(
     """`y[n,i,j,o] = sum_{a,b,c} x[n,i+a,j+b,c] w[a,b,c,o]`: `lax.conv_general_dilated`, drop-in.
 
     The fast derivatives are there for NHWC images with HWIO kernels, stride 1, no dilation and an
-    output no larger than the image, which includes "SAME", "VALID" and 1 x 1 kernels; all else is
-    lax's own convolution, arrays on an explicit mesh included. Use average pooling rather than
-    strides. Up to 32 groups are split into convolutions of their own, on every platform. Elsewhere
-    than on CPU the derivatives are lax's.
+    output no larger than the image, which includes "SAME", "VALID" and 1 x 1 kernels; all else,
+    arrays on an explicit mesh included, uses lax's own convolution. Use average pooling rather than
+    strides. Up to 32 groups are split into convolutions of their own, on every platform. On other
+    platforms than CPU the derivatives are lax's.
 
     `vmap` over images or over kernels is fine; over both, as of an example's kernel gradient, it
     makes a grouped convolution of the batch, which is slow on CPU.
@@ -100,7 +100,7 @@ def conv(
     )
     one_group = feature_group_count == batch_group_count == 1
     usual = preferred_element_type in (None, lhs.dtype) and out_sharding is None
-    # With an explicit mesh the types of arrays say how they lie, and those of lax's derivatives do.
+    # On an explicit mesh types include the sharding, for which only lax's derivatives have rules.
     typed = any(any(jax.typeof(a).sharding.spec) for a in (lhs, rhs))
     if numbers == NHWC and one_by_one and one_group and usual and not typed:
         pads = _explicit(padding, lhs.shape[1:3], rhs.shape[:2])
@@ -138,7 +138,7 @@ def _lax_conv(x: Array, w: Array, pads: Pads, precision: Any) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _forward(x: Array, w: Array, pads: Pads, precision: Any) -> Array:
-    """`dT/du`: `[N,H,W,C], [a,b,C,O] -> [N,H',W',O]`; whoever reads the program sees lax's."""
+    """`dT/du`: `[N,H,W,C], [a,b,C,O] -> [N,H',W',O]`; in the jaxpr it is lax's own."""
     return _lax_conv(x, w, pads, precision)
 
 
@@ -159,7 +159,7 @@ def _image_gradient(w: Array, u: Array, pads: Pads, precision: Any) -> Array:
         outer = ((a - top, a - bottom), (b - left, b - right))
         return _lax_conv(u, jnp.flip(w, (0, 1)).swapaxes(2, 3), outer, precision)
 
-    # Shares of the pixels in those about them, by one matrix product, each moved to its place.
+    # One matrix product gives every pixel's contribution to its neighbours; each is then shifted.
     shares = jnp.einsum("nijo,abco->nijabc", u, w, precision=precision)
     zero = jnp.zeros((), shares.dtype)
     none = (0, 0, 0)
@@ -194,10 +194,9 @@ def _lax_kernel_gradient(x: Array, u: Array, pads: Pads, precision: Any) -> Arra
     return jax.linear_transpose(lambda w: _lax_conv(x, w, pads, precision), w)(u)[0]
 
 
-# The three partial gradients as one primitive. `of` names the factor of T in which the gradient is,
-# and the arguments are the other two, in the order x, w, u. Each factor has two axes that are no
-# sides of images, and shares one with each other factor. Arguments that `vmap` maps together have
-# `mapped` axes in front.
+# The three partial gradients as one primitive: the gradient in the factor of T named by `of`, from
+# the other two in the order x, w, u. Each factor has two axes that are not spatial, and shares one
+# with each other factor. Where `vmap` maps both arguments, both have `mapped` leading axes.
 
 AXES = {"x": {"N": 0, "C": 3}, "w": {"C": 2, "O": 3}, "u": {"N": 0, "O": 3}}
 ON_CPU = {"x": _image_gradient, "w": _kernel_gradient, "u": _lax_conv}
@@ -217,7 +216,7 @@ def _others(of: str) -> tuple[str, str]:
 
 
 def _alike(a: Array, b: Array) -> tuple[Array, Array]:
-    """Varying over the same axes of a mesh, inside `shard_map`, which then sums the gradients."""
+    """Inside `shard_map`, a and b varying over the same mesh axes, so that it sums gradients."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return a, b
     zero = partial(jnp.zeros_like, shape=())
@@ -241,7 +240,7 @@ def in_lax(
 
 
 def _transpose(which: int, u: Array, *arguments: Any, of: str, **params: Any) -> Array:
-    """In one argument, of which the value is not known: the gradient there."""
+    """The transpose in one argument is the gradient in that factor."""
     names = _others(of)
     return _partial(names[which], {of: u, names[1 - which]: arguments[1 - which]}, **params)
 
@@ -252,7 +251,7 @@ def _batch(arguments: Any, axes: Any, *, of: str, mapped: int, **params: Any) ->
     if None not in axes:
         front = {n: jnp.moveaxis(factors[n], i, 0) for n, i in zip(names, axes, strict=True)}
         return _partial(of, front, mapped=mapped + 1, **params), 0
-    # The mapped axis of the one joins the axis that it shares with the result.
+    # The mapped axis is merged into the axis that this argument shares with the result.
     which = axes.index(None) ^ 1
     name = names[which]
     (shared,) = AXES[name].keys() & AXES[of].keys()

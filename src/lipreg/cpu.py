@@ -29,7 +29,7 @@ def tune() -> None:
 
     - Convolutions outside of loops by XLA's own code (Eigen), not YNNPACK's: 0.5 to 0.6. It adds a
       flag to the environment's XLA_FLAGS, which a process reads once; not where that flag is set,
-      nor with a jaxlib that does not know it, since XLA would end the process.
+      nor with a jaxlib that does not know the flag: XLA would end the process.
     - The memory of a program stays with the process: 0.6 to 0.8 where its temporaries exceed
       32 MiB. XLA takes them in one piece, and glibc returns a piece of that size to the system
       after each step, which clears it page by page for the next. So nothing is returned, however
@@ -49,10 +49,10 @@ def tune() -> None:
 
 
 def _known(*words: str) -> bool:
-    """Whether XLA's library holds all these words: a flag as C ends it, and a value's name.
+    """Whether jaxlib's binary contains all these words: a flag as a C string, and a value's name.
 
-    XLA has no function that tells its flags, and jaxlib's options read the environment when they
-    are made. A word that is there is found in 10 to 20 ms, that one is not takes 0.5 s.
+    XLA has no function that lists its flags, and jaxlib's options read the environment when they
+    are created. To find a word takes 10 to 20 ms, to find that it is absent 0.5 s.
     """
     spec = find_spec("jaxlib")
     if not spec or not spec.origin:

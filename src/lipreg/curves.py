@@ -226,7 +226,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def spread(values: ArrayLike | Sequence[float]) -> float | str:
-    """One value, or several as mean ± standard deviation (of a sample); ∞ where one is infinite.
+    """One value, or several as mean ± sample standard deviation; ∞ if any is infinite.
 
     >>> spread([0.25]), spread([1.0, 2.0, 3.0]), spread([0.5, math.inf])
     (0.25, '2 ± 1', '∞')

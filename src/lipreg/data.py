@@ -73,7 +73,7 @@ def load(
     if name not in NAMES:
         raise ValueError(
             f"No data set {name!r}; choose one of {', '.join(NAMES)}, or set config.data.side, in "
-            "pixels, to stream another one of TFDS or a folder."
+            "pixels, to stream another set from TFDS or a folder."
         )
     check_split(split, validation)
     official = "test" if split == "test" else "train"

@@ -94,7 +94,7 @@ def prepare(config: Config) -> Experiment:
         )
     height, width = validation.x.shape[1:3]
     for name in ("pad", "cutout"):
-        if d[name] >= min(height, width):  # nothing might be left of an image
+        if d[name] >= min(height, width):  # it could hide the whole image
             raise ValueError(
                 f"config.data.{name} = {d[name]}; it must be less than the sides of the images, "
                 f"{height} x {width} pixels."
@@ -259,11 +259,12 @@ class Loaded(NamedTuple):
     """A run read back.
 
     Attributes:
-      config: the run's.
+      config: the run's config.
       logits_fn: its model as a function of images.
       dataset: a split of its data.
-      step: of the checkpoint that the weights are from.
-      steps: of the whole training; `step` is less while it goes on, or with a damaged checkpoint.
+      step: the step of the checkpoint that was read.
+      steps: all steps of the training; `step` is less before its end or where the last checkpoint
+        is damaged.
     """
 
     config: Config
@@ -289,12 +290,12 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
     step, path = int(state.step), Path(workdir) / "about.json"
     about = files.read(path) if path.is_file() else {}
-    about = {"steps": step} | about  # versions before did not say
+    about = {"steps": step} | about  # earlier versions did not record it
     return Loaded(config, train.logits_fn(made.apply, state), dataset, step, about["steps"])
 
 
 def largest(radii: Config) -> float:
-    """Where a norm's grid ends: at `largest`, or at the table's radius where that is larger."""
+    """The last radius of a norm's grid: `largest`, or the table's radius if that is larger."""
     return max(radii.largest, radii.table)
 
 
@@ -308,9 +309,10 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Each image's smallest distance that PGD finds, in l_2 and l_inf: `{"l2": [N], "linf": [N]}`.
 
-    The first `evaluation.examples` images. Per norm, a grid of `radii` radii up to its `largest`,
-    and the table's own, is bisected per image (`curves.minimal_distance`); an attack is `steps` of
-    PGD with `restarts`. `logits_fn` is a pytree such as `load` returns, or any function of images.
+    Measures the first `evaluation.examples` images. For each norm a grid of `radii` radii up to its
+    `largest`, and the table's radius, is bisected per image (`curves.minimal_distance`) by PGD with
+    `steps` and `restarts`. `logits_fn` is a pytree such as `load` returns, or any function of
+    images.
     """
     n = evaluation.examples
     if n > len(dataset.y):
@@ -323,7 +325,7 @@ def measure(
         norm, radii = NORMS[name], evaluation[name]
         end = largest(radii)
         grid = np.geomspace(end / 100, end, evaluation.radii)
-        grid = np.append(grid, [radii.table, end])  # of one radius NumPy makes the smallest
+        grid = np.append(grid, [radii.table, end])  # a geomspace of one radius is its start
         grid = np.unique(grid.astype(np.float32))
         attack = partial(
             attacks.pgd, norm=norm, steps=evaluation.steps, restarts=evaluation.restarts

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then moved into it."""
+"""Atomic writes: a file is written beside its place, then moved into it."""
 
 import io
 import json
@@ -16,9 +16,9 @@ __all__ = ["read", "replacing", "write", "write_arrays", "write_json"]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path` at the end of the block; a failure leaves what was there.
+    """A temporary path that replaces `path` at the end of the block; a failure leaves `path` as is.
 
-    After a kill a `.part` may lie beside it, which the next writing takes.
+    A kill may leave a `.part` beside it, which the next write overwrites.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, text: str) -> None:
-    """A text, in UTF-8 whatever the locale: tables have ± and ε."""
+    """Text, in UTF-8 whatever the locale: tables contain ± and ε."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
@@ -47,9 +47,9 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 
 
 def read(path: Path) -> Any:
-    """What a JSON file holds, or the arrays of an npz by name; nothing in them is executed.
+    """A JSON file's value, or the arrays of an npz by name; pickles are refused.
 
-    Raises: ValueError naming a file that cannot be read.
+    Raises: ValueError, with the path, for a file that cannot be read.
     """
     try:
         if path.suffix == ".json":

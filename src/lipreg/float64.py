@@ -1,4 +1,4 @@
-"""Arithmetic in float64 inside of programs in float32, for numbers that are to be proved."""
+"""Arithmetic in float64 inside float32 programs, for proved numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +12,9 @@ __all__ = ["in_float64"]
 def in_float64(f: Callable) -> Callable:
     """f with float64 switched on, forwards and backwards.
 
-    It may be jitted, and differentiated in reverse. f casts its arguments to float64 and what it
-    returns back; numpy's float64 reaches it as it is. Left to itself, jax would take the derivative
-    in the precision of the caller.
+    It may be jitted, and differentiated in reverse. f itself casts its arguments to float64 and its
+    result back; numpy's float64 arrays reach it unrounded. Without this, jax would take the
+    derivative in the precision of the caller.
 
     >>> f = lambda x: (jnp.asarray(x, float) - 1).astype(jnp.float32)
     >>> in_float64(f)(np.array([1 + 1e-9])).item() < 2e-9
@@ -34,7 +34,7 @@ def in_float64(f: Callable) -> Callable:
     )
 
     def run(*args: Any) -> Any:
-        # What is traced has been cast already, and custom_vjp would cast the rest.
+        # Traced arguments are float32 already; custom_vjp would round numpy's float64 as well.
         traced = any(isinstance(a, Tracer) for a in jax.tree.leaves(args))
         return wide(*args) if traced else within(f)(*args)
 

@@ -91,9 +91,9 @@ def extend(
 
     Every L-Lipschitz function through the data lies between the two; the midpoint is their mean.
     `x [n, ...]` and `y [n]` or `[n, K]` give a function `[m, ...] -> [m]` or `[m, K]` that may be
-    jitted, differentiated and attacked, and needs the memory of a block of points at a time. It is
-    computed in float64 and rounded to float32: two values differ by no more than L times their
-    distance and `2^-23` of their size.
+    jitted, differentiated and attacked, and needs the memory of one block of points at a time. It
+    is computed in float64 and rounded to float32: two values differ by at most L times the distance
+    of their points plus `2^-23` of their size.
 
     Vectors are extended component by component: that keeps L from `norm` to l_inf, and costs up to
     sqrt(K) from l_2 to l_2. `simplex=True` projects onto the probability simplex, which is
@@ -120,7 +120,7 @@ def extend(
     shape, dtype = np.shape(x)[1:], jnp.result_type(float)
     known = np.asarray(x, np.float64), np.asarray(y, np.float64), np.float64(L)
 
-    # In float32 two points of this distance would differ by the rounding of `L|x - x_i|`.
+    # In float32 the values of close points would differ by the rounding of `L|x - x_i|`.
     @in_float64
     def evaluate(points: Array) -> Array:
         values = _evaluate(*known, jnp.asarray(points, float), side, norm, simplex)

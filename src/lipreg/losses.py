@@ -20,13 +20,13 @@ __all__ = ["cross_entropy", "dlr", "kl", "margin", "squared_l2"]
 
 def _distribution(y: Array, logits: Array) -> Array:
     if jnp.issubdtype(y.dtype, jnp.integer):
-        # As int32: in a narrow type the numbers of many classes wrap around.
+        # As int32: a narrow type cannot hold the numbers of many classes.
         return jax.nn.one_hot(y.astype(jnp.int32), logits.shape[-1], dtype=logits.dtype)
     return y.astype(logits.dtype)
 
 
 def _log_softmax(logits: Array, p: Array) -> Array:
-    """`log softmax(z)`, 0 for a masked class (a logit of -inf) that the distribution p has not."""
+    """`log softmax(z)`, but 0 for a masked class (a logit of -inf) of probability 0 in p."""
     likely = jax.nn.log_softmax(logits)
     return jnp.where((p == 0) & jnp.isneginf(likely), 0.0, likely)
 
@@ -96,7 +96,7 @@ def dlr(logits: Array, y: Array) -> Array:
 
 
 def _denominator(spread: Array) -> Array:
-    """1 where equal logits have a margin of 0 or more anyway, and where no third is unmasked."""
+    """The spread, but 1 where it is 0, or infinite because the third largest logit is masked."""
     return jnp.where((spread > 0) & (spread < jnp.inf), spread, 1.0)
 
 

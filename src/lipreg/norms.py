@@ -45,7 +45,7 @@ def expand(s: ArrayLike, v: Array) -> Array:
 
 
 def finite(g: Array) -> Array:
-    """A gradient with 0 for each entry that is no finite number, as a root has at 0."""
+    """A gradient with 0 for each entry that is not finite, such as a square root's at 0."""
     return jnp.where(jnp.isfinite(g), g, 0.0)
 
 
@@ -55,7 +55,7 @@ def wide(v: Array) -> Array:
 
 
 def _flat(v: Array) -> Array:
-    # Not -1: without pixels or examples it could be anything.
+    # Not -1, which is ambiguous for arrays without pixels or examples.
     return wide(v).reshape(v.shape[0], math.prod(v.shape[1:]))
 
 
@@ -70,7 +70,7 @@ def _power_size(v: Array, p: float) -> Array:
     scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, 1.0)
     v = v / scale
     # Both selections of the double `where` matter: the inner one keeps 0 out of the power, whose
-    # derivative is infinite there, and the outer one restores the value. NaN is not 0 and stays.
+    # derivative is infinite there, and the outer one restores the value. NaN is kept.
     entries = jnp.where(v == 0, 0.0, jnp.where(v == 0, 1.0, v) ** p)
     total = entries.sum(1)
     root = jnp.where(total == 0, 1.0, total) ** (1 / p)

@@ -12,8 +12,8 @@ strengths: they may be traced, so one compilation serves a sweep. The others (`n
 `top_k`, ...) are static. `norm` is the norm of the *attack*; what is penalised is its dual norm
 of the gradient. `parts` are scalars that name the pieces:
 `loss` (mean at the clean x), `grad_norm` and `max_grad_norm` (over the batch, in the dual norm).
-Entries of a gradient that are not finite are left out of a direction; a part, and a penalty, that
-such a gradient enters is not finite and so tells of it.
+Entries of a gradient that are not finite count as 0 in directions. Parts and penalties computed
+from such a gradient are not finite, so that it is noticed.
 
 To first order in eps the three methods of `j1` and `j2` agree:
 - `attack`: the loss at `x + eps d`, `d` the direction of steepest ascent. One more backward pass
@@ -264,7 +264,7 @@ def lip_excess(
     it the constant is that of the loss. Lip(f), from `norm` to l_inf, is what the batch shows, an
     estimate from below: by `method="gradient"` the largest norm of a gradient of an f_k; by
     `"pairs"` the largest quotient `|f_k(u) - f_k(v)| / ||u - v||`, u and v ascended in `steps` from
-    each x (CLIP, 2103.12531) inside `bounds`, the box of the data. The derivative of the maximum is
+    each x (CLIP, 2103.12531) inside `bounds`, the data's box. The derivative of the maximum is
     that of the one example or pair that attains it. L0 is the constant of the data,
     `lipschitz.of_data`.
 

@@ -1,9 +1,9 @@
 """One program on many devices and hosts.
 
-Inside `with over(): ...` every compiled program runs on all devices. `whole` puts arrays on each of
-them and `split` gives each its share of a batch's rows; a maximum or a mean over the batch is then
-over the whole batch, batch normalisation included, with no further code: XLA puts in the
-collectives. `gather` brings rows back. Outside of it these leave things as they are.
+Inside `with over(): ...` every compiled program runs on all devices. `whole` replicates arrays and
+`split` shards a batch by rows; maxima and means over the batch, batch normalisation included, are
+then over all of it with no further code: XLA inserts the collectives. `gather` brings rows back.
+Outside of it these functions return their arguments unchanged.
 
 The mesh is jax's own ambient one (`jax.set_mesh`), with automatic axes.
 """
@@ -96,12 +96,12 @@ def multiple(rows: int) -> int:
 
 
 def whole(tree: Any) -> Any:
-    """Arrays in full on each device."""
+    """Arrays replicated on every device."""
     return _put(tree, PartitionSpec())
 
 
 def stay_whole(tree: Any) -> Any:
-    """The same inside a compiled program, for what it returns."""
+    """The same for the results of a compiled program, inside it."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
@@ -141,7 +141,7 @@ def _same(leaf: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Arrays as numpy, whole, in every process."""
+    """Arrays in full, as numpy, in every process."""
 
     def fetch(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

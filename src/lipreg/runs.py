@@ -1,7 +1,7 @@
 """What a run leaves on disk, and how to read it back.
 
-    RUN/config.json      the config, whole
-    RUN/about.json       command, commit, versions, hardware of the latest start; all steps
+    RUN/config.json      the complete config
+    RUN/about.json       command, commit, versions, hardware of the latest start; number of steps
     RUN/metrics.jsonl    one line per report: step and numbers
     RUN/tensorboard/     the same for TensorBoard
     RUN/checkpoints/     Orbax, the newest few
@@ -68,7 +68,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
 
 
 def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Refuse a folder that is not free for a run of `config`; the same run is taken up again.
+    """Refuse a folder that is not free for a run of `config`; the same run is resumed.
 
     Raises: ValueError, naming the keys that differ, for a run with another config, and for a
     file, and for a folder with other things in it.
@@ -96,7 +96,7 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
 def claim(workdir: str | os.PathLike, config: Mapping[str, Any], **more: Any) -> None:
     """Make `workdir` the run of `config`, or refuse like `check_workdir` and write nothing.
 
-    about.json says `more` as well, the number of steps for instance.
+    `more` is added to about.json, the number of steps for instance.
     """
     check_workdir(workdir, config)
     if parallel.is_main():
@@ -133,7 +133,7 @@ def about() -> dict[str, Any]:
         commit = git.stdout.strip()
     except OSError:  # a machine without git
         commit = ""
-    packages = ("jax", "jaxlib", "flax", "optax")  # lipreg may lie on the path, not installed
+    packages = ("jax", "jaxlib", "flax", "optax")  # lipreg need not be installed
     # Times change twofold with the level of the vector instructions: X86_V3, X86_V4, ...
     simd = cast(Any, np.show_config("dicts"))["SIMD Extensions"]
     level = [platform.machine(), *simd.get("baseline", []), *simd.get("found", [])][-1]

@@ -170,8 +170,8 @@ def _resized(image: Image.Image, box: np.ndarray, side: int) -> np.ndarray:
     if drafted:
         box = box * drafted[1][2] / size[0]
     box = np.minimum(box, image.size * 2)  # rounding may put a corner outside
-    if image.mode.startswith("I"):  # 16 bits, which convert cuts off at 255: their high byte,
-        image = Image.fromarray(np.uint8(np.asarray(image) >> 8))  # as Pillow has it for colours
+    if image.mode.startswith("I"):  # 16 bits: keep the high byte, as Pillow does for colours;
+        image = Image.fromarray(np.uint8(np.asarray(image) >> 8))  # convert would clip at 255
     square = image.convert("RGB").resize(
         (side, side), Image.Resampling.BILINEAR, tuple(box), reducing_gap=2.0
     )
@@ -260,11 +260,11 @@ def _prepared(name: str, official: tuple[str, ...], dir: str) -> tuple[Read, int
     if not {"image", "label"} <= set(features):
         raise ValueError(f"{name} has {', '.join(features)}; it must have image and label.")
     image, label = features["image"], features["label"]
-    # TFDS keeps floating images as the bytes of their numbers, in the four channels of a PNG.
+    # TFDS stores floating-point images as their raw bytes, in the four channels of a PNG.
     if image.np_dtype not in (np.uint8, np.uint16) or not hasattr(label, "num_classes"):
         raise ValueError(
             f"{name} has images of {np.dtype(image.np_dtype)} and labels as "
-            f"{type(label).__name__}; they must be uint8 or uint16 and ClassLabel."
+            f"{type(label).__name__}; want images of uint8 or uint16, and labels as ClassLabel."
         )
     for split in (split for split in official if split in splits):
         # The bytes of the files: decoding is ours, in threads.

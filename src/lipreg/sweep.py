@@ -69,7 +69,7 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
         raise ValueError("No axes: give --sweep NAME=VALUE,VALUE or a get_sweep() in the config.")
     short = [name.rpartition(".")[2] for name in axes]
     fields = ", ".join(leaves(config))
-    # A label seed is that of the training alone: the report takes the mean over its values.
+    # The short name "seed" is for the training seed only: the report averages over its values.
     clear = len(set(short)) == len(short) and ("seed" in axes or "seed" not in short)
     labels = short if clear else list(axes)
     for name, values in axes.items():
@@ -205,7 +205,7 @@ def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
 
 
 def _point(workdir: Path) -> dict[str, Any]:
-    """What `_record` has written; nothing where the point is not done, or its file damaged."""
+    """What `_record` wrote; empty if the point is not done, or its file is damaged."""
     path = workdir / "point.json"
     try:
         found = files.read(path) if path.is_file() else {}

@@ -1,9 +1,9 @@
-"""Functions of others as they are at the call, in programs that are compiled once.
+"""A user's function as it is at the call, in programs that are compiled once.
 
-`jax.jit` takes a function for a constant: a closure, an nnx module or a dataclass that has changed
-since is not looked at again, and its old arrays stay in memory. So at each public call a function
-is traced anew (`snapshot`). The arrays that it reads become arguments, and what is left, the
-program, is compiled once for all functions that compute the same (`compiled`).
+`jax.jit` treats a function as a constant: a closure, an nnx module or a dataclass that has changed
+since is not traced again, and its old arrays stay in memory. So each public call traces a function
+anew (`snapshot`). The arrays that it reads become arguments, and the program that remains is
+compiled once for all functions that compute the same (`compiled`).
 """
 
 from collections.abc import Callable
@@ -24,21 +24,21 @@ __all__ = ["captured", "compiled", "output", "snapshot", "trace"]
 
 
 def trace(f: Callable, *args: Any) -> tuple[ClosedJaxpr, Any]:
-    """What f computes today, as a jaxpr of the leaves of `args`, and the shapes of its results."""
+    """What f computes now, as a jaxpr of the leaves of `args`, and the shapes of its results."""
     leaves, tree = jax.tree.flatten(args)
-    # Behind a new name: jax would not look again at a function that it has seen. Of leaves: it
-    # keeps the structure, which may hold functions.
+    # A new function, because jax caches traces by identity; of leaves, because it would also keep
+    # the tree structure, which may hold functions.
     again = lambda leaves: f(*jax.tree.unflatten(tree, leaves))
     return jax.make_jaxpr(again, return_shape=True)(leaves)
 
 
 def output(f: Callable, *args: Any) -> Any:
-    """The shapes and types of what f returns today: `jax.eval_shape` without its memory."""
+    """The shapes and types of f's results now: `jax.eval_shape` without its cache."""
     return jax.eval_shape(lambda *args: f(*args), *args)
 
 
 def captured(f: Callable, *args: Any) -> list:
-    """What f computes with, beside its arguments: the arrays and numbers that it reads."""
+    """The arrays and numbers that f reads besides its arguments."""
     closed, _ = trace(snapshot(f), *args)
 
     def numbers(jaxpr: Jaxpr) -> list:
@@ -52,14 +52,14 @@ def captured(f: Callable, *args: Any) -> list:
     return [*closed.consts, *numbers(closed.jaxpr)]
 
 
-# A function that is read once.
+# Tracing a function once per public call.
 
 
 def snapshot(f: Callable[..., Any]) -> Partial:
-    """f as it is now, for one public call: a pytree, which reads f once for each shape.
+    """f as it is now, for one public call: a pytree, which traces f once for each shape.
 
-    The leaves of a `Partial` stay leaves. What f jits itself is opened where that holds arrays, so
-    that they are seen. A snapshot is its own.
+    The leaves of a `Partial` stay leaves. Functions that f jits itself are inlined if they hold
+    arrays, so that these become arguments. A snapshot is returned as it is.
     """
     if isinstance(f, Partial) and isinstance(f.func, _Snapshot):
         return f
@@ -68,7 +68,7 @@ def snapshot(f: Callable[..., Any]) -> Partial:
 
 
 class _Snapshot:
-    """A function and what was traced of it, equal to itself alone.
+    """A function and its traces, equal only to itself.
 
     Attributes:
       programs: see `compiled`.
@@ -88,7 +88,7 @@ class _Snapshot:
 
 
 def _run(closed: ClosedJaxpr, args: list) -> list:
-    """The jaxpr's results. Inner jits that hold arrays are opened."""
+    """The jaxpr's results. Inner jits that hold arrays are inlined."""
     jaxpr = closed.jaxpr
     if not any(map(_holds_arrays, jaxpr.eqns)):
         return jaxpr_as_fun(closed)(*args)
@@ -122,14 +122,14 @@ def _inner(eqn: Any) -> list[ClosedJaxpr]:
     return found
 
 
-# A program that is compiled once.
+# Compiling a program once.
 
 
 def compiled(model: Partial, function: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
     """`jax.jit(partial(function, *settings))` for as long as the snapshot `model` lives.
 
-    What is returned takes pytrees of arrays, the model among them. `function` is traced once for
-    each shape of theirs, and compiled where no program like it was before, in whatever call.
+    The result accepts pytrees of arrays, the model among them. `function` is traced once for each
+    of their shapes, and compiled unless an earlier call compiled the same program.
     """
     name = tuple(map(id, (function, *settings)))
     if name not in model.func.programs:
@@ -138,7 +138,7 @@ def compiled(model: Partial, function: Callable[..., Any], *settings: Any) -> Ca
 
 
 class _Traced:
-    """A function as it was when it was first called, with each shape of arguments."""
+    """A function as it was at its first call with each shape of arguments."""
 
     def __init__(self, function: partial):
         self._function, self._seen = function, {}
@@ -149,7 +149,7 @@ class _Traced:
         if shapes not in self._seen:
             closed, result = trace(lambda a, k: self._function(*a, **k), args, keywords)
             program = _Program(_plain(closed.jaxpr))
-            # One that can't be compared is compiled for this call, and not kept.
+            # A program that can't be compared is compiled for this call only.
             run = (_run_of if program.text else _run_of.__wrapped__)(program)
             self._seen[shapes] = run, [jnp.asarray(a) for a in closed.consts], result
         run, arrays, result = self._seen[shapes]
@@ -162,7 +162,7 @@ def _run_of(program: "_Program") -> Callable[[list, list], list]:
 
 
 class _Program:
-    """A jaxpr without its arrays: equal to those that compute the same."""
+    """A jaxpr without its arrays, equal to those that compute the same."""
 
     def __init__(self, jaxpr: Jaxpr):
         self.jaxpr, self.text = jaxpr, None
@@ -177,7 +177,7 @@ class _Program:
 
 
 def _plain(jaxpr: Jaxpr) -> Jaxpr:
-    """Without rules for derivatives, which have been taken, and which may hold what they please."""
+    """The jaxpr without derivative rules, which have been applied and may hold any object."""
 
     def inside(value: Any) -> Any:
         if type(value) in (tuple, list):
@@ -196,11 +196,11 @@ def _plain(jaxpr: Jaxpr) -> Jaxpr:
 
 
 class _Unlike(Exception):
-    """A program with something in it that can't be compared, or must not be kept."""
+    """A program with a parameter that can't be compared, or must not be kept in memory."""
 
 
 def _text(jaxpr: Jaxpr) -> tuple:
-    """All that a jaxpr says, with numbers for its variables."""
+    """Everything that defines a jaxpr, with its variables numbered."""
     numbers: dict[Any, int] = {}
 
     def name(v: Any) -> Any:

@@ -196,7 +196,7 @@ def logits_fn(apply: Apply, state: State) -> jax.tree_util.Partial:
 
 @dataclasses.dataclass(frozen=True)
 class _Frozen:
-    """A model's frozen view. Equal for equal models: that is the key of jit's own cache."""
+    """A model's frozen view. Equal for equal models, since it is a key of jit's cache."""
 
     apply: Apply
 

@@ -4,10 +4,10 @@ With a radius: `(key, logits_fn, x, y, eps, *, norm, bounds=(0, 1), ...) -> x_ad
 ball; `eps`, a number or `[B]`, may be traced. Without: `(key, logits_fn, x, y, *, norm, ...) ->
 x_adv` looks for the smallest perturbation that is misclassified, and returns x where it finds none.
 `y [B]` are the true classes. `key` is one key, folded with each example's row, or a key per example
-`[B]`, so that an attack is the same whatever else is in the batch and on whatever devices.
+`[B]`, so that the result for an image depends neither on the rest of the batch nor on the devices.
 
-Entries of a gradient that are not finite, such as a root's at 0, count as 0. Images in bfloat16 or
-float16 are attacked in float32, and what is returned has their type (`attacks.precision`).
+Entries of a gradient that are not finite, such as a square root's at 0, count as 0. Images in
+bfloat16 or float16 are attacked in float32; the result has their type (`attacks.precision`).
 """
 
 from lipreg.attacks.apgd import apgd

@@ -49,17 +49,17 @@ def apgd(
     2 eps; at checkpoints, which come closer and closer, it is halved and the ascent goes on at the
     best point so far, where fewer than 3/4 of the steps have raised the loss or where neither best
     loss nor step size has changed. For L1 (2103.01208) d has as many entries as two thirds of the
-    best perturbation, and the step size is set back where that number falls; other than in the
-    paper, they are the largest of those that can move in the box.
+    best perturbation, and the step size is reset where that number falls. Unlike in the paper,
+    they are the largest among the entries that can move in the box.
 
     `loss` is ascended; with `targets` (a number of likeliest wrong classes, or classes `[B, T]`),
-    the loss of the target is descended, and `losses.dlr` takes its targeted form. Returned is the
-    first point that is misclassified, and until then the one with the largest margin; of restarts
-    and targets, which run as one batch, again that with the largest margin. The loop ends when
-    every example is misclassified. Norms: L1, L2, LINF.
+    the loss of the target is descended, and `losses.dlr` is replaced by its targeted form. Returns
+    the first misclassified point, or where there is none the one with the largest margin; of
+    restarts and targets, which run as one batch, the one with the largest margin. The loop ends
+    when every example is misclassified. Norms: L1, L2, LINF.
 
     `from_larger` (2103.01208) spends 30 % of the steps in the ball of 3 eps, 30 % in that of 2 eps
-    and the rest in its own, each from the best point of the one before, projected.
+    and the rest in that of eps, each from the best point of the one before, projected.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> apgd(jax.random.key(0), lambda x: x, x, y, 0.25).argmax(-1)
@@ -96,7 +96,7 @@ def apgd(
             rule = _SparseStep(x, radius, bounds) if norm is L1 else _Step(norm, radius)
 
             def keep(kept: tuple[Array, Array], point: Array, score: Array) -> tuple[Array, Array]:
-                # What is misclassified stays: the loop goes on for its neighbours' sake.
+                # A misclassified point stays: the loop goes on for the rest of the batch.
                 farther = (score > kept[1]) & (kept[1] <= 0) & (multiple == 1)
                 return select(farther, point, kept[0]), jnp.where(farther, score, kept[1])
 
@@ -122,8 +122,8 @@ def apgd(
                     "x": select(back, best[0], point),
                     "before": s["x"],
                     "grad": select(back, best[1], grad),
-                    # Of the point that was looked at, also where the ascent goes back to the best
-                    # one: what follows need not be better than that to count as improved.
+                    # Of this point, even where the ascent goes back to the best one: the next need
+                    # not be better than the best to count as improved.
                     "value": value,
                     "best": best,
                     "kept": keep(s["kept"], point, score),
@@ -164,7 +164,7 @@ def apgd(
 def _phases(
     steps: int, from_larger: bool, sparse: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each phase its checkpoints, `[P, steps]`, its steps and its multiple of eps, `[P]`."""
+    """Each phase's checkpoints, `[P, steps]`, its steps and its multiple of eps, `[P]`."""
     early = 3 * steps // 10
     counts = [early, early, steps - 2 * early] if from_larger else [steps]
     lengths = np.zeros((len(counts), steps), np.int32)
@@ -247,7 +247,7 @@ class _SparseStep:
         return {"size": self.eps, "entries": entries, "used": used, "best": value}
 
     def used(self, point: Array) -> Array:
-        """The entries of the perturbation that are not 0, [B]."""
+        """The number of entries of the perturbation that are not 0, [B]."""
         moved = (point - self.x).reshape(len(self.x), self.pixels)
         return (jnp.abs(moved) > 1e-10).sum(1).astype(self.x.dtype)
 

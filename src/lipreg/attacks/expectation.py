@@ -15,8 +15,8 @@ def expectation(
     """`x -> log mean_s softmax(f(key_s, x))`, the model of a random f (EOT, 1707.07397).
 
     `random_logits_fn(key, x [B, ...]) -> logits [B, K]` is called on one image at a time, under
-    `vmap`, with keys that come from `key` and from the bits of the image: each step of an attack
-    sees other draws, and the function is pure all the same, whatever else is in the batch. Its
+    `vmap`, with keys derived from `key` and the bits of the image: each step of an attack sees new
+    draws, yet the function is pure and an image's result does not depend on its batch. Its
     gradient is that of the averaged prediction, which is what a random model is judged by; with
     `samples=1` it is the random model itself.
 

@@ -37,8 +37,8 @@ def fgsm(
 ) -> Array:
     """`x + eps d`, `d` the steepest direction of the norm: `sign(g)` in l_inf (1412.6572).
 
-    Below l_2 it is that of the entries which can move in the box. Deterministic: `key` is there for
-    the common contract.
+    In norms below l_2, d uses only entries that can move in the box. Deterministic: `key` is there
+    for the common contract.
 
     >>> fgsm(jax.random.key(0), lambda x: x, jnp.array([[0.6, 0.4]]), jnp.array([0]), 0.1)
     Array([[0.5, 0.5]], dtype=float32)
@@ -77,9 +77,8 @@ def pgd(
     1810.00953, with `momentum=1` the momentum iterative FGSM (1710.06081: gradients of unit dual
     norm are accumulated).
 
-    In norms below l_2, where a few entries have all of a step, d is that of the entries which can
-    move in the box. `step_size` is the fraction `a` of eps that one step moves, by default
-    `2.5 / steps`.
+    In norms below l_2, where a step changes few entries, d uses only those that can move in the
+    box. `step_size` is the fraction `a` of eps that one step moves, by default `2.5 / steps`.
     `restarts` and `targets` (the so many likeliest wrong classes, or classes `[B, T]`, each
     approached by descending its own loss; 0 for the untargeted attack) run as one batch,
     `restarts * max(targets, 1)` times as large. Of all the points that an example visits the one
@@ -138,8 +137,8 @@ def pgd(
 
 
 def _direction(grad: Array, x: Array, norm: Norm, bounds: Bounds) -> Array:
-    """The norm's steepest direction; below l_2, where few entries have all of the step, of those
-    that can move.
+    """The norm's steepest direction; below l_2, where few entries change, among those that can
+    move in the box.
     """
     grad = within(grad, x, bounds) if norm.p < 2 else grad
     return norm.direction(grad).astype(x.dtype)

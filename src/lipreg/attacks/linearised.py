@@ -43,13 +43,13 @@ def deepfool(
 ) -> Array:
     """`r <- r + d`, d the smallest step that meets a class boundary of the linearised model.
 
-    Moosavi-Dezfooli, Fawzi & Frossard (1511.04599). Of the boundaries to the `classes` likeliest
-    classes the nearest is met; `clip(x + (1 + overshoot) r)` is where the model is looked at.
-    Other than in the paper, a step goes half of the way unless the whole way is misclassified,
-    which ends it nearer; r itself is not clipped (for a linear model, the clipped multiple of the
+    Moosavi-Dezfooli, Fawzi & Frossard (1511.04599). A step goes to the nearest of the boundaries to
+    the `classes` likeliest classes; the model is linearised at `clip(x + (1 + overshoot) r)`.
+    Unlike in the paper, a step goes half of the way unless the full way is misclassified, which
+    ends nearer to x; r itself is not clipped (for a linear model, the clipped multiple of the
     gradient is the nearest point of the box); and `refine` bisections bring the result to the
-    boundary. The second half of `steps` leaves entries at the bounds out. Deterministic. Norms: L1,
-    L2, LINF.
+    boundary. In the second half of `steps`, entries at the bounds are left out. Deterministic.
+    Norms: L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> deepfool(jax.random.key(0), lambda x: x, x, y).round(2)
@@ -65,7 +65,7 @@ def deepfool(
     def body(carry: tuple) -> tuple:
         step, total, point, active = carry
         gap, slope = _nearest_boundary(logits_fn, point, y, norm, classes, None)
-        # One entry has the whole step in l_1: it must be one that can move.
+        # In l_1 a step changes one entry, which must be one that can move.
         late = jnp.bool_(norm is L1) | (step >= steps // 2)
         slope = jnp.where(late, within(slope, point, bounds), slope)
         size = norm.dual(slope)
@@ -172,7 +172,7 @@ def _nearest_boundary(
     def boundary(k: Array) -> tuple[Array, Array]:
         (slope,) = pullback(onehot(k) - onehot(y))
         gap = pick(k) - pick(y)
-        # There is no boundary to a masked class, of logit -inf.
+        # A masked class, with a logit of -inf, has no boundary.
         exists = jnp.isfinite(gap)
         return jnp.where(exists, gap, 0.0), select(exists, finite(slope), jnp.zeros_like(x))
 

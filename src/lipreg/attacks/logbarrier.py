@@ -93,7 +93,7 @@ def log_barrier(
             slope, wrong = jax.grad(barrier, has_aux=True)(ahead)
             u = select(active & wrong, ahead, u)
             moved = x + span * follow((ahead - x) / span, weight * span * finite(slope))
-            # Where `ahead` is not misclassified the logarithm and its slope are none.
+            # Where `ahead` is not misclassified the logarithm and its slope are undefined.
             ahead = select(wrong, jnp.clip(moved, low, high), (u + ahead) / 2)
             return k + 1, active & (distance(ahead, u) > tolerance), u, ahead
 

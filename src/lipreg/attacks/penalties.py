@@ -108,11 +108,11 @@ def ead(
     FISTA: a gradient step on the first two terms, of size `learning_rate sqrt(1 - k/steps)`, then
     every entry of the perturbation shrinks by beta, so that most are exactly 0. As in the paper
     the step size does not scale beta, so that the weight of the l_1 norm is beta over the step
-    size: larger than beta, and growing. The extrapolated points are kept inside the box, and are
-    the ones that are judged, with the logits of the pass that takes their gradient; the paper
-    judges those before extrapolation, with a pass more. Units and the search for c are those of
-    `carlini_wagner`; the closest point is that in l_1. Norm: L1. Deterministic: `key` is there for
-    the common contract.
+    size: larger than beta, and growing. The extrapolated points are kept inside the box, and
+    success is tested at them, with the logits of the pass that computes their gradient; the paper
+    tests the points before extrapolation, with one more pass. Units and the search for c are those
+    of `carlini_wagner`; the closest point is that in l_1. Norm: L1. Deterministic: `key` is there
+    for the common contract.
 
     >>> logits_fn = lambda x: x * jnp.array([[1.0, 2.0]])
     >>> x, y = jnp.array([[0.5, 0.4]]), jnp.array([1])

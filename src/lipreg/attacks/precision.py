@@ -16,11 +16,11 @@ Attack = TypeVar("Attack", bound=Callable[..., Array])
 
 
 def in_single(attack: Attack) -> Attack:
-    """The attack, with perturbations in float32 where images are in bfloat16 or float16.
+    """The attack with perturbations in float32 where images are in bfloat16 or float16.
 
-    Each point that the model sees, and the one returned, has the type of x, and every entry of it
-    is rounded towards x: what it sees is what may be returned, and neither leaves the ball or the
-    box. To the gradient the rounding is the identity.
+    Each point that the model sees, and the one returned, is rounded to the type of x, each entry
+    towards x: so the model sees exactly the points that may be returned, and rounding never leaves
+    the ball or the box. The derivative of the rounding is that of the identity.
     """
 
     @functools.wraps(attack)
@@ -36,16 +36,16 @@ def in_single(attack: Attack) -> Attack:
 
 @jax.custom_jvp
 def _rounded(points: Array, x: Array) -> Array:
-    """Points `[C * B, ...]`, copy by copy, in the type of x `[B, ...]` and no farther from it."""
+    """Points `[C * B, ...]`, C copies of the batch, in the type of x and no farther from x."""
     copies = len(points) // max(len(x), 1)
     x = jnp.tile(x, (copies,) + (1,) * (x.ndim - 1))
     kind = jnp.finfo(x.dtype)
-    # XLA is free to leave out the cast to half precision and back again, but not this.
+    # XLA may elide a cast to half precision and back, but not this.
     rounded = jax.lax.reduce_precision(points, kind.nexp, kind.nmant)
     beyond = jnp.where(points > x.astype(points.dtype), rounded > points, rounded < points)
     nearest = rounded.astype(x.dtype)
     nearest = jnp.where(beyond, jnp.nextafter(nearest, x), nearest)
-    # It makes 0 of subnormal numbers, which may be the farther end from x of what they lie between.
+    # It flushes subnormal numbers to 0, which may be farther from x than they are.
     tiny = float(kind.tiny)
     ends = jnp.where(points < 0, -tiny, 0.0), jnp.where(points > 0, tiny, 0.0)
     return jnp.where(

@@ -94,8 +94,8 @@ def fmn(
     never grow. From then on e shrinks by the factor 1 - gamma where the point is misclassified,
     never above the best length found, and grows by 1 + gamma where it is not. The step a falls from
     1 to 0.01 in units of the box, gamma to a fiftieth, along cosines. The closest misclassified
-    point is returned. Other than in the paper e grows by a thousandth at least: at the boundary the
-    distance that the linearised model sees is next to nothing. Deterministic. Norms: L1, L2, LINF.
+    point is returned. Unlike in the paper e grows by at least a thousandth: near the boundary the
+    linearised model's distance is almost 0. Deterministic. Norms: L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> fmn(jax.random.key(0), lambda x: x, x, y).round(2)
@@ -122,7 +122,7 @@ def fmn(
         slope = norm.dual(grad)
         ahead = jnp.where(slope > 0, jnp.abs(value) / jnp.where(slope > 0, slope, 1.0), unit)
         change = _cosine(step, steps, gamma, gamma / 50, x.dtype)
-        # At the boundary itself, and where the box cuts every step, ahead is next to nothing.
+        # On the boundary, and where the box cuts every step, ahead is almost 0.
         ahead = jnp.maximum(ahead, jnp.maximum(1e-3 * length, nudge(x, norm, bounds)))
         grown = jnp.where(found, (1 + change) * radius, length + ahead)
         radius = jnp.where(wrong, jnp.minimum((1 - change) * radius, least), grown)

@@ -56,11 +56,11 @@ def square(
     of 10,000 queries, scaled to `queries`; the start is the first query. An example stops when it
     is misclassified, and the search when all are.
 
-    An image is `[H, W, ...]`, the rest its channels, unless `channels` is their axis: 1 in
-    `[B, C, H, W]`. A vector is an image of one row. A square
-    wider than the image is as wide as it, and longer. As in the authors' code, and not in the
-    paper: a square in l_inf that would change nothing is reversed in sign, and in l_2 a window is
-    3 wide at least. Restarts run as one batch.
+    An image is `[H, W, ...]`, its last axes the channels, unless `channels` names their axis: 1 for
+    `[B, C, H, W]`. A vector is an image of one row. A square that is wider than the image is cut to
+    its width and made longer. As in the authors' code, not as in the paper, a square in l_inf that
+    would change nothing is reversed in sign, and a window in l_2 is at least 3 wide. Restarts run
+    as one batch.
 
     >>> x, y = jnp.array([[0.75, 0.5]]), jnp.array([0])
     >>> square(jax.random.key(0), lambda x: x, x, y, 0.25, queries=50)
@@ -74,7 +74,7 @@ def square(
     if channels is not None and not (x.ndim > 3 and 1 <= channels < x.ndim):
         raise ValueError(
             f"square: channels = {channels} of images {list(x.shape)}; choose one of the axes from "
-            "1 on that leaves a height and a width."
+            "1 on, so that a height and a width remain."
         )
     axis = -1 if channels is None else channels
     shown = lambda points: logits_fn(jnp.moveaxis(points, -1, axis))

@@ -1,6 +1,6 @@
 """What every attack shares: inputs checked, a key per example, random points, copies, the boundary.
 
-A function of this room that treats examples one by one takes and returns batches.
+Functions in this file that treat examples one by one accept and return batches.
 """
 
 import math
@@ -82,7 +82,7 @@ def check_inside(x: Array, bounds: Bounds) -> None:
     if isinstance(x, Tracer):
         return
     values = np.asarray(x)
-    # Pixels normalised in x's type are one rounding away from bounds normalised in another.
+    # Pixels normalised in x's type differ by one rounding from bounds normalised in another.
     room = float(jnp.finfo(values.dtype).eps)
     least, most = float(values.min()), float(values.max())
     if not (least >= low - room * abs(low) and most <= high + room * abs(high)):
@@ -90,7 +90,7 @@ def check_inside(x: Array, bounds: Bounds) -> None:
 
 
 def check_scale(attack: str, bounds: Bounds) -> None:
-    """ValueError for a box without an end, where lengths count in widths of the box."""
+    """ValueError for an infinite box, for attacks that measure lengths in widths of the box."""
     if not np.isfinite(bounds).all():
         raise ValueError(
             f"{attack}: bounds = {bounds}; it measures in widths of the box, which must be finite. "
@@ -99,20 +99,20 @@ def check_scale(attack: str, bounds: Bounds) -> None:
 
 
 def check_radius(eps: ArrayLike) -> None:
-    """ValueError for a negative radius and for one that is no number."""
+    """ValueError for a radius that is negative or NaN."""
     if not isinstance(eps, Tracer) and not (np.asarray(eps) >= 0).all():
         raise ValueError(f"eps = {eps}; a radius must be 0 or more.")
 
 
 def check_labels(y: ArrayLike, what: str = "y") -> None:
-    """ValueError for what is no integer."""
+    """ValueError for labels that are not integers."""
     dtype = jnp.result_type(y)
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"{what} has dtype {dtype}; want classes, which are integers.")
 
 
 def check_targets(targets: Array, y: Array, classes: int) -> None:
-    """ValueError for targets that are not `[B, T]`, of no class, or of the true one."""
+    """ValueError for targets that are not `[B, T]`, or not wrong classes of the model."""
     check_labels(targets, "targets")
     if targets.ndim != 2 or len(targets) != len(y):
         raise ValueError(f"targets have shape {list(targets.shape)}; want [{len(y)}, T].")
@@ -152,9 +152,9 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
 
 
 def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
-    """`argmax_k logits_k(x) != y`, [B]. Logits that are nan or inf are no answer, and so wrong.
+    """`argmax_k logits_k(x) != y`, [B]; also true where a logit is nan or inf.
 
-    A logit of -inf masks a class, and is legal. Classes are compared as int32, whatever their type.
+    A logit of -inf is legal and masks its class. Classes of any integer type are compared as int32.
     """
     check_labels(y)
     logits = logits_fn(x)
@@ -168,22 +168,22 @@ def select(mask: Array, a: Array, b: Array) -> Array:
 
 
 def nudge(x: Array, norm: Norm, bounds: Bounds) -> Array:
-    """The least that a search moves, where the model says that the boundary is at x itself: in
-    `norm`, a millionth of the box in every pixel; of 1, where the box has no end.
+    """The least length of a step, for when the linearised boundary is at x itself: the size in
+    `norm` of a millionth of the box's width in every pixel; a millionth of 1 if it is infinite.
     """
     width = bounds[1] - bounds[0] if np.isfinite(bounds).all() else 1.0
     return norm.size(jnp.full((1, *x.shape[1:]), 1e-6 * width, x.dtype))[0]
 
 
 def within(slope: Array, x: Array, bounds: Bounds) -> Array:
-    """The slope in the entries that can follow it in the box: 0 where x is at the bound ahead."""
+    """The slope, with 0 in entries that cannot follow it because x is at the bound already."""
     low, high = bounds
     return jnp.where(jnp.where(slope > 0, x < high, x > low), slope, 0.0)
 
 
 def likeliest_wrong(logits: Array, y: Array, n: int) -> Array:
     """The n classes other than y with the largest logits, the likeliest first, `[B, n]`."""
-    # A masked class, of logit -inf, is less unlikely than y itself.
+    # A masked class, with a logit of -inf, still ranks before y, which must not be returned.
     others = jnp.maximum(logits, jnp.finfo(logits.dtype).min)
     is_y = jax.nn.one_hot(y.astype(jnp.int32), logits.shape[1], dtype=bool)
     others = jnp.where(is_y, -jnp.inf, others)

@@ -50,7 +50,7 @@ def second_order(logits_fn: LogitsFn, x: Array, y: Array, *, curvature: Constant
     spread = lambda e: jnp.broadcast_to(e, margins.shape)
     slope = jax.vmap(lambda e: L2.dual(pull(spread(e))[0]), out_axes=1)(each)
     # The root, written without a difference of nearly equal numbers and without a division by C.
-    # Where nothing changes, the gap never closes, or there is none: a root of 0 has no gradient.
+    # At 0, where the root has no gradient, the gap never closes, or is closed already.
     square = slope**2 + 2 * value * margins
     still = square == 0
     root = 2 * margins / (slope + jnp.sqrt(jnp.where(still, 1.0, square)))

@@ -122,7 +122,7 @@ def _count(
 ) -> Array:
     """How often each class is drawn, of n0 draws and of n others, `[2, B, K]`.
 
-    Logits that are nan or inf are of no class.
+    Logits that are nan or inf count for no class.
     """
     batch = min(batch, n0 + n)
     normal = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))

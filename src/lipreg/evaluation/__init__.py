@@ -1,8 +1,8 @@
 """The robustness of any model, measured so that it can be believed.
 
-`evaluate` is the whole of it in one call: distances, robust errors by AutoAttack, and the masking
-report that says what they are worth. `autoattack` and `cascade` attack the images that are left;
-`masking_report` looks for masked gradients. Loops over batches and attacks are Python's here; what
+`evaluate` does everything in one call: distances, robust errors by AutoAttack, and the masking
+report that says what they are worth. `autoattack` and `cascade` run each attack on the survivors;
+`masking_report` looks for masked gradients. The loops over batches and attacks are in Python; what
 they call is compiled once per batch shape.
 """
 

@@ -84,17 +84,17 @@ def cascade(
     name: str = "cascade",
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Each attack on the images that those before it have left: what is broken is not tried again.
+    """Each attack on the survivors of those before it, so that no broken image is attacked again.
 
     The survivors are packed into full batches of `batch_size` (the rest into quarters), so the cost
-    follows them. The model is measured as it is at this call; an attack compiles once per batch
-    shape, whatever eps, and not again for a model that only its weights tell from one before. An
-    attack's word is not taken: its points are classified again and measured. `known [N, ...]` are
+    is proportional to their number. The model is measured as it is at this call; an attack compiles
+    once per batch shape, whatever eps, and not again for a model that differs only in its weights.
+    Attacks are not trusted: their points are classified again and measured. `known [N, ...]` are
     adversarial examples to begin with, from a smaller radius for instance. After each batch
-    `progress` is told the attack and how many images are left. With a `store` a killed run goes on
-    where it was.
+    `progress` is called with the attack and the number of survivors. With a `store` a killed run
+    resumes where it was.
 
-    Raises: ValueError, before anything runs, for any image, label or radius that is none.
+    Raises: ValueError, before anything runs, for invalid images, labels or radii.
 
     >>> from lipreg.attacks import pgd
     >>> x, y = np.array([[0.6, 0.4], [0.9, 0.1]], np.float32), np.array([0, 0])
@@ -143,7 +143,7 @@ def cascade(
 def admitted(
     logits_fn: LogitsFn, x: Array | np.ndarray, y: Array | np.ndarray, bounds: Bounds
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All images, to the last bit inside `bounds`, and all labels, int32; the device sees none."""
+    """All images, clipped to `bounds`, and all labels in int32, checked on the host."""
     x, y = np.asarray(x), np.asarray(y)
     check_inputs(logits_fn, x, y, bounds)  # pyright: ignore[reportArgumentType]
     return np.clip(x, *(np.asarray(end, x.dtype) for end in bounds)), y.astype(np.int32)
@@ -166,7 +166,7 @@ def _attacked(
     eps: Array,
     round_: Array,
 ) -> tuple[Array, Array]:
-    """The attack's points, and which of them count: classified again and measured."""
+    """The attack's points, and which of them count, classified again and measured."""
     x_adv = attack(keys, logits_fn, x, y, eps, round_)
     return x_adv, _broken(norm, bounds, logits_fn, x, y, x_adv, eps)
 
@@ -245,10 +245,11 @@ def stages(
     `standard`: APGD on cross entropy, targeted APGD on DLR, targeted FAB (the 9 likeliest wrong
     classes, or as many as there are), Square with 5,000 queries. `plus`: APGD on cross entropy and
     on DLR and FAB, 5 starts each, Square, and the targeted two. `rand`, for random models given as
-    `attacks.expectation.expectation`: APGD on both losses. `channels` is their axis, for Square.
+    `attacks.expectation.expectation`: APGD on both losses. `channels` is the channel axis, for
+    Square.
 
     In l_1 (2103.01208) both forms of APGD of `standard` begin at three times the radius, the one on
-    cross entropy with 5 starts and the targeted one on 5 classes. There is no Square in l_1 here.
+    cross entropy with 5 starts and the targeted one on 5 classes. Square is left out in l_1.
 
     Raises: ValueError, with the choices, for another version.
 
@@ -304,9 +305,9 @@ def autoattack(
     channels: int | None = None,
     **options: Any,
 ) -> Outcome:
-    """The `stages` of AutoAttack as a `cascade`, whose options it takes (2003.01690).
+    """The `stages` of AutoAttack as a `cascade`, whose options it accepts (2003.01690).
 
-    `channels` is the axis of an image's channels where that is not the last: 1 in `[B, C, H, W]`.
+    `channels` is the channel axis where it is not the last: 1 for `[B, C, H, W]`.
 
     >>> x, y = np.array([[0.6, 0.3, 0.1, 0.0], [1.0, 0.0, 0.0, 0.0]], np.float32), np.array([0, 0])
     >>> autoattack(jax.random.key(0), lambda x: x, x, y, 0.2).error

@@ -145,8 +145,8 @@ def masking_report(
     undefended model of the same data. Without a surrogate there is no check of transfer; for L1,
     which the square attack does not serve, none of scores. 64 to 256 images are enough; two of
     them are chance. Norms: L1, L2, LINF. Not to be jitted itself: it compiles a program for each
-    attack, whatever the radius, and none again for a model that only its weights tell from one
-    before. The models are measured as they are at this call.
+    attack, whatever the radius, and none again for a model that differs only in its weights. The
+    models are measured as they are at this call.
 
     >>> x = jax.random.uniform(jax.random.key(0), (8, 4))
     >>> saturated = lambda x: 1e6 * x
@@ -202,7 +202,7 @@ def masking_report(
 
 
 def check_surrogate(surrogate: LogitsFn | None, logits_fn: LogitsFn, x: Any) -> None:
-    """ValueError for a surrogate whose classes are others than the model's."""
+    """ValueError for a surrogate whose logits differ in shape from the model's."""
     if surrogate is not None:
         own, other = output(logits_fn, x), output(surrogate, x)
         if getattr(other, "shape", None) != own.shape:

@@ -68,11 +68,11 @@ class Evaluation(NamedTuple):
         return np.min(list(self.distances[norm].values()), axis=0)
 
     def error(self, norm: str, eps: float) -> float:
-        """The fraction misclassified within eps, by all attacks together.
+        """The fraction misclassified within eps by any of the attacks.
 
-        Where AutoAttack ran, at 0 and at the radii that it was given: no other is measured.
+        Where AutoAttack ran, only 0 and the radii that it was given are measured.
 
-        Raises: ValueError, with the radii, for another one.
+        Raises: ValueError, with the choices, for an unknown norm and a radius not measured.
         """
         if norm not in self.outcomes:
             raise ValueError(f"No norm {norm!r}; choose one of {', '.join(self.outcomes)}.")
@@ -113,7 +113,7 @@ def evaluate(
     The model is measured as it is at this call.
 
     Any `logits_fn: [B, ...] -> [B, K]` on images inside `bounds` will do. With `folder` a killed
-    evaluation goes on where it was; one of another model, other data, settings or seed is refused.
+    evaluation resumes; a folder of another model, data set, seed or other settings is refused.
 
     Raises: ValueError, in one sentence, for an unknown protocol or norm and for bad inputs.
 
@@ -191,7 +191,7 @@ def evaluate(
 
 
 def _identity(logits_fn: LogitsFn, x: Array) -> str:
-    """Of a model: its leaves, all that it reads beside them, and some of its answers."""
+    """A hash of a model: its leaves, the arrays that it reads besides, and some of its logits."""
     return fingerprint((logits_fn, captured(logits_fn, x), logits_fn(x)))
 
 

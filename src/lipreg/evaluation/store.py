@@ -1,4 +1,4 @@
-"""What a long evaluation has found so far, on disk: a killed one goes on where it was."""
+"""A long evaluation's results so far, on disk, from which a killed one resumes."""
 
 import hashlib
 import json
@@ -62,5 +62,5 @@ class Store:
             return None
 
     def put(self, name: str, **arrays: Any) -> None:
-        """Keep arrays under a name: whole, or not at all."""
+        """Write arrays under a name, atomically."""
         files.write_arrays(self._folder / f"{name}.npz", **arrays)

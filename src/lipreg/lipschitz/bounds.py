@@ -11,16 +11,16 @@ operation asks for them. So a normalisation joins the weights before it, relu un
 drop out of the weights after it, and an activation written in several operations, `x sigmoid(x)`,
 is bounded cell by cell as one function.
 
-What "proved" means. The function is that of one example, in exact arithmetic, its parameters and
-constants being the numbers that they are: for it the bounds hold. The walk is in float64; boxes and
-slopes are rounded outwards at each step, sums by the largest error of any order (Higham 2002,
-section 3.1), XLA's functions by twice the largest error that was measured; norms are right to
-MARGIN, by which results are widened. Two cases of a `where` meet if float64 cannot tell them apart.
+What "proved" means: the bounds hold for the function of one example in exact arithmetic, with its
+parameters and constants as they are stored. The walk is in float64. Boxes and slopes are rounded
+outwards at each step, sums by the largest error in any order of summation (Higham 2002, section
+3.1), XLA's functions by twice the largest error measured. Norms are accurate to MARGIN, by which
+results are widened. Two cases of a `where` count as meeting if float64 cannot tell them apart.
 
-What the network's own rounding adds is not bounded. In float32 it is some 1e-7 of the largest
-numbers on the way, and points whose values are as close as that can seem to contradict a constant.
-What rounds more coarsely is refused: casts to integers, booleans and 16 bits, and arithmetic in
-those. So are random numbers, complex ones, and by its name every primitive without a rule.
+The network's own rounding errors are not bounded. In float32 they are about 1e-7 of the largest
+intermediate values, and points whose outputs are as close as that can seem to contradict a
+constant. Coarser rounding is refused: casts to integers, booleans and 16 bits, and arithmetic in
+those. So are random and complex numbers, and, by name, every primitive without a rule.
 """
 
 import math
@@ -44,7 +44,7 @@ from lipreg.tracing import snapshot, trace
 __all__ = ["LipschitzBound", "bounder", "interval", "lipschitz"]
 
 
-MARGIN = 1e-6  # relative: what was computed in float64 and is returned in another type
+MARGIN = 1e-6  # relative, for results of float64 that are returned in another type
 
 
 class LipschitzBound(NamedTuple):
@@ -53,7 +53,7 @@ class LipschitzBound(NamedTuple):
     Attributes:
       output: of f, `[B]`.
       margins: of every difference of two outputs `m = z_j - z_k`, `[B, K, K]`; where `bounder` was
-        given classes y, of `z_y - z_k` alone, `[B, K]`.
+        given classes y, only of `z_y - z_k`, `[B, K]`.
       kind: "certified".
     """
 
@@ -65,9 +65,9 @@ class LipschitzBound(NamedTuple):
 def interval(f: Callable[[Array], Array], low: Array, high: Array) -> Box:
     """`low' <= f(x) <= high'` for all `low <= x <= high`: interval propagation (1810.12715).
 
-    `low` and `high` are `[B, ...]`, the results as f's output: computed in float64, rounded
-    outwards and widened by 1e-6 of their size, and inf where nothing is proved, as of `1 / x` about
-    0. May be jitted and differentiated, in reverse; outside of `jit` it compiles at every call.
+    `low` and `high` are `[B, ...]`, the results shaped as f's output: computed in float64, rounded
+    outwards and widened by 1e-6 of their size, and infinite where nothing is proved, as for `1 / x`
+    about 0. May be jitted and differentiated in reverse; outside of `jit` each call compiles.
 
     Raises: ValueError where a primitive has no rule, or `low > high`.
 
@@ -116,8 +116,8 @@ def lipschitz(
     kernel's Fourier transform, which is an upper bound for any zero padding (Sedghi et al.,
     1805.10408, on a torus large enough for no window to wrap around). Exact for a linear map.
 
-    Called outside of `jit`, the parameters being numbers: each call compiles a program of its own,
-    in float64, and takes the norms of all layers anew, so hand in many examples at once, and take
+    Call it outside of `jit`, with concrete parameters. Each call compiles a program of its own, in
+    float64, and computes the norms of all layers anew, so hand in many examples at once, and use
     `bounder` for several eps. A bound is inf where nothing is proved, as for a step; it is rounded
     up to the type of x. Norms of wide layers cost the cube of their smaller side, per example where
     eps is finite.
@@ -141,7 +141,7 @@ def bounder(
 ) -> Callable[[ArrayLike], LipschitzBound]:
     """`eps -> lipschitz(f, x, eps, bounds=bounds)`, compiled once for all finite eps.
 
-    With classes `y [B]` it keeps the margins of `z_y` alone, `[B, K]`: of K^2 differences K.
+    With classes `y [B]` it computes only the K margins of `z_y`, `[B, K]`, not all K^2.
 
     >>> of_radius = bounder(lambda x: jax.nn.relu(x - 0.5), jnp.zeros((1, 1)))
     >>> [round(of_radius(eps).output.item(), 4) for eps in (0.25, 0.75)]
@@ -161,7 +161,7 @@ def bounder(
     if any(isinstance(value, Tracer) for value in (x, *traced.consts)):
         raise ValueError("lipschitz needs numbers, not tracers: call it outside of jit and grad.")
     points = np.asarray(x, np.float64)
-    # The rows of margins that are asked for: all of each example's, or that of its class.
+    # The rows of margins to compute: each example's K, or that of its class.
     every = np.arange(shape[1], dtype=np.int32)
     rows, row_of = (every, None) if y is None else np.unique(np.asarray(y), return_inverse=True)
     own = np.broadcast_to(every, (len(x), len(every))) if y is None else np.asarray(y)[:, None]
@@ -191,7 +191,7 @@ def bounder(
         whole = bool(np.isinf(radii).all())
         radii = np.broadcast_to(radii, points.shape[:1])
         with jax.enable_x64(True):
-            # The whole box is one for all examples, and has no centre.
+            # The whole box is the same for all examples, and has no centre.
             given = (points[:1], None, rows[None]) if whole else (points, radii, own)
             found = run(traced.consts, *given)
             output, margins = (_widened(upper(a), 1, x.dtype) for a in found)
@@ -218,7 +218,7 @@ def _widened(a: Array, sign: int, dtype: Any) -> Array:
 
 
 def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
-    """Lipschitz constants of the outputs `[1, K]`, and of `classes [R]` less each, `[R, K]`.
+    """Lipschitz constants of the outputs, `[1, K]`, and of `z_j - z_k`, j in `classes`, `[R, K]`.
 
     `d(z_j - z_k) = (s_j a_j - s_k a_k) dx` with rows a of A and slopes s in a box: the norm is
     convex in s, so largest at a corner.
@@ -230,7 +230,7 @@ def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
     rows = times(most, root.rows[0])
     norm = root.norm or (lambda c: times(largest(c), root.lip))
     output = jnp.minimum(upper(norm(most[None])), length(rows))
-    # Slopes and rows in units of the largest, since the squares of small ones would be 0.
+    # Slopes and rows relative to the largest, since the squares of small ones would underflow.
     steepest = largest(most)
     low, high = (s / jnp.where(steepest > 0, steepest, 1.0) for s in (low, high))
     one_of = jnp.arange(low.size, dtype=classes.dtype)[None] == classes[:, None]
@@ -248,7 +248,7 @@ def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
         for a in (low, high)
         for b in (low, high)
     ]
-    # Where two rows nearly agree the squares cancel, and this is what is left of their rounding.
+    # Where two rows nearly agree the squares cancel; this bounds the rounding error that remains.
     sizes = jnp.maximum(jnp.abs(low), jnp.abs(high)) * jnp.sqrt(squares)
     rounding = 4 * (terms + 4) * float(jnp.finfo(gram.dtype).eps)
     rounding = rounding * (sizes[classes, None] + sizes[None]) ** 2

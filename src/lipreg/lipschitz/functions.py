@@ -168,7 +168,7 @@ def ascended_pairs(
     by less after one that did not, which is taken back. So more steps never find less. No pair
     comes closer than eps, so that rounding of f, some `1e-7 |f| / eps`, is not taken for slope.
     `bounds` is the box that pairs stay in, `(-inf, inf)` for none; `unroll` is that of
-    `lax.fori_loop`. Of points in half precision the search is in float32.
+    `lax.fori_loop`. Points in half precision are searched in float32.
 
     Raises: ValueError for x outside bounds, a key of the old kind, eps of 0, steps below 1, and
     where f returns neither `[B]` nor `[B, K]`.
@@ -208,7 +208,7 @@ def ascended_pairs(
         turn = t % 2
         sign = (1 - 2 * turn).astype(x.dtype)
         slope = finite(to_u) + sign * finite(to_v)
-        if norm.p < 2:  # where few entries have all of the move, those that can follow it
+        if norm.p < 2:  # few entries move: those that can in the box
             both = within(within(slope, u, bounds), v, bounds)
             slope = jnp.where(turn == 0, both, slope)
         move = norm.direction(slope).astype(x.dtype)

@@ -31,7 +31,7 @@ def _largest_singular(matrices: Array) -> Array:
     k = 24 squarings leave a factor of `m^(2^-26)`. No eigenvalues of LAPACK: several batches of
     them in one program can wait for each other for ever on a CPU of two cores.
     """
-    # In units of the largest entry, whose square may underflow.
+    # Relative to the largest entry, since its square may underflow.
     unit = largest(jnp.abs(matrices))
     matrices = matrices / jnp.where(unit > 0, unit, 1.0).astype(matrices.dtype)
     adjoint = matrices.conj().swapaxes(-1, -2)
@@ -53,11 +53,11 @@ def _squared(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, A
 
 
 def _overlap(params: dict) -> int:
-    """The most windows that one entry lies in.
+    """The largest number of windows that contain one entry.
 
-    Windows start at multiples of the stride s, and their entries are d, the dilation, apart: those
-    at one place are every `s / gcd(s, d)`-th of a window. Zeros between the entries of the array
-    only leave windows out.
+    Windows start at multiples of the stride s, and their entries are d, the dilation, apart: of a
+    window's offsets every `s / gcd(s, d)`-th can fall on the same entry. Zeros between the entries
+    of the array only reduce the number.
     """
     sides = params.get("window_dimensions", ())
     strides = params.get("window_strides") or (1,) * len(sides)
@@ -67,16 +67,16 @@ def _overlap(params: dict) -> int:
 
 
 def _sum_of_squares(sums: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
-    """`sqrt(sums(a^2, b^2))`, in units of the largest entries: squares may underflow."""
+    """`sqrt(sums(a^2, b^2))`, computed relative to the largest entries, lest squares underflow."""
     units = [jnp.where((u := largest(v)) > 0, u, 1.0) for v in (a, b)]
     return jnp.sqrt(sums((a / units[0]) ** 2, (b / units[1]) ** 2)) * units[0] * units[1]
 
 
 def _summed(sums: Callable[[Array, Array], Array], w: Array, terms: int, box: Box) -> Box:
-    """Of `sums(v, w)` by centre and radius, linear in both, of so many terms at most.
+    """The box of `sums(v, w)`, bilinear with at most `terms` terms, by centre and radius.
 
-    A sum of n products is wrong by at most `n u` times the sum of their sizes, u = eps / 2, in
-    whatever order (Higham 2002, section 3.1); eight times as much is added.
+    A sum of n products, in any order, is wrong by at most `n u` times the sum of their absolute
+    values, u = eps / 2 (Higham 2002, section 3.1); eight times as much is added.
     """
     low, high = box
     rounding = 4 * (terms + 4) * float(jnp.finfo(low.dtype).eps)
@@ -92,7 +92,7 @@ def _both(image: Callable[[Box], Box], root: Root) -> tuple[Box, Box | None]:
 def _weighted(
     apply: Callable[[Array, Array], Array], w: Array, root: Root, norm: Callable, matrix: Any = None
 ) -> Root:
-    """Of a map that is linear in its input and in weights w."""
+    """The root of a map that is linear in its input and in weights w."""
     image = partial(_summed, apply, w, min(w.size, root.rows.size))
     mask, size = most(root.slope), jnp.abs(w)
     rows = _sum_of_squares(apply, mask, size) * root.lip
@@ -132,7 +132,7 @@ def convolution(params: dict, apply: Callable, w: Array, root: Root, left: bool)
     image has zeros in between. Where windows hardly overlap another bound is better: each entry
     lies in `ceil(k / s)` windows a side, and each window is multiplied by one matrix.
 
-    Where x is the kernel, and where groups are of the batch, `||A||_2^2 <= ||A||_1 ||A||_inf`.
+    If x is the kernel, or with batch groups, the bound is `||A||_2^2 <= ||A||_1 ||A||_inf`.
     """
     mask = most(root.slope)
     if not left or params["batch_group_count"] != 1:
@@ -178,7 +178,7 @@ def total(params: dict, apply: Callable, root: Root) -> Root:
 def extreme(params: dict, apply: Callable, root: Root, sign: int) -> Root:
     """`max` over windows, or with sign -1 `min`: `||dv||_2 <= sqrt(overlap) ||du||_2`."""
     mask = most(root.slope)
-    # A window of padding alone has the value, and the size, of an infinite number.
+    # A window that holds only padding is infinite in value and size.
     rows = jnp.maximum(sign * apply(sign * times(mask, root.rows)), 0.0)
     lip = times(root.lip, largest(mask)) * math.sqrt(_overlap(params))
     return plain(*_both(lambda box: (apply(box[0]), apply(box[1])), root), lip, rows)
@@ -224,7 +224,7 @@ def concatenate(join: Callable, args: list) -> Root:
 
 
 def either(args: list, alike: Array) -> Root:
-    """One of several values, it is not known which; all are the last where they are alike."""
+    """The hull of several values, one of which is taken; the last value where `alike` is true."""
     roots = [settle(a) if isinstance(a, Value) else a for a in args]
     centred = all(r.centre for r in roots if isinstance(r, Root))
     roots = [r if isinstance(r, Root) else _constant(r, centred) for r in roots]

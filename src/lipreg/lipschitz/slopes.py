@@ -1,8 +1,8 @@
-"""Elementwise operations on intervals: what they make of boxes, and between what their slopes lie.
+"""Elementwise operations on intervals: boxes of their values and of their slopes.
 
 A rule takes a box `(low, high)` for each argument, and returns a box of the value and for each
-argument a box of the partial slope. Boxes are rounded outwards; 0 and what is only compared, moved
-or negated stays as it is, so that a kink is met exactly.
+argument a box of the partial slope. Boxes are rounded outwards; 0, and values that are only
+compared, moved or negated, stay exact, so that kinks are located exactly.
 """
 
 import math
@@ -37,7 +37,7 @@ Box = tuple[Any, Any]
 Rule = Callable[..., tuple[Box, tuple[Box, ...]]]
 ONE, MINUS, ANY = (1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0)
 
-# Units in the last place, twice what was measured of XLA's functions at most (erfc, far out).
+# Units in the last place: twice the largest error measured of XLA's functions (erfc's tail).
 FUNCTIONS = 64
 
 
@@ -45,42 +45,42 @@ def hull(*values: Any) -> Box:
     return reduce(jnp.minimum, values), reduce(jnp.maximum, values)
 
 
-# Compiled, and so traced once for many calls.
+# Jitted, so that many calls are traced once.
 @partial(jax.jit, static_argnames="ulps")
 def outward(a: Box, ulps: float = 2.0) -> Box:
-    """Wider by so many units in the last place; what is no number is anything.
+    """The box widened by `ulps` units in the last place; NaN becomes unbounded.
 
-    A low end is never inf and a high end never -inf, but the largest number of that sign, so that
+    A low end of inf becomes the largest finite number, a high end of -inf the lowest, so that
     sums of boxes are never `inf - inf`.
     """
     info = jnp.finfo(jnp.result_type(*a))
     unit, far = ulps * float(info.eps), float(info.max)
 
     def farther(end: Array, sign: int) -> Array:
-        past = jnp.where(sign * end < 0, -sign * far, sign * jnp.inf)  # inf, or not a number
+        past = jnp.where(sign * end < 0, -sign * far, sign * jnp.inf)  # inf or NaN
         return jnp.where(jnp.isfinite(end), end + sign * unit * jnp.abs(end), past)
 
     return farther(a[0], -1), farther(a[1], 1)
 
 
 def upper(a: Any) -> Array:
-    """Of what is bounded from above: inf where it is no number."""
+    """An upper bound, with inf for NaN."""
     return jnp.where(jnp.isnan(a), jnp.inf, a)
 
 
 def largest(a: Array) -> Array:
-    """Of sizes: 0 where there are none."""
+    """The largest of some sizes; 0 of none."""
     return a.max(initial=0.0)
 
 
 def length(a: Array) -> Array:
-    """`||a||_2`, in units of the largest entry: the squares of small ones would be 0."""
+    """`||a||_2`, computed relative to the largest entry, lest squares underflow."""
     unit = largest(jnp.abs(a))
     return upper(jnp.linalg.norm(a / jnp.where(unit > 0, unit, 1.0)) * unit)
 
 
 def times(a: Any, b: Any) -> Array:
-    """0 inf is 0: what is multiplied by 0 is a number, however large."""
+    """`a b` with `0 inf = 0`: an infinite bound stands for a finite number."""
     return jnp.where((a == 0) | (b == 0), 0.0, a * b)
 
 
@@ -108,9 +108,9 @@ def most(a: Box) -> Array:
 
 
 def _function(low: Any, high: Any, least: float = -math.inf, greatest: float = math.inf) -> Box:
-    """The box of a function that was computed, and that is known to lie between two numbers."""
+    """The box of computed values that are known to lie between two numbers."""
     low, high = outward((low, high), FUNCTIONS)
-    tiny = float(jnp.finfo(low.dtype).tiny)  # what underflows is not 0
+    tiny = float(jnp.finfo(low.dtype).tiny)  # a value that underflows is not 0
     return jnp.maximum(low - tiny, least), jnp.minimum(high + tiny, greatest)
 
 
@@ -178,10 +178,10 @@ def _monotone(
     least: float = -math.inf,
     sign: int = 1,
 ) -> tuple[Box, tuple[Box, ...]]:
-    """Increasing, or with sign -1 decreasing, from `domain` on, with a slope that is monotone."""
+    """Increasing, with sign -1 decreasing, from `domain` on, with a monotone slope."""
     low, high = jnp.maximum(a[0], domain), jnp.maximum(a[1], domain)
     ends, slopes = (f(low), f(high))[::sign], hull(slope(low), slope(high))
-    # A slope has one sign.
+    # The slope does not change sign.
     slopes = _function(*slopes, least=0.0) if sign > 0 else _function(*slopes, greatest=0.0)
     return _function(*ends, least=least), (slopes,)
 
@@ -189,7 +189,7 @@ def _monotone(
 def _sigmoid(
     f: Callable, slope: Callable, a: Box, *, least: float = -1.0
 ) -> tuple[Box, tuple[Box, ...]]:
-    """Increasing from least to 1, with a slope that is even and falls from 0 on."""
+    """Increasing from `least` to 1, with an even slope that decreases from 0 on."""
     near = jnp.maximum(jnp.maximum(a[0], -a[1]), 0.0)
     return _function(f(a[0]), f(a[1]), least, 1.0), (_function(slope(most(a)), slope(near), 0.0),)
 
@@ -206,10 +206,10 @@ def _finite(a: Box) -> tuple[Box, tuple[Box, ...]]:
 
 
 def _select(which: Box, *cases: Box) -> tuple[Box, tuple[Box, ...]]:
-    """Continuous if both cases agree where they meet; where that is not seen, of slope inf.
+    """Continuous if both cases agree where the condition switches; otherwise the slope is inf.
 
-    They agree if their boxes, a point but for rounding, have a point in common. The slope of a
-    condition is not looked at: at a kink it may be 0 on one side.
+    They agree if their boxes there, points up to rounding, intersect. The condition's own slope is
+    not used: at a kink it may be 0 on one side.
     """
     if len(cases) != 2:
         raise ValueError(f"No bound for a select_n of {len(cases)} cases; want 2.")

@@ -32,8 +32,9 @@ __all__ = ["Root", "Value", "bound", "evaluate", "settle"]
 class Root:
     """w in `box`, `dw = slope * dh`, `||dh|| <= lip ||dx||`, `|dh_i| <= rows_i ||dx||`.
 
-    Of a matrix or convolution also `norm(c)`, a bound of `||diag(c) dh|| / ||dx||` for constants
-    `c >= 0`, which replaces lip, and of a matrix A `matrix`, A itself in units of dx; slope is 1.
+    A matrix or convolution also has `norm(c)`, a bound of `||diag(c) dh|| / ||dx||` for constants
+    `c >= 0`, which replaces lip; a matrix has `matrix`, with `dh = matrix u` and `||u|| <= ||dx||`.
+    Their slope is 1.
     """
 
     box: Box
@@ -102,7 +103,7 @@ EDGES = np.concatenate([[-np.inf], -_TAIL[::-1], np.arange(-64, 65) / 16, _TAIL,
 
 
 def bound(value: Value) -> tuple[Box, Box, Box]:
-    """Boxes of value and slope, and of the slope of the affine part that comes first."""
+    """Boxes of the value and its slope, and of the slope of the affine part that comes first."""
     box, start = value.root.box, value.start
     zero = jnp.zeros_like(box[0])
     shift, scale = evaluate(start, (zero, zero))
@@ -113,10 +114,10 @@ def bound(value: Value) -> tuple[Box, Box, Box]:
     def cell(found: tuple[Box, Box], edges: Array) -> tuple[tuple[Box, Box], None]:
         """Widened by one cell: its values and slopes, and the jump, if any, at its end."""
         begin, end = (jnp.clip(edge, least, greatest) for edge in edges)
-        # Cells are those of the affine part: there kinks lie on edges exactly, and not in the root.
+        # Cells divide the affine part, not the root: there kinks lie exactly on edges.
         parts = jax.tree.map(lambda *v: jnp.stack(v), (begin, end), (end, end))
         values, slopes = jax.vmap(within)(parts)
-        # Outside of the box a cell is a point at its end, and has no slope but that of a jump.
+        # A cell outside of the box is clipped to a point, whose only slope is that of a jump.
         empty = (begin == end) & (least < greatest)
         inner = jnp.where(empty, jnp.inf, slopes[0][0]), jnp.where(empty, -jnp.inf, slopes[1][0])
         ends = (jnp.where(jnp.isfinite(s[1]), i, s[1]) for s, i in zip(slopes, inner, strict=True))
@@ -126,7 +127,7 @@ def bound(value: Value) -> tuple[Box, Box, Box]:
 
     def within(part: Box) -> tuple[Box, Box]:
         low, high = divide(plus(part, (-shift[1], -shift[0])), scale)
-        # An affine part that is constant has its value at every root.
+        # A constant affine part has the same value at every root.
         moves = (scale[0] > 0) | (scale[1] < 0)
         low = jnp.where(moves, jnp.clip(low, *box), box[0])
         high = jnp.where(moves, jnp.clip(high, *box), box[1])

@@ -1,9 +1,9 @@
 """The walk through a jaxpr: what is known of each variable, primitive by primitive.
 
-A variable is known as a number, where it does not depend on x, or as a `Value`. What has no rule is
-refused by name, and so is what goes in steps although it looks like arithmetic: casts to integers
-and to numbers of 16 bits, and arithmetic in those. Random numbers are refused because those of one
-example are not those of the batch that it is taken from.
+A variable that does not depend on x is an array, any other a `Value`. Primitives without a rule are
+refused by name, and so are step functions that look like arithmetic: casts to integers and to 16
+bits, and arithmetic in those. Random numbers are refused because an example that is traced alone
+draws others than in its batch.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ JOINS = {"concatenate": (jnp.concatenate, "dimension"), "stack": (jnp.stack, "ax
 SUMS = {"reduce_sum", "reduce_window_sum"}
 EXTREMES = {"reduce_max": 1, "reduce_window_max": 1, "reduce_min": -1, "reduce_window_min": -1}
 WEIGHTED = {"dot_general", "conv_general_dilated"}
-SAME = {"convert_element_type", "stop_gradient"}  # of what is not refused before
+SAME = {"convert_element_type", "stop_gradient"}  # once steps have been refused
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
 RULES = {*ELEMENTWISE, *MOVES, *JOINS, *SUMS, *EXTREMES, *WEIGHTED, *SAME}
-# These return numbers that they were given.
+# These return some of the numbers that they are given, so do not round.
 CHOICES = {"abs", "clamp", "max", "min", "neg", "select_n", "sign", *CONDITIONS, *EXTREMES}
 ROUNDED = RULES - {*CHOICES, *MOVES, *JOINS, *SAME}
 
@@ -76,7 +76,7 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
         elif not moving:
             outputs = _bind(eqn, *inputs)
         elif name == "ne" and eqn.invars[0] is eqn.invars[1]:
-            outputs = [jnp.zeros(eqn.outvars[0].aval.shape, bool)]  # not a number: never
+            outputs = [jnp.zeros(eqn.outvars[0].aval.shape, bool)]  # isnan: false
         else:
             outputs = _step(eqn, inputs, eps)
         known.update(zip(eqn.outvars, outputs, strict=True))
@@ -84,7 +84,7 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
 
 
 def _typed(constant: Any, v: Any) -> Array:
-    """As the function was traced with it: numpy's float64 is float32 there, and is not here."""
+    """In the type that the function was traced with: float32 also for numpy's float64."""
     dtype = v.aval.dtype
     return constant if jnp.issubdtype(dtype, jax.dtypes.extended) else jnp.asarray(constant, dtype)
 
@@ -95,7 +95,7 @@ def _bind(eqn: Any, *args: Any) -> list[Array]:
 
 
 def _refuse_steps(eqn: Any) -> None:
-    """Values that depend on x are to be real, and rounded no more coarsely than float32 rounds."""
+    """ValueError unless values that depend on x are real and at least as precise as float32."""
     name, source = eqn.primitive.name, eqn.invars[0].aval.dtype
     for dtype in (v.aval.dtype for v in eqn.outvars):
         cast = name == "convert_element_type" and dtype != source
@@ -134,7 +134,7 @@ def _step(eqn: Any, inputs: list, eps: Any) -> list:
         root = sources[0].root
         if all(v.root is root for v in sources) and root.rows.shape == shape:
             return [Value(root, name, rule, tuple(args))]
-        # Where a case ends is found along one root only.
+        # Where a condition switches can be located along one root only.
         if name in CONDITIONS or (name == "select_n" and isinstance(args[0], Value)):
             raise ValueError(f"No bound for {name!r} of several values that depend on x.")
         roots = [mixing.combine(rule, args, shape)]
@@ -148,7 +148,7 @@ def _step(eqn: Any, inputs: list, eps: Any) -> list:
 
 
 def _wide(params: dict, dtype: Any) -> dict:
-    """Products in the walk's own precision."""
+    """Parameters with products in the walk's own precision."""
     own = {"preferred_element_type": dtype, "precision": jax.lax.Precision.HIGHEST}
     return {**params, **{name: value for name, value in own.items() if name in params}}
 
@@ -168,14 +168,14 @@ def _mix(eqn: Any, args: list) -> list[Root]:
         rule = mixing.dense if name == "dot_general" else mixing.convolution
         return [rule(params, apply, w, settle(value), left)]
     if not isinstance(args[0], Value):
-        raise ValueError(f"No bound for {name!r} where x decides more than what is moved.")
+        raise ValueError(f"No bound for {name!r} with indices or filling that depend on x.")
     root = settle(args[0])
     apply = lambda v: _bind(eqn, v)[0]
     if name in SUMS:
         return [mixing.total(params, apply, root)]
     if name in EXTREMES:
         return [mixing.extreme(params, apply, root, EXTREMES[name])]
-    # Where to, or the number that is filled in: 0 for slopes.
+    # Indices, or the number that is filled in, which is 0 for slopes.
     empty = [jnp.zeros_like(a) for a in args[1:]] if name == "pad" else args[1:]
     filled = eqn.replace(params={**params, "fill_value": 0}) if name == "gather" else eqn
     slopes = lambda v: _bind(filled, v, *empty)
@@ -192,7 +192,7 @@ def _mix(eqn: Any, args: list) -> list[Root]:
 
 
 def _numbers(root: Root) -> Root:
-    """What is no number, as `inf - inf`, is whatever bounds it."""
+    """Bounds that are NaN, as from `inf - inf`, become infinite."""
     centre = root.centre and outward(root.centre, 0.0)
     lip = None if root.lip is None else upper(root.lip)
     return dataclasses.replace(
@@ -211,22 +211,22 @@ def _trimmed(root: Root, eps: Any) -> Root:
         return root
     reach = most(root.slope) * root.rows
     reach = jnp.where(reach > 0, reach * eps, 0.0)
-    reach = reach * (1 + 1e-9)  # more than the rounding of sums of squares
+    reach = reach * (1 + 1e-9)  # covers the rounding of sums of squares
     low, high = outward((root.centre[0] - reach, root.centre[1] + reach))
-    # The centre is in the box, whatever rounding says.
+    # The centre lies in the box, even if rounding puts it outside.
     low = jnp.minimum(jnp.maximum(root.box[0], low), root.centre[0])
     high = jnp.maximum(jnp.minimum(root.box[1], high), root.centre[1])
     return dataclasses.replace(root, box=(low, high))
 
 
-# One function, written differently for different platforms.
+# One function in different forms for different platforms.
 
 
 def _platforms(branches: Sequence[ClosedJaxpr], args: list, eps: Any) -> list:
-    """Bounds of whichever branch is taken; of the default alone where all are alike.
+    """Bounds of whichever branch is taken; only the default's where all are the same affine map.
 
-    Two affine maps that are not the same differ at random points with probability one. Here they
-    are compared to 1e-9 at three.
+    Different affine maps differ at a random point with probability one. They are compared at three
+    points, to 1e-9.
     """
     outputs = [walk(b.jaxpr, b.consts, args, eps) for b in branches]
     if len(branches) == 1:
@@ -244,7 +244,7 @@ def _platforms(branches: Sequence[ClosedJaxpr], args: list, eps: Any) -> list:
 
 
 def _affine(jaxpr: Any, moving: list[bool]) -> bool:
-    """Whether the outputs are affine in those of the arguments that move."""
+    """Whether the outputs are affine in the arguments that depend on x."""
     known = {v: m for v, m in zip(jaxpr.invars, moving, strict=True) if m}
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
@@ -267,7 +267,7 @@ def _affine(jaxpr: Any, moving: list[bool]) -> bool:
 
 
 def _agree(branches: Sequence[ClosedJaxpr], args: list, seed: int) -> Array:
-    """Whether the branches agree where what depends on x is drawn at random."""
+    """Whether the branches agree at random values of the arguments that depend on x."""
     rng = np.random.default_rng(seed)
 
     def draw(a: Any) -> Any:

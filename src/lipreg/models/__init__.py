@@ -71,8 +71,8 @@ def functional(
     """`apply(params, model_state, x, train) -> (logits, model_state)`, a module as a pure function.
 
     `model_state` is every collection of `module.init` but "params"; it changes where `train`.
-    `precision` is that of its products, in derivatives as well: "highest" for float32 in full where
-    an accelerator has TF32 or bfloat16 for it, "default" for jax_default_matmul_precision.
+    `precision` is that of its products, in derivatives as well: "highest" for full float32 where
+    an accelerator would use TF32 or bfloat16, "default" for jax_default_matmul_precision.
 
     >>> apply = functional(build("MLP", classes=10))
     >>> variables = build("MLP", classes=10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), False)

@@ -51,7 +51,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 HEADS = ("linear", "batch_norm", "tanh")
 
-# What a network computes in. Not float16: gradients of small losses are 0 there below 6e-8.
+# What a network computes in. Not float16, in which gradients below 6e-8 underflow.
 DTYPES = ("float32", "bfloat16")
 
 
@@ -76,7 +76,7 @@ def normalised(x: Array, train: bool, *, scale: bool = True, offset: bool = True
 def convolution(
     features: int, side: int, dtype: Any, *, groups: int = 1, bias: bool = False
 ) -> nn.Conv:
-    """He's initialisation, and the library's derivatives."""
+    """A convolution with He's initialisation and the library's derivatives."""
     return nn.Conv(
         features,
         (side, side),
@@ -84,7 +84,7 @@ def convolution(
         feature_group_count=groups,
         kernel_init=nn.initializers.he_normal(),
         dtype=dtype,
-        # Said here: a rule of one's own may write a derivative when this context has been left.
+        # Explicit: derivative rules of `conv` may be traced after this context has been left.
         precision=jax.config.jax_default_matmul_precision,  # pyright: ignore
         conv_general_dilated=conv,
     )
@@ -100,10 +100,10 @@ def windows(x: Array) -> Array:
 def pooled(x: Array, train: bool) -> Array:
     """The mean of 2 x 2 windows; an odd last row or column is left out.
 
-    Added up by hand on CPU where no batch statistics stand between it and a convolution: XLA fuses
-    a convolution with the reduction after it and hands both to YNNPACK (see `lipreg.convolution`).
-    An attack of 10 steps on the small CNN takes 0.8 of its time. Second derivatives in training
-    take 1.1 of it, so there it stays a mean.
+    On CPU, outside of training, it is a sum of slices: XLA fuses a convolution with a reduction
+    after it and hands both to YNNPACK (see `lipreg.convolution`). With slices an attack of 10 steps
+    on the small CNN takes 0.8 of the time. In training batch statistics stand between the two, and
+    second derivatives would take 1.1 times as long, so there it stays a mean.
     """
 
     def mean(x: Array) -> Array:
@@ -121,8 +121,8 @@ class Head(nn.Module):
 
     `linear`: `Wx + b`. `batch_norm`: `BN(Wx)`, without scale and offset. `tanh`:
     `t tanh(BN(Wx) / t)`, `t = |learned scalar|`, 1 at first, which keeps every logit within t
-    (the code of 1810.00953). All of it is float32, whatever the features are: a logit of 40 is a
-    multiple of 1/4 in bfloat16, and its softmax e^(1/8) off.
+    (the code of 1810.00953). All is computed in float32, whatever the features are: bfloat16 rounds
+    a logit of 40 to a multiple of 1/4, and so the softmax by a factor of up to e^(1/8).
     """
 
     classes: int

@@ -28,9 +28,9 @@ class Residual(Model):
     remat: bool = False
 
     def images(self, x: Array) -> Array:
-        """The images in the network's type, if its resolution does not fall to nothing on them.
+        """The images in the network's dtype.
 
-        Raises: ValueError otherwise.
+        Raises: ValueError for images that are too small to be downsampled so often.
         """
         rows, columns, least = *x.shape[1:3], 2**self.halvings
         if min(rows, columns) < least:
@@ -43,7 +43,7 @@ class Residual(Model):
 
     @property
     def halvings(self) -> int:
-        """How often the resolution falls by 2, rounded down."""
+        """How often the resolution is halved, rounding down."""
         return len(self.stages) - 1
 
     def halving(self, block: Callable[..., Array], x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""An evaluation written down: one run's distances and pictures, several runs' table and curves."""
+"""Reports of evaluations: one run's distances and pictures, several runs' table and curves."""
 
 from lipreg.report.measured import certify, evaluate, evaluated, read, robustness
 from lipreg.report.tables import table

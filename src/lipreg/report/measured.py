@@ -1,4 +1,4 @@
-"""What is measured of one run, written into its folder.
+"""The measurements of one run, written into its folder.
 
 RUN/distances.npz      each image's smallest distance found, arrays l2 and linf [N]
 RUN/curve.jsonl        one line per norm and radius: norm, eps, error, attack, n
@@ -10,7 +10,7 @@ RUN/evaluation.json    the table's row, settings of the attack, step of the weig
 `robustness` writes down what `lipreg.evaluate` finds by one of its protocols:
 RUN/robustness_PROTOCOL.md, .json   tables, errors, the masking report, settings
 RUN/robustness_PROTOCOL.npz         per image: distances by norm and attack, broken at which eps
-RUN/robustness_PROTOCOL/            what a killed evaluation goes on from
+RUN/robustness_PROTOCOL/            what a killed evaluation resumes from
 RUN/adversarial_NORM_EPS.npz        with `keep`: adv_complete [N, C, H, W] in [0, 1] and y, as
                                     RobustBench's users have them
 
@@ -50,7 +50,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure a run, write the files above into `workdir`, and return the table's row.
 
-    Of several processes the first one writes.
+    Where there are several processes, only the first one writes.
     """
     settings, workdir = loaded.config.evaluation, Path(workdir)
     found = measure(loaded.logits_fn, loaded.dataset, settings, seed=seed, progress=progress)
@@ -89,25 +89,25 @@ def evaluate(
 
 
 def read(workdir: str | Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
-    """A run's config, and its evaluation as `evaluate` has left it: the record and the distances.
+    """A run's config, and its evaluation as `evaluate` wrote it: the record and the distances.
 
-    Raises: ValueError, with the command to run, where there is none, or the two are not of one
-    evaluation, or training went on after it.
+    Raises: ValueError, with the command to run, if there is none, if the two files belong to
+    different evaluations, or if the evaluation was not of the last step.
     """
     workdir = Path(workdir)
     config = complete(runs.read_config(workdir))
     again = f"run python experiments/evaluate.py --run={workdir}"
     paths = workdir / "evaluation.json", workdir / "distances.npz"
     if not all(path.is_file() for path in paths):
-        raise ValueError(f"{workdir} is not evaluated: {again}.")
+        raise ValueError(f"{workdir} has not been evaluated: {again}.")
     record, found = map(files.read, paths)
     if not {"row", "data", "split", "seed", "settings"} <= set(record):
-        raise ValueError(f"{paths[0]} is no evaluation of a run: {again}.")
-    # Each is written whole, but a kill may fall between them.
+        raise ValueError(f"{paths[0]} is not a run's evaluation: {again}.")
+    # Each is written atomically, but a kill may come between the two.
     row = _row(found, {name: record["settings"][name]["table"] for name in ("l2", "linf")})
     if list(row.values()) != list(record["row"].values()):
         raise ValueError(f"{' and '.join(map(str, paths))} are of two evaluations: {again}.")
-    if "step" in record and record["step"] != record["steps"]:  # versions before did not say
+    if "step" in record and record["step"] != record["steps"]:  # earlier versions did not record it
         raise ValueError(
             f"{workdir} was evaluated at step {record['step']} of {record['steps']}: let its "
             f"training end, and {again}."
@@ -116,7 +116,7 @@ def read(workdir: str | Path) -> tuple[Config, dict[str, Any], dict[str, np.ndar
 
 
 def evaluated(workdir: str | Path, *, split: str = "test", seed: int = 0) -> bool:
-    """Whether a folder holds what `evaluate` would write into it, and need not be evaluated."""
+    """Whether a folder already holds the evaluation that `evaluate` would write."""
     try:
         config, record, _ = read(workdir)
     except ValueError:
@@ -225,7 +225,7 @@ def certify(
 
 
 def _attacked(loaded: Loaded, eps: float, seed: int, n: int = 8) -> Any:
-    """The first images, and below each what PGD makes of it at the table's l_2 radius."""
+    """The first images, each above its PGD image at the table's l_2 radius."""
     x, y = data.to_unit(loaded.dataset.x[:n]), loaded.dataset.y[:n]
     attack = jax.jit(partial(attacks.pgd, norm=norms.L2, steps=loaded.config.evaluation.steps))
     x_adv = attack(jax.random.key(seed), loaded.logits_fn, x, y, eps)

@@ -1,7 +1,7 @@
-"""Several runs in one table: the deck's columns, and AutoAttack's where every run has them.
+"""Several runs in one table: the columns of 1810.00953, and AutoAttack's if all runs have them.
 
-OUT/table.md, .csv      a row for every config, mean ± standard deviation over its seeds
-OUT/curves_{l2,linf}.*  their error curves, PNG and SVG
+OUT/table.md, .csv      a row for each config, mean ± standard deviation over its seeds
+OUT/curves_{l2,linf}.*  the error curves, PNG and SVG
 """
 
 import itertools
@@ -18,11 +18,11 @@ from lipreg.report.measured import read
 
 __all__ = ["table"]
 
-AUTOATTACK = ("full", "autoattack")  # the protocols that have it, the stronger first
+AUTOATTACK = ("full", "autoattack")  # the protocols that include it, the stronger first
 
 
 class _Run(NamedTuple):
-    """What a folder holds: the config, the evaluation, and by protocol what AutoAttack did."""
+    """A folder's contents: the config, the evaluation, and AutoAttack's results by protocol."""
 
     workdir: Path
     config: Config
@@ -42,7 +42,7 @@ def _run(workdir: str | Path) -> _Run:
 
 
 def _measured(run: _Run, protocol: str | None) -> dict[str, Any]:
-    """What all of a table must share: the images, the attack and, with a protocol, its radii."""
+    """What all runs of a table must share: images, attack and, with a protocol, its radii."""
     data, split = run.config.data, run.record["split"]
     fields = ["name", "side", *(["dir"] if data.name == "folder" else [])]
     drawn = f" ({data.validation:g} of the images, by seed {data.seed})"
@@ -63,10 +63,10 @@ def _refusal(a: object, b: object, pairs: dict[str, tuple[Any, Any]]) -> ValueEr
 
 
 def _protocol(found: Sequence[_Run]) -> str | None:
-    """The strongest protocol of AutoAttack that all went through; None where one has not any.
+    """The strongest protocol with AutoAttack that all runs have; None if some run has none.
 
-    Raises: ValueError for runs that have none in common, and for one on other images, or of other
-    weights, than the run's distances.
+    Raises: ValueError for runs that have none in common, and where AutoAttack was run on other
+    images or weights than the run's distances.
     """
     if not all(run.robust for run in found):
         return None
@@ -87,7 +87,7 @@ def _protocol(found: Sequence[_Run]) -> str | None:
 
 
 def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
-    """Columns, and points (eps, error) by norm, of what AutoAttack did to a run.
+    """AutoAttack's results for a run: columns, and points (eps, error) by norm.
 
     The masking report's column is the number of checks that warn or fail, over both norms.
     """
@@ -107,9 +107,9 @@ def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
 
 
 def _rows(found: Sequence[_Run]) -> dict[str, list[_Run]]:
-    """The runs of each row by its name: those whose configs differ in their seeds alone.
+    """The runs of each row by its name: those whose configs differ only in their seeds.
 
-    Raises: ValueError for two runs of one config and seed: they would count as two seeds.
+    Raises: ValueError for two runs of the same config and seed, which would count as two seeds.
     """
     rows: dict[str, list[_Run]] = {}
     for run in found:
@@ -126,7 +126,7 @@ def _rows(found: Sequence[_Run]) -> dict[str, list[_Run]]:
 
 
 def _name(run: _Run, firsts: Sequence[_Run]) -> str:
-    """The objective's; of several, with the end of the folder's path that tells it from theirs."""
+    """The objective's name; if rows share it, with the end of the path that distinguishes them."""
     name, parts = label(run.config), run.workdir.absolute().parts
     alike = [first.workdir.absolute().parts for first in firsts if label(first.config) == name]
     if len(alike) == 1:
@@ -139,12 +139,12 @@ def _name(run: _Run, firsts: Sequence[_Run]) -> str:
 def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Path]]:
     """The deck's table of several runs as Markdown, and the files written into `out`.
 
-    Runs whose configs differ in their seeds alone make one row, mean ± standard deviation, and one
-    curve. Where every run went through AutoAttack, its errors and the number of masking flags are
-    further columns, and its errors points beside the curves.
+    Runs whose configs differ only in their seeds make one row, mean ± standard deviation, and one
+    curve. If AutoAttack was run on all of them, its errors and the number of masking flags are
+    further columns, and its errors are points beside the curves.
 
     Raises: ValueError for a run without an evaluation of its last step, for a run that is named
-    twice, and, naming the runs and the fields that differ, for runs that were measured differently:
+    twice, and, with the runs and the fields that differ, for runs that were measured differently:
     other data, another split, protocol, number of images, or other settings of the attack.
     """
     found = [_run(workdir) for workdir in workdirs]
