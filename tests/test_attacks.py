@@ -396,3 +396,16 @@ def test_what_is_wrong_is_named_with_the_choices(name, given, said):
     inputs = {"key": KEY, "logits_fn": net, "x": X, "y": Y, "eps": 0.1, **given}
     with pytest.raises(ValueError, match=said):
         getattr(attacks, name)(**inputs)
+
+
+@pytest.mark.parametrize("norm", [L1, L2, LINF], ids=lambda norm: norm.name)
+@pytest.mark.parametrize("attack", ["fab", "deepfool"])
+def test_a_box_without_an_end_is_one_that_is_never_met(attack, norm):
+    """Entries without a slope among them."""
+    logits = lambda x: x @ jnp.array([[3.0, -1.0], [0.5, 0.5], [-1.0, 2.0], [0.0, 0.0]])
+    x, y = jnp.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.9, 0.6, 0.5]]), jnp.array([0, 1])
+    attack, eps = getattr(attacks, attack), (10.0,) if attack == "fab" else ()
+    run = lambda bounds: attack(KEY, logits, x, y, *eps, norm=norm, bounds=bounds)
+    found = run((-jnp.inf, jnp.inf))
+    assert (logits(found).argmax(1) != y).all()
+    np.testing.assert_allclose(found, run((-50.0, 50.0)), atol=1e-3)

@@ -372,6 +372,19 @@ def test_an_interval_is_never_rounded_inwards():
     np.testing.assert_allclose(high, exact, rtol=3e-6)
 
 
+def test_a_masked_class_has_an_interval_of_one_infinite_number():
+    mask = lambda x: jnp.where(jnp.array([True, False]), x, -jnp.inf)
+    low, high = interval(mask, jnp.zeros((1, 2)), jnp.ones((1, 2)))
+    np.testing.assert_array_equal([low[0, 1], high[0, 1]], -jnp.inf)
+    np.testing.assert_allclose(high[0, 0], 1, rtol=1e-5)
+
+
+def test_what_overflows_in_float32_is_not_taken_for_finite():
+    step = lambda x: jnp.where(jnp.isfinite(jnp.exp(100 * x)), x, -x)
+    assert lipschitz(step, jnp.zeros((1, 1))).output == jnp.inf
+    np.testing.assert_allclose(lipschitz(step, jnp.zeros((1, 1)), 0.5).output, 1, rtol=1e-5)
+
+
 def test_an_inverse_about_0_is_anything():
     ends = interval(lambda x: 1 / (x - 0.5), jnp.zeros((1, 2)), jnp.ones((1, 2)))
     np.testing.assert_array_equal(ends, np.stack([np.full((1, 2), s * np.inf) for s in (-1, 1)]))
@@ -593,9 +606,16 @@ def test_arithmetic_in_16_bits_is_refused_and_moving_is_not():
     assert low.dtype == high.dtype == jnp.float32
 
 
-def test_noise_is_refused_in_an_interval():
-    with pytest.raises(ValueError, match="random numbers of one example are not those of a batch"):
-        interval(lambda x: x + jax.random.normal(KEY, x.shape), X, X)
+def test_noise_is_refused_in_an_interval_and_so_it_is_in_loops_and_branches():
+    noise = lambda x: jax.random.normal(KEY, x.shape)
+    for f in (
+        lambda x: x + noise(x),
+        lambda x: x + jax.lax.fori_loop(0, 2, lambda i, a: a + i * noise(x), jnp.zeros_like(x)),
+        lambda x: x + jax.lax.map(lambda i: i * noise(x), jnp.ones(2)).sum(0),
+        lambda x: x + jax.lax.cond(jnp.array(True), noise, jnp.zeros_like, jnp.ones_like(x)),
+    ):
+        with pytest.raises(ValueError, match="random numbers of one example are not those of a"):
+            interval(f, X, X)
 
 
 @pytest.mark.parametrize(

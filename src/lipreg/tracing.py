@@ -20,7 +20,7 @@ from jax.extend.core.primitives import closed_call_p
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-__all__ = ["captured", "compiled", "output", "snapshot", "trace"]
+__all__ = ["captured", "compiled", "output", "primitives", "snapshot", "trace"]
 
 
 def trace(f: Callable, *args: Any) -> tuple[ClosedJaxpr, Any]:
@@ -110,6 +110,12 @@ def _holds_arrays(eqn: Any) -> bool:
         return False
     inner = eqn.params["jaxpr"]
     return bool(inner.consts) or any(map(_holds_arrays, inner.eqns))
+
+
+def primitives(eqn: Any) -> set[str]:
+    """The names of an equation's primitive and of those inside of it, as of a loop's body."""
+    inside = (primitives(e) for closed in _inner(eqn) for e in closed.jaxpr.eqns)
+    return {eqn.primitive.name}.union(*inside)
 
 
 def _inner(eqn: Any) -> list[ClosedJaxpr]:

@@ -203,8 +203,11 @@ def _towards(x: Array, w: Array, c: Array, norm: Norm, bounds: Bounds) -> Array:
     room = jnp.where(w > 0, high - x, x - low)
     if norm is L1:
         order = jnp.argsort(size, axis=1, descending=True)
-        ranked, gain = (jnp.take_along_axis(a, order, 1) for a in (size, size * room))
-        missing = c - (jnp.cumsum(gain, 1) - gain)
+        gain = jnp.where(size > 0, size * room, 0.0)
+        ranked, gain = (jnp.take_along_axis(a, order, 1) for a in (size, gain))
+        # Of those before; a box without an end has infinite room, whose difference is no number.
+        before = jnp.cumsum(jnp.pad(gain[:, :-1], ((0, 0), (1, 0))), 1)
+        missing = c - before
         part = jnp.clip(missing, 0.0, gain) / jnp.where(ranked > 0, ranked, 1.0)
         length = jnp.take_along_axis(part, jnp.argsort(order, axis=1), 1)
         return (jnp.sign(w) * length).reshape(shape)

@@ -211,10 +211,10 @@ def _check_floating(**arrays: Any) -> None:
 
 
 def _widened(a: Array, sign: int, dtype: Any) -> Array:
-    """Farther out by MARGIN and by the rounding to dtype; 0 stays 0."""
+    """Farther out by MARGIN and by the rounding to dtype; 0 and what is infinite stay."""
     info = jnp.finfo(dtype)
     room = (MARGIN + float(info.eps)) * jnp.abs(a) + jnp.where(a == 0, 0.0, float(info.tiny))
-    return (a + sign * room).astype(dtype)
+    return jnp.where(jnp.isfinite(a), a + sign * room, a).astype(dtype)
 
 
 def _constants(value: Value, classes: Array) -> tuple[Array, Array]:

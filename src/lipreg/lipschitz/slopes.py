@@ -201,7 +201,8 @@ def _compare(a: Box, b: Box) -> tuple[Box, tuple[Box, ...]]:
 
 
 def _finite(a: Box) -> tuple[Box, tuple[Box, ...]]:
-    sure = jnp.where(jnp.isfinite(a[0]) & jnp.isfinite(a[1]), 1.0, 0.0)
+    """Where float32, in which most functions compute, has numbers as large."""
+    sure = jnp.where(most(a) <= float(jnp.finfo(jnp.float32).max), 1.0, 0.0)
     return (sure, jnp.ones_like(sure)), (ANY,)
 
 

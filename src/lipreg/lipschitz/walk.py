@@ -21,6 +21,7 @@ from lipreg import convolution
 from lipreg.lipschitz import mixing
 from lipreg.lipschitz.slopes import CONDITIONS, ELEMENTWISE, Box, largest, most, outward, upper
 from lipreg.lipschitz.values import Root, Value, bound, settle
+from lipreg.tracing import primitives
 
 __all__ = ["walk", "walk_from"]
 
@@ -58,10 +59,7 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
     for eqn in jaxpr.eqns:
         name, inputs = eqn.primitive.name, [read(v) for v in eqn.invars]
         if name in RANDOM:
-            raise ValueError(
-                f"No bound for {name!r}: random numbers of one example are not those of a batch; "
-                "draw them outside of the function."
-            )
+            _refuse_noise(name)
         moving = any(isinstance(a, Value) for a in inputs)
         if eqn.params.get("branches_platforms") and moving:
             outputs = _platforms(eqn.params["branches"], inputs[1:], eps)
@@ -74,6 +72,8 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
             inner = jax.make_jaxpr(form)(*(v.aval for v in eqn.invars))
             outputs = walk(inner.jaxpr, inner.consts, inputs, eps)
         elif not moving:
+            for noise in RANDOM & primitives(eqn):
+                _refuse_noise(noise)
             outputs = _bind(eqn, *inputs)
         elif name == "ne" and eqn.invars[0] is eqn.invars[1]:
             outputs = [jnp.zeros(eqn.outvars[0].aval.shape, bool)]  # isnan: false
@@ -92,6 +92,13 @@ def _typed(constant: Any, v: Any) -> Array:
 def _bind(eqn: Any, *args: Any) -> list[Array]:
     out = eqn.primitive.bind(*args, **eqn.params)
     return out if eqn.primitive.multiple_results else [out]
+
+
+def _refuse_noise(name: str) -> None:
+    raise ValueError(
+        f"No bound for {name!r}: random numbers of one example are not those of a batch; "
+        "draw them outside of the function."
+    )
 
 
 def _refuse_steps(eqn: Any) -> None:
