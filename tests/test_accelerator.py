@@ -42,16 +42,16 @@ def test_a_stage_that_overruns_is_ended_with_all_that_it_has_started(
     program(
         "import pathlib, subprocess, sys, time\n"
         "subprocess.Popen([sys.executable, '-c', "
-        f"\"import time; time.sleep(4); open('{tmp_path}/late', 'w')\"])\n"
+        f"\"import time; time.sleep(6); open('{tmp_path}/late', 'w')\"])\n"
         f"pathlib.Path('{tmp_path}/begun').touch()\n"
         "time.sleep(60)"
     )
     start = time.monotonic()
-    line = accelerator.stage("deck", 2.0, tmp_path)
+    line = accelerator.stage("deck", 4.0, tmp_path)
     assert line.endswith("| stopped: its time was out |")
     assert time.monotonic() - start < 30  # not the 60 that it would sleep
     assert (tmp_path / "begun").exists()
-    time.sleep(3)
+    time.sleep(3.5)
     assert not (tmp_path / "late").exists()
 
 
