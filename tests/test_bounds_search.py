@@ -38,7 +38,7 @@ def into(rng, points, x, low, high, eps):
 
 
 def slopes(f, x):
-    """The Jacobian, or 0 for dilated windows, where jax has none."""
+    """The Jacobian; jax has none of dilated windows: 0, and only pairs of points judge those."""
     try:
         return jax.jacrev(f)(x)
     except NotImplementedError:

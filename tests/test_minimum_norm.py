@@ -231,17 +231,18 @@ def test_fmn_comes_through_where_the_boundary_it_sees_is_next_to_nothing_ahead(n
     assert (curves.distance(model, x, y, x_adv, norm=norm) < jnp.inf).all()
 
 
-@pytest.mark.parametrize("norm", NORMS, ids=label)
-@pytest.mark.parametrize("name", ["deepfool", "fmn", "fab", "ddn", "carlini_wagner", "ead"])
+STEPPING = ("deepfool", "fmn", "ddn", "carlini_wagner", "ead")
+AT_THE_BOUNDARY = [(name, norm) for name, norm in TABLE if name in STEPPING]
+AT_THE_BOUNDARY += [("fab", norm) for norm in NORMS]
+
+
+@pytest.mark.parametrize(("name", "norm"), AT_THE_BOUNDARY, ids=label)
 def test_an_image_on_the_boundary_itself_is_not_stood_still_at(name, norm):
     """Its margin is 0 and argmax returns the true class, so the linearised model gives no step."""
     attack = partial(getattr(attacks, name), norm=norm)
     options = {"eps": 0.1} if "eps" in takes(name) else SHORT.get(name, {})
     x, y = jnp.array([[0.5, 0.5]]), jnp.array([0])
-    try:
-        x_adv = attack(KEY, lambda x: x, x, y, **options)
-    except ValueError as e:
-        pytest.skip(str(e))
+    x_adv = attack(KEY, lambda x: x, x, y, **options)
     assert x_adv.argmax(1)[0] == 1
 
 
