@@ -64,7 +64,7 @@ def alone(name: str, seconds: float, out: Path) -> None:
     from stages.clock import Clock
     from timing import publish
 
-    from lipreg import cpu
+    from lipreg.training import cpu
 
     logging.set_verbosity(logging.ERROR)  # Orbax logs its progress
     cpu.tune()

@@ -18,9 +18,11 @@ import numpy as np
 from absl import app, flags
 from timing import compiled, interleaved, ratio
 
-from lipreg import attacks, cpu, curves, models, runs
+from lipreg import attacks, curves, models
 from lipreg.models import layers
 from lipreg.norms import L2
+from lipreg.runs import storage
+from lipreg.training import cpu
 
 _REPEATS = flags.DEFINE_integer("repeats", 9, "interleaved repetitions", lower_bound=3)
 _STEPS = flags.DEFINE_integer("steps", 20, "of PGD", lower_bound=1)
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> None:
             f"| {', '.join(f'{seconds:.1f}' for seconds in compile_s.values())} |",
             flush=True,
         )
-    print("\n" + json.dumps(runs.about()))
+    print("\n" + json.dumps(storage.about()))
 
 
 if __name__ == "__main__":

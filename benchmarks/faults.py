@@ -35,13 +35,15 @@ from launched import (
     run,
     steps,
     timed,
-    training,
     unbroken,
     went_on,
 )
+from launched import (
+    launched as training,
+)
 
-from lipreg import runs
 from lipreg.evaluation.store import fingerprint
+from lipreg.runs import storage
 
 _OUT = flags.DEFINE_string("out", "results/faults", "where to write faults.md")
 _SEED = flags.DEFINE_integer("seed", 0, "of moments and places")
@@ -296,7 +298,7 @@ def report(rows: Sequence[Row], seconds: float) -> str:
     lines = [f"Digits, J2-Lip & tanh, 5 epochs, {seconds:.1f} s when unbroken; seed {_SEED.value}."]
     lines += ["", "| fault | cases | what came of it | silently wrong |", "|---|---|---|---|"]
     lines += [f"| {r.fault} | {r.cases} | {r.outcome} | {r.wrong} |" for r in rows]
-    return "\n".join([*lines, "", json.dumps(runs.about())]) + "\n"
+    return "\n".join([*lines, "", json.dumps(storage.about())]) + "\n"
 
 
 def main(argv: list[str]) -> None:

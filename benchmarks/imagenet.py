@@ -3,7 +3,7 @@
     python benchmarks/imagenet.py [--batch=8 --row=j2_lip]
 
 Writes JPEGs of 500 x 375 pixels and about 46 kB, as ImageNet has, into a folder that is removed at
-the end. Measured are the images a second that `stream.Stream.batches` delivers, by threads and
+the end. Measured are the images a second that `streamed.Stream.batches` delivers, by threads and
 worker processes, medians over turns; and training steps of ResNet50 as `experiments/train.py` makes
 them, with the share of their time that is spent waiting for input. A class is a tint, which is soon
 learnt: what the objective shows is that the whole runs.
@@ -24,7 +24,10 @@ from absl import app, flags
 from PIL import Image
 from timing import publish, table
 
-from lipreg import config, cpu, experiment, objectives, stream, train
+from lipreg import objectives, runs
+from lipreg.datasets import streamed
+from lipreg.runs import config
+from lipreg.training import cpu
 
 _IMAGES = flags.DEFINE_integer("images", 256, "JPEGs to write", lower_bound=32)
 _TURNS = flags.DEFINE_integer("turns", 3, "of the pipelines", lower_bound=1)
@@ -56,7 +59,7 @@ def write_images(folder: Path, n: int) -> float:
     return float(np.mean(sizes)) / 1000
 
 
-def images_per_s(dataset: stream.Stream, images: int) -> float:
+def images_per_s(dataset: streamed.Stream, images: int) -> float:
     """What the pipeline delivers, once as many batches are used up as it can hold ready."""
     batches: Any = dataset.batches(BATCH, seed=0)
     for _ in range((dataset.threads + 2) * max(dataset.workers, 1)):
@@ -74,7 +77,7 @@ def pipeline(folder: Path) -> list[dict[str, str]]:
     pairs = list(product((0, 1, 2), (0, 1, 2, 4)))
     rates: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
     for _, (workers, threads) in product(range(_TURNS.value), pairs):
-        dataset = stream.load(
+        dataset = streamed.load(
             "folder", "train", dir=folder, side=_SIDE.value, threads=threads, workers=workers
         )
         rates[workers, threads].append(images_per_s(dataset, _READ.value))
@@ -92,7 +95,7 @@ def pipeline(folder: Path) -> list[dict[str, str]]:
 class Watched:
     """A stream that notes how long each batch is waited for."""
 
-    def __init__(self, dataset: stream.Stream):
+    def __init__(self, dataset: streamed.Stream):
         self.dataset, self.waits = dataset, []
 
     def __len__(self) -> int:
@@ -107,7 +110,7 @@ class Watched:
             yield batch
 
 
-def training(folder: Path) -> tuple[list[dict[str, str]], str]:
+def trained(folder: Path) -> tuple[list[dict[str, str]], str]:
     """The table's rows, step by step, and a sentence."""
     names = objectives.strengths(getattr(objectives, _ROW.value))
     c = config.base_config(_ROW.value, {_ROW.value: {name: STRENGTHS[name] for name in names}})
@@ -115,10 +118,10 @@ def training(folder: Path) -> tuple[list[dict[str, str]], str]:
     c.model.name = "ResNet50"
     c.train.update({"batch_size": _BATCH.value, "learning_rate": 0.1 * _BATCH.value / 256})
     c.train.schedule = "constant"
-    prepared = experiment.prepare(c)
+    prepared = runs.prepare(c)
     training: Any = prepared.training
     watched, begun = Watched(training), time.perf_counter()
-    reports = train.fit(
+    reports = training.fit(
         prepared.program.step,
         prepared.state,
         c.strengths.to_dict(),
@@ -154,7 +157,7 @@ def main(argv: list[str]) -> None:
         size = write_images(Path(folder), _IMAGES.value)
         rates = table(pipeline(Path(folder)))
         print(rates, flush=True)
-        steps, sentence = training(Path(folder))
+        steps, sentence = trained(Path(folder))
     print(f"\n{table(steps)}\n\n{sentence}")
     text = f"""# ImageNet's path at its size
 

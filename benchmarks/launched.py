@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import jax
 
-from lipreg import experiment, runs, train
+from lipreg import runs, training
 from lipreg.evaluation.store import fingerprint
+from lipreg.runs import storage
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 CONFIG = (
@@ -26,7 +27,7 @@ def command(launcher: str, *arguments: str) -> list[str]:
     return [sys.executable, f"{EXPERIMENTS}/{launcher}.py", *arguments, "--silent"]
 
 
-def training(workdir: Path) -> list[str]:
+def launched(workdir: Path) -> list[str]:
     return command("train", *CONFIG, f"--workdir={workdir}")
 
 
@@ -49,14 +50,14 @@ def timed(argv: Sequence[str]) -> float:
     return time.perf_counter() - start
 
 
-def restored(workdir: Path, template: train.State, at_most: int | None = None) -> str:
+def restored(workdir: Path, template: training.State, at_most: int | None = None) -> str:
     """A hash of the newest sound checkpoint, read and verified."""
-    with runs.checkpoints(workdir) as manager:
-        state = runs.restore(manager, template, at_most)
+    with storage.checkpoints(workdir) as manager:
+        state = storage.restore(manager, template, at_most)
     return fingerprint(dataclasses.replace(state, key=jax.random.key_data(state.key)))
 
 
-def numbers(workdir: Path, template: train.State) -> tuple[bytes, str]:
+def numbers(workdir: Path, template: training.State) -> tuple[bytes, str]:
     """What a run comes to: its log, and its last state."""
     return (workdir / "metrics.jsonl").read_bytes(), restored(workdir, template)
 
@@ -71,19 +72,19 @@ class Unbroken(NamedTuple):
 
     workdir: Path
     seconds: float
-    template: train.State
+    template: training.State
     numbers: tuple[bytes, str]
 
 
 def unbroken(workdir: Path) -> Unbroken:
-    seconds = timed(training(workdir))
-    template = experiment.prepare(runs.read_config(workdir)).state
+    seconds = timed(launched(workdir))
+    template = runs.prepare(storage.read_config(workdir)).state
     return Unbroken(workdir, seconds, template, numbers(workdir, template))
 
 
 def went_on(workdir: Path, whole: Unbroken) -> str:
     """Train again, to the end, and compare."""
-    if said := run(training(workdir)):
+    if said := run(launched(workdir)):
         return f"failed ({said.splitlines()[-1]})"
     return "same" if numbers(workdir, whole.template) == whole.numbers else "WRONG"
 

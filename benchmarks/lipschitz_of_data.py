@@ -17,8 +17,9 @@ import numpy as np
 from absl import app, flags
 from sklearn.neighbors import NearestNeighbors
 
-from lipreg import data, runs
+from lipreg import datasets
 from lipreg.lipschitz import of_data
+from lipreg.runs import storage
 
 _N = flags.DEFINE_integer("n", 10_000, "images, drawn by seed 0", lower_bound=2)
 _DATA = flags.DEFINE_enum("data", "mnist", ["mnist", "random"], "random: uniform, 784 pixels")
@@ -32,10 +33,10 @@ def images(name: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     if name == "random":
         rng = np.random.default_rng(0)
         return rng.random((n, 784), np.float32), rng.integers(0, 10, n)
-    parts = [data.load(name, split) for split in ("train", "validation")]
+    parts = [datasets.load(name, split) for split in ("train", "validation")]
     x = np.concatenate([part.x for part in parts])[:n]
     y = np.concatenate([part.y for part in parts])[:n]
-    return np.asarray(data.to_unit(x)).reshape(len(x), -1), y
+    return np.asarray(datasets.to_unit(x)).reshape(len(x), -1), y
 
 
 def nearest_other(x: np.ndarray, y: np.ndarray, algorithm: str) -> np.ndarray:
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> None:
             f"| {np.median(seconds) / np.median(ours):.2f} ({low:.2f} to {high:.2f}) "
             f"| {memory[program]:.0f} | {apart:.1g} |"
         )
-    print("\n" + json.dumps(runs.about()))
+    print("\n" + json.dumps(storage.about()))
 
 
 if __name__ == "__main__":

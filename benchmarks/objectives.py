@@ -2,7 +2,7 @@
 
     python benchmarks/objectives.py --cases=CNN/32,CNN/128
 
-A price is in forward units (`lipreg.cost.price`), plain training being 3 of them: a step that costs
+A price is in forward units (`cost.price`), plain training being 3 of them: a step that costs
 `price / 3` plain steps is at its price, 1 in the tables. Operations are XLA's own count. PGD is the
 attack alone, its steps unrolled, with the running statistics: two units a step, and one to look at
 the last point. `--remat` adds each step with the blocks' activations computed again on the way back
@@ -21,9 +21,10 @@ import steps
 from absl import app, flags
 from timing import compiled, interleaved, publish, ratio, table, times
 
-from lipreg import attacks, cost, cpu, train
-from lipreg.cost import Cost
+from lipreg import attacks, training
 from lipreg.norms import L2
+from lipreg.training import cost, cpu
+from lipreg.training.cost import Cost
 
 _PGD = flags.DEFINE_integer("pgd", 7, "steps of PGD", lower_bound=1)
 _REMAT = flags.DEFINE_bool("remat", False, "each step with recomputation, too")
@@ -84,7 +85,7 @@ def programs(network: str, batch: int, **fields: Any) -> dict[str, tuple[float, 
             found[name] = price, step, (state, strengths, inputs)
     pgd = partial(attacks.pgd, eps=0.5, norm=L2, steps=_PGD.value, unroll=True)
     if asked.wanted(f"pgd-{_PGD.value}"):
-        arguments = (jax.random.key(0), train.logits_fn(apply, state), *inputs)
+        arguments = (jax.random.key(0), training.logits_fn(apply, state), *inputs)
         found[f"pgd-{_PGD.value}"] = 2 * _PGD.value + 1, pgd, arguments
     return found
 

@@ -34,12 +34,14 @@ from absl import app, flags, logging
 from cases import SLOW, Case, cases
 from torch_networks import CNN
 
-from lipreg import cpu, curves, data, experiment, runs
+from lipreg import batching, curves, datasets, runs
 from lipreg.attacks.start import example_keys
-from lipreg.config import label
 from lipreg.evaluation import cascade
 from lipreg.losses import cross_entropy
 from lipreg.norms import Norm
+from lipreg.runs import storage
+from lipreg.runs.config import label
+from lipreg.training import cpu
 
 _IMAGES = flags.DEFINE_integer("images", 1000, "of the test split, from the first", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "results/parity", "where to write table.md and table.csv")
@@ -100,13 +102,13 @@ class Row(NamedTuple):
 
 def load(workdir: str, like: Network | None) -> Network:
     """A run in both frameworks; its network must be the same function in both."""
-    loaded = experiment.load(workdir)
+    loaded = runs.load(workdir)
     logits_fn, module = loaded.logits_fn, CNN(loaded)
     if like and jax.tree.structure(like.logits_fn.args) == jax.tree.structure(logits_fn.args):
         # One function with other weights: what is compiled for the first run serves the others.
         logits_fn = jax.tree_util.Partial(like.logits_fn.func, *logits_fn.args)
     n = min(_IMAGES.value, len(loaded.dataset.y))
-    x, y = np.asarray(data.to_unit(loaded.dataset.x[:n])), np.asarray(loaded.dataset.y[:n])
+    x, y = np.asarray(datasets.to_unit(loaded.dataset.x[:n])), np.asarray(loaded.dataset.y[:n])
     radii = {norm: loaded.config.evaluation[norm].table for norm in ("l2", "linf")}
     name = label(loaded.config)
     network = Network(name, logits_fn, module, x, y, loaded.dataset.classes, radii)
@@ -145,7 +147,7 @@ def ours(case: Case, network: Network) -> Callable[[int], np.ndarray]:
         eps = network.radii[norm.name] if case.at_radius else None
         program = partial(distances(case.ours, norm), logits_fn, eps)
         keys = lambda seed: example_keys(jax.random.key(seed), len(y))
-        return lambda seed: data.map_batches(program, size, keys(seed), x, y)
+        return lambda seed: batching.map_batches(program, size, keys(seed), x, y)
     stages = case.ours
 
     def run(seed: int) -> np.ndarray:
@@ -245,7 +247,7 @@ def report(rows: list[Row], networks: list[Network]) -> str:
     table = [cells(row) for row in rows]
     lines = [list(table[0]), ["---"] * len(table[0]), *(list(line.values()) for line in table)]
     lost = [sentence for row in rows for sentence in losses(row)]
-    about = runs.about()
+    about = storage.about()
     about["versions"] |= {
         name: metadata.version(name) for name in ("torch", "torchattacks", "foolbox")
     }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lipreg import models, objectives, train
+from lipreg import models, objectives, optimizers, training
 
 # The two networks of experiments/configs/cifar10.py and a third, and their further fields.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -29,12 +29,12 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 STRENGTH = 0.1  # of eps and lam alike: the time of a step does not depend on it
 RATE, DECAY = 1e-3, 5e-4
-SGD = train.optimizer(RATE, weight_decay=DECAY)
+SGD = optimizers.sgd(RATE, weight_decay=DECAY)
 
 
 def start(
     network: str, batch: int, side: int = 32, **fields: Any
-) -> tuple[train.Apply, train.State, Any]:
+) -> tuple[training.Apply, training.State, Any]:
     """A network as a function, its first state, and a batch of noise `[batch, side, side, 3]`."""
     model = models.build(network, classes=10, **NETWORKS[network] | fields)
     rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def start(
     y = rng.integers(0, 10, batch, np.int32)
     in_float32 = model.clone(dtype=jnp.float32)  # weights are in float32 whatever it computes in
     params, running = jax.device_put(_variables(in_float32, side), jax.devices()[0])
-    state = train.init(jax.random.key(0), params, running, SGD)
+    state = training.init(jax.random.key(0), params, running, SGD)
     return models.functional(model), state, jax.device_put((x, y))
 
 
@@ -62,16 +62,16 @@ def _variables(model: Any, side: int) -> tuple[Any, Any]:
 
 
 def step(
-    apply: train.Apply, name: str, tx: optax.GradientTransformation = SGD
+    apply: training.Apply, name: str, tx: optax.GradientTransformation = SGD
 ) -> tuple[Callable, dict[str, np.float32]]:
     """A training step on one of `OBJECTIVES`, and its strengths."""
     objective, options = OBJECTIVES[name]
     function = partial(getattr(objectives, objective), **options)
     strengths = dict.fromkeys(objectives.strengths(function), np.float32(STRENGTH))
-    return train.make_step(apply, function, tx), strengths
+    return training.make_step(apply, function, tx), strengths
 
 
-def repeated(compiled: Callable, state: train.State, *inputs: Any) -> Callable[[int], None]:
+def repeated(compiled: Callable, state: training.State, *inputs: Any) -> Callable[[int], None]:
     """`run(n)`: n steps of a compiled program that is passed its state, waiting once at the end."""
     state = jax.tree.map(jnp.copy, state)
 

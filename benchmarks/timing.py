@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lipreg import runs
+from lipreg.runs import storage
 
 LOAD = os.getloadavg()[0]  # of the other programs: at the start
 
@@ -94,7 +94,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def publish(text: str, path: Path, **versions: str) -> None:
     """Keep a report, with what stands beside every number: command, commit, versions, hardware."""
-    about: dict[str, Any] = runs.about() | {"load before": LOAD}
+    about: dict[str, Any] = storage.about() | {"load before": LOAD}
     about["versions"] |= versions
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{text}\n{json.dumps(about)}\n")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
-from lipreg import data, experiment, models
+from lipreg import datasets, models, runs
 
 
 def c2relu(x: Any) -> Any:
@@ -36,7 +36,7 @@ class CNN(nn.Module):
     first dense layer from (row, column, channel) to (channel, row, column).
     """
 
-    def __init__(self, loaded: experiment.Loaded):
+    def __init__(self, loaded: runs.Loaded):
         super().__init__()
         model, (rows, columns, _) = loaded.config.model, loaded.dataset.x.shape[1:]
         if model.name != "CNN":
@@ -126,7 +126,7 @@ class Unit(nn.Module):
 class ResNeXt(nn.Module):
     """`lipreg.models.ResNeXt34_2x32` on images `[B, 3, H, W]`, with kernels transposed to OIHW."""
 
-    def __init__(self, loaded: experiment.Loaded):
+    def __init__(self, loaded: runs.Loaded):
         super().__init__()
         params, state = jax.tree.map(np.array, loaded.logits_fn.args)
         activation = ACTIVATIONS[loaded.config.model.activation]
@@ -172,6 +172,6 @@ def moved(network: str, params: Any, running: Any, activation: str = "relu") -> 
     """A network of `steps.NETWORKS` with these weights, in training mode."""
     model = ConfigDict({"name": network, "head": "linear", "activation": activation})
     logits_fn = jax.tree_util.Partial(lambda *_: None, params, running)
-    images = data.Dataset(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32), 10)
-    loaded = experiment.Loaded(ConfigDict({"model": model}), logits_fn, images, 0, 0)
+    images = datasets.Dataset(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32), 10)
+    loaded = runs.Loaded(ConfigDict({"model": model}), logits_fn, images, 0, 0)
     return NETWORKS[network](loaded).requires_grad_(True).train()

@@ -2,7 +2,7 @@
 
     python benchmarks/training.py
 
-A step of j0, the cheapest, on one batch takes turns with `train.fit` on the same: rows of a data
+A step of j0, the cheapest, on one batch takes turns with `training.fit` on the same: rows of a data
 set on the device, crops and flips, a report now and then, and 1, 4 or 16 steps to a dispatch. The
 first step is timed in processes of its own, from the imports' end: with no compiled program on
 disk, and with those that the process before has left.
@@ -26,14 +26,15 @@ import steps
 from absl import app, flags
 from timing import interleaved, publish, ratio, table, times
 
-from lipreg import cpu, data, objectives, train
+from lipreg import datasets, objectives, training
+from lipreg.training import cpu
 
 _FIRST = flags.DEFINE_bool("first", False, "print the seconds to the first step, and stop")
 
 EVERY = {"CNN": 48, "ResNeXt34_2x32": 16}  # steps to a report
 PER_DISPATCH = (1, 4, 16)
 SHARE = 0.03  # of a step: what the pipeline may cost
-augment = partial(data.augment, flip=True, pad=4)
+augment = partial(datasets.augment, flip=True, pad=4)
 
 
 def alone(network: str, batch: int) -> Callable[[], Any]:
@@ -52,11 +53,13 @@ def alone(network: str, batch: int) -> Callable[[], Any]:
     return turn
 
 
-def whole(network: str, batch: int, images: data.Dataset, per_dispatch: int) -> Callable[[], Any]:
-    """The same by `train.fit`."""
+def whole(
+    network: str, batch: int, images: datasets.Dataset, per_dispatch: int
+) -> Callable[[], Any]:
+    """The same by `training.fit`."""
     apply, state, _ = steps.start(network, batch)
-    reports = train.fit(
-        train.make_step(apply, objectives.j0, steps.SGD, augment=augment),
+    reports = training.fit(
+        training.make_step(apply, objectives.j0, steps.SGD, augment=augment),
         state,
         {},
         images,
@@ -69,10 +72,10 @@ def whole(network: str, batch: int, images: data.Dataset, per_dispatch: int) -> 
     return partial(next, reports)
 
 
-def pipeline(batch: int, images: data.Dataset) -> Callable[[], Any]:
+def pipeline(batch: int, images: datasets.Dataset) -> Callable[[], Any]:
     """One batch's rows, crops and flips, and nothing else."""
     x, rows = jax.device_put((images.x, np.arange(batch)))
-    program = jax.jit(lambda key, x, rows: data.to_unit(augment(key, x[rows])))
+    program = jax.jit(lambda key, x, rows: datasets.to_unit(augment(key, x[rows])))
     return partial(program, jax.random.key(0), x, rows)
 
 
@@ -81,7 +84,7 @@ def case(network: str, batch: int) -> dict[str, np.ndarray]:
     every, rng = EVERY[network], np.random.default_rng(0)
     size = 6 * every * batch  # an epoch ends with a report
     x = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
-    images = data.Dataset(x, rng.integers(0, 10, size, np.int32), 10)
+    images = datasets.Dataset(x, rng.integers(0, 10, size, np.int32), 10)
     programs = {"alone": alone(network, batch)}
     programs |= {str(n): whole(network, batch, images, n) for n in PER_DISPATCH}
     seconds = interleaved(programs | {"data": pipeline(batch, images)}, asked.REPEATS.value)
@@ -127,7 +130,7 @@ def report(found: dict[str, dict[str, np.ndarray]], first: list[dict[str, str]])
     return f"""\
 # The loop around a training step
 
-Noise, 32 x 32 x 3; j0, the cheapest step. "fit" is the time of a step in `train.fit`, with rows
+Noise, 32 x 32 x 3; j0, the cheapest step. "fit" is the time of a step in `training.fit`, with rows
 from a data set on the device, crops, flips and a report every 48 steps (ResNeXt: 16), over that of
 a step alone in the same turn. Medians and quartiles of {asked.REPEATS.value} turns.
 

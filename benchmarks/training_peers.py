@@ -30,7 +30,7 @@ import torch_training
 from absl import app
 from timing import compiled, interleaved, publish, ratio, table, times
 
-from lipreg import cpu
+from lipreg.training import cpu
 
 # Relative differences of loss and of all gradients together, at most: with softplus; with relu from
 # float64, or so many times torch's own.

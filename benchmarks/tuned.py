@@ -1,4 +1,4 @@
-"""A process as `lipreg.cpu.tune` leaves it, against one as it was found: the same training steps.
+"""A process as `cpu.tune` leaves it, against one as it was found: the same training steps.
 
     python benchmarks/tuned.py --cases=CNN/32,CNN/128
 
@@ -22,7 +22,7 @@ import steps
 from absl import app
 from timing import interleaved, publish, ratio, table
 
-from lipreg import cpu
+from lipreg.training import cpu
 
 # Whether `tune` is called, and with which environment.
 FORMS: dict[str, tuple[bool, dict[str, str]]] = {
@@ -95,7 +95,7 @@ def report(rows: list[dict[str, str]]) -> str:
 # What a process is set to
 
 Training steps on noise, 32 x 32 x 3. "found" is a process that nothing has set, "Eigen" one whose
-convolutions `lipreg.cpu.tune` has taken from YNNPACK, "tuned" one whose memory stays mapped, too:
+convolutions `cpu.tune` has taken from YNNPACK, "tuned" one whose memory stays mapped, too:
 all that `tune` does. Medians of {asked.REPEATS.value} turns; ratios, with quartiles, within a turn.
 
 {table(rows)}

@@ -11,7 +11,7 @@ from absl import flags
 from tqdm import tqdm
 
 import cli
-from lipreg import experiment, report
+from lipreg import reports, runs
 
 _RUN = flags.DEFINE_string("run", None, "a run that has a checkpoint", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "which images")
@@ -22,11 +22,11 @@ _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
 
 
 def main(_: list[str]) -> None:
-    loaded = experiment.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
+    loaded = runs.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
     if loaded.step != loaded.steps:
         print(f"The weights are those of step {loaded.step} of {loaded.steps}.")
     with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
-        text = report.certify(
+        text = reports.certify(
             loaded,
             _RUN.value,
             split=_SPLIT.value,

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags, logging
 
-from lipreg import cpu, parallel
+from lipreg import parallel
+from lipreg.training import cpu
 
 _CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "lipreg")
 _COMPILE_CACHE = flags.DEFINE_string(
@@ -48,7 +49,7 @@ def _parse(argv: list[str]) -> list[str]:
         # as a KeyError, whose text is its argument's repr, into an AttributeError.
         why = error.args[0]
         why = str(why.args[0] if isinstance(why, KeyError) else why).replace("\n", ". ")
-        _fail(f"No such config field (src/lipreg/config.py lists them all): {why}")
+        _fail(f"No such config field (src/lipreg/runs/config.py lists them all): {why}")
     except OSError as error:
         _fail(f"No such config file: {error.filename or error}.")
     except (flags.Error, ValueError, TypeError, SyntaxError, ImportError) as error:

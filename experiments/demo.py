@@ -10,8 +10,8 @@ from absl import flags
 
 import cli
 from configs import digits
-from lipreg import experiment, report
-from lipreg.config import label
+from lipreg import reports, runs
+from lipreg.runs.config import label
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where the runs and the table go")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "runs per row")
@@ -30,12 +30,12 @@ def main(_: list[str]) -> None:
             config = digits.get_config(row)
             config.seed = seed
             run = workdir / f"{row}-{seed}"
-            experiment.train_run(experiment.prepare(config), run, silent=_SILENT.value)
-            if not report.evaluated(run):
-                report.evaluate(experiment.load(run), run)
+            runs.train_run(runs.prepare(config), run, silent=_SILENT.value)
+            if not reports.evaluated(run):
+                reports.evaluate(runs.load(run), run)
             print(f"{label(config)}, seed {seed}: trained and attacked in {run}")
             finished.append(run)
-    text, files = report.table(finished, workdir)
+    text, files = reports.table(finished, workdir)
     print(f"\n{text}")
     print("Pictures:", *(f for f in files if f.suffix == ".png"), sep="\n  ")
 

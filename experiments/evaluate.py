@@ -16,8 +16,8 @@ from absl import flags
 from tqdm import tqdm
 
 import cli
-from lipreg import curves, evaluation, experiment, parallel, report
-from lipreg.config import label
+from lipreg import curves, evaluation, parallel, reports, runs
+from lipreg.runs.config import label
 
 _RUN = flags.DEFINE_string("run", None, "a run that has a checkpoint", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "tune on validation only")
@@ -54,7 +54,7 @@ def main(_: list[str]) -> None:
                 f"--{flag.name}={flag.value}: --protocol={_PROTOCOL.value} does not use it, only "
                 f"{', '.join(protocols)}."
             )
-    loaded = experiment.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
+    loaded = runs.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
     if loaded.step != loaded.steps and parallel.is_main():
         print(f"The weights are those of step {loaded.step} of {loaded.steps}.")
     loaded.config.evaluation.update({k: v for k, v in overrides.items() if v is not None})
@@ -68,7 +68,7 @@ def main(_: list[str]) -> None:
     main_process = parallel.is_main()
     silent = _SILENT.value or not main_process
     progress = partial(tqdm, desc=label(loaded.config), unit="batch", disable=silent)
-    row = report.evaluate(
+    row = reports.evaluate(
         loaded, _RUN.value, split=_SPLIT.value, seed=_SEED.value, progress=progress
     )
     if main_process:
@@ -76,10 +76,10 @@ def main(_: list[str]) -> None:
         print(f"Written to {_RUN.value}: curve.jsonl, distances.npz, curve_*.png, attacked_l2.png")
 
 
-def _robustness(loaded: experiment.Loaded) -> None:
-    surrogate = experiment.load(_SURROGATE.value, _SPLIT.value, 1) if _SURROGATE.value else None
+def _robustness(loaded: runs.Loaded) -> None:
+    surrogate = runs.load(_SURROGATE.value, _SPLIT.value, 1) if _SURROGATE.value else None
     with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
-        text = report.robustness(
+        text = reports.robustness(
             loaded,
             _RUN.value,
             _PROTOCOL.value,

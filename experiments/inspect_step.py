@@ -5,7 +5,7 @@
 Compiles the config's step for one device and for `--devices` (on CPU they are emulated), and reads
 off the programs: floating-point operations, memory, the collectives and the bytes that they move.
 From these follows the efficiency to expect on 1, 8, 64 and 512 devices with the batch per device
-kept, under a model (lipreg.cost.scaling) and rates that you give: the defaults are a third of an
+kept, under a model (cost.scaling) and rates that you give: the defaults are a third of an
 H100's dense TF32 peak, links of 400 Gbit/s and 5 us a message.
 """
 
@@ -15,7 +15,8 @@ from absl import flags
 from ml_collections import config_flags
 
 import cli
-from lipreg import cost, curves, experiment, parallel
+from lipreg import curves, parallel, runs
+from lipreg.training import cost
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _DEVICES = flags.DEFINE_integer("devices", 8, "that share the batch", lower_bound=1)
@@ -25,7 +26,7 @@ _LATENCY = flags.DEFINE_float("latency_s", 5e-6, "of one message", 0)
 flags.mark_flag_as_required("config")
 
 
-def _cost(prepared: experiment.Experiment, devices: int) -> cost.Cost:
+def _cost(prepared: runs.Experiment, devices: int) -> cost.Cost:
     config = prepared.config
     x = np.zeros((config.train.batch_size, *prepared.validation.x.shape[1:]), np.uint8)
     with parallel.over(jax.devices()[:devices]):
@@ -43,7 +44,7 @@ def _cost(prepared: experiment.Experiment, devices: int) -> cost.Cost:
 
 def main(_: list[str]) -> None:
     parallel.emulate(_DEVICES.value)
-    prepared = experiment.prepare(_CONFIG.value)
+    prepared = runs.prepare(_CONFIG.value)
     batch, most = prepared.config.train.batch_size, _DEVICES.value
     if most > jax.device_count():
         raise ValueError(f"--devices={most}; there are {jax.device_count()}.")

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import cli
-from lipreg import sweep
+from lipreg.runs import sweep
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the sweep's folder", required=True)

@@ -8,7 +8,7 @@ differ in their seeds alone make one row: mean ± standard deviation.
 from absl import flags
 
 import cli
-from lipreg import report
+from lipreg import reports
 
 _OUT = flags.DEFINE_string("out", "runs/table", "where to write")
 
@@ -16,7 +16,7 @@ _OUT = flags.DEFINE_string("out", "runs/table", "where to write")
 def main(workdirs: list[str]) -> None:
     if not workdirs:
         raise ValueError("No runs: python experiments/table.py RUN RUN ... --out=DIR.")
-    text, files = report.table(workdirs, _OUT.value)
+    text, files = reports.table(workdirs, _OUT.value)
     print(text)
     print("Written:", *files, sep="\n  ")
 

@@ -1,15 +1,16 @@
 """Train one run: `experiments/train.py --config=FILE.py:ROW --workdir=DIR [--config.x.y=z ...]`.
 
 ROW is an objective of the config file (j0, j1, j2, j2_lip, ...), `_tanh` appended for the tanh
-head. Every field of lipreg/config.py can be overridden. The same command on the same folder goes
-on where the run stopped. All devices share each batch, and those of all `--processes`.
+head. Every field of lipreg/runs/config.py can be overridden. The same command on the same folder
+goes on where the run stopped. All devices share each batch, and those of all `--processes`.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
 import cli
-from lipreg import data, experiment, models, parallel, runs
+from lipreg import datasets, models, parallel, runs
+from lipreg.runs import storage
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -24,13 +25,15 @@ def _tells() -> bool:
 
 
 def main(_: list[str]) -> None:
-    runs.check_workdir(_WORKDIR.value, _CONFIG.value.to_dict())  # before the work of preparing
-    prepared = experiment.prepare(_CONFIG.value)
+    storage.check_workdir(_WORKDIR.value, _CONFIG.value.to_dict())  # before the work of preparing
+    prepared = runs.prepare(_CONFIG.value)
     if _tells():
         weights = models.count_parameters(prepared.state.params)
         print(f"{prepared.config.model.name}: {weights:,} weights")
-        print(f"{prepared.config.data.name}: {data.size(prepared.training):,} images to train on")
-    experiment.train_run(prepared, _WORKDIR.value, silent=_SILENT.value)
+        print(
+            f"{prepared.config.data.name}: {datasets.size(prepared.training):,} images to train on"
+        )
+    runs.train_run(prepared, _WORKDIR.value, silent=_SILENT.value)
     if _tells():
         print(f"Next: python experiments/evaluate.py --run={_WORKDIR.value}")
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom, binomtest
 from scipy.stats import norm as gauss
 
-from lipreg import attacks, curves, data, models
+from lipreg import attacks, curves, datasets, models
 from lipreg.certificates import (
     comparison,
     first_order,
@@ -258,8 +258,8 @@ def test_lanczos_vectors_stay_orthogonal_when_one_eigenvalue_is_far_from_the_res
 
 @pytest.fixture(scope="module")
 def digits():
-    found = data.load("digits", "train")
-    return data.to_unit(found.x[:256]), jnp.asarray(found.y[:256])
+    found = datasets.load("digits", "train")
+    return datasets.to_unit(found.x[:256]), jnp.asarray(found.y[:256])
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lipreg import data, objectives
-from lipreg.config import base_config, check, complete, differing
+from lipreg import datasets, objectives
+from lipreg.runs.config import base_config, check, complete, differing
 
 
 def config(row="j2_lip", **changes):
@@ -77,4 +77,4 @@ def test_fields_that_differ_are_named_with_both_values():
 
 def test_a_set_that_must_be_streamed_is_told_the_field_that_does_it():
     with pytest.raises(ValueError, match=r"No data set 'folder'; .*, or set config.data.side"):
-        data.load("folder", "train")
+        datasets.load("folder", "train")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lipreg import convergence
-from lipreg.convergence import covering_radius, discrepancy, fit_rate
 from lipreg.norms import L1, L2, LINF
+from lipreg.theory import convergence
+from lipreg.theory.convergence import covering_radius, discrepancy, fit_rate
 
 KEY = jax.random.key(0)
 

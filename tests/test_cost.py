@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipreg import cost, models, objectives, parallel, train
+from lipreg import models, objectives, optimizers, parallel, training
+from lipreg.training import cost
 
 BATCH = 32
 X = np.zeros((BATCH, 8, 8, 3), np.uint8)
@@ -20,9 +21,9 @@ def compiled(objective=objectives.j0, strengths=None, name="CNN", **settings):
     model = models.build(name, classes=3, **settings)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
     model_state = {k: v for k, v in variables.items() if k != "params"}
-    tx = train.optimizer(0.1)
-    step = train.make_step(models.functional(model), objective, tx)
-    state = parallel.whole(train.init(jax.random.key(0), variables["params"], model_state, tx))
+    tx = optimizers.sgd(0.1)
+    step = training.make_step(models.functional(model), objective, tx)
+    state = parallel.whole(training.init(jax.random.key(0), variables["params"], model_state, tx))
 
     def one(state, strengths, batch):
         state, parts = step(state, strengths, batch)

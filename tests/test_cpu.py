@@ -1,4 +1,4 @@
-"""lipreg.cpu: what `tune` changes is a process, so each case runs in one of its own."""
+"""lipreg.training.cpu: what `tune` changes is a process, so each case runs in one of its own."""
 
 import os
 import subprocess
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lipreg import cpu
+from lipreg.training import cpu
 
 CONVOLUTIONS = """
 import os
-from lipreg import convolution, cpu
+from lipreg import convolution
 cpu.tune()
 cpu.tune()
 import jax, jax.numpy as jnp, numpy as np
@@ -33,7 +33,6 @@ print(float(value), *(float(jnp.abs(g).sum()) for g in gradients))
 
 FAULTS = """
 import resource, sys
-from lipreg import cpu
 if sys.argv[1:] == ["tuned"]:
     cpu.tune()
 import jax, jax.numpy as jnp

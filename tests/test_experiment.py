@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from lipreg import attacks, curves, data, experiment, losses, models, objectives, report, runs
+from lipreg import attacks, curves, datasets, losses, models, objectives, reports, runs
 from lipreg.norms import LINF
+from lipreg.runs import storage
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 CIFAR = (32, 32, 3)
@@ -31,10 +32,10 @@ def stand_in():
         rng = np.random.default_rng(len(split))
         classes = 100 if name == "cifar100" else 10
         x = rng.integers(0, 256, (24, *SHAPES[name]), np.uint8)
-        return data.Dataset(x, rng.integers(0, classes, 24, np.int32), classes)
+        return datasets.Dataset(x, rng.integers(0, classes, 24, np.int32), classes)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", load)
+        patch.setattr(datasets, "load", load)
         patch.syspath_prepend(str(EXPERIMENTS))
         with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers and floats
             yield
@@ -74,11 +75,11 @@ def tiny(name="digits", row="j2_lip_tanh", **changes):
 )
 def test_a_run_that_would_train_nothing_is_refused(changes, told):
     with pytest.raises(ValueError, match=told):
-        experiment.prepare(tiny(**changes))
+        runs.prepare(tiny(**changes))
 
 
 def test_all_steps_of_a_run_may_make_one_move():
-    assert experiment.prepare(tiny(**{"train.accumulate": 6})).steps == 6
+    assert runs.prepare(tiny(**{"train.accumulate": 6})).steps == 6
 
 
 CONFIGS = [("digits", ""), ("mnist", ""), ("cifar10", ",cnn"), ("cifar100", ",cnn")]
@@ -91,19 +92,19 @@ def test_several_steps_a_dispatch_are_asked_for_in_the_config_and_agree_with_sin
     states = []
     with mock.patch.object(jax.lax, "scan", wraps=jax.lax.scan) as scan:
         for n in (1, 2):
-            prepared = experiment.prepare(tiny(**{"train.per_dispatch": n}))
-            states.append(experiment.train_run(prepared, tmp_path / str(n), silent=True))
+            prepared = runs.prepare(tiny(**{"train.per_dispatch": n}))
+            states.append(runs.train_run(prepared, tmp_path / str(n), silent=True))
             assert scan.called == (n > 1)
     chex.assert_trees_all_close(states[0].params, states[1].params, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "row"), [*ROWS, ("cifar10", "j1")])
 def test_every_config_trains_end_to_end(name, row, tmp_path):
-    prepared = experiment.prepare(tiny(name, row))
-    state = experiment.train_run(prepared, tmp_path / "run", silent=True)
+    prepared = runs.prepare(tiny(name, row))
+    state = runs.train_run(prepared, tmp_path / "run", silent=True)
     assert int(state.step) == 6
     chex.assert_tree_all_finite((state.params, state.model_state))
-    last = runs.metrics(tmp_path / "run")[-1]
+    last = storage.metrics(tmp_path / "run")[-1]
     assert {"step", "objective", "validation_error", "validation_error_pgd"} <= last.keys()
     assert last["validation_error"] <= last["validation_error_pgd"]
     chex.assert_trees_all_equal_shapes(state.params, prepared.state.params)
@@ -115,7 +116,7 @@ def test_digits_offers_every_objective_with_both_heads(row, head):
     config = tiny("digits", row + head)
     assert config.objective == row
     assert config.model.head == (head[1:] or "linear")
-    experiment.prepare(config)  # traces the whole step
+    runs.prepare(config)  # traces the whole step
 
 
 @pytest.mark.parametrize(("name", "model"), [*CONFIGS, ("cifar10", ""), ("cifar100", "")])
@@ -135,9 +136,9 @@ def test_the_cifar_configs_convert_the_authors_units_in_the_open():
 
 def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path, monkeypatch):
     config = tiny(**{"train.ema": 0.9, "data.pad": 1, "data.flip": True})
-    whole = experiment.train_run(experiment.prepare(config), tmp_path / "whole", silent=True)
+    whole = runs.train_run(runs.prepare(config), tmp_path / "whole", silent=True)
 
-    write = runs.Log.write
+    write = storage.Log.write
 
     def killed(self, step, row):
         write(self, step, row)
@@ -146,19 +147,19 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path, monkeypatch):
 
     config.report.every_steps = 1
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Log, "write", killed)
+        patch.setattr(storage.Log, "write", killed)
         with pytest.raises(KeyboardInterrupt):
-            experiment.train_run(experiment.prepare(config), tmp_path / "killed", silent=True)
-    seen = [row["step"] for row in runs.metrics(tmp_path / "killed")]
+            runs.train_run(runs.prepare(config), tmp_path / "killed", silent=True)
+    seen = [row["step"] for row in storage.metrics(tmp_path / "killed")]
     assert seen == [1, 2, 3, 4, 5]
-    resumed = experiment.train_run(experiment.prepare(config), tmp_path / "killed", silent=True)
+    resumed = runs.train_run(runs.prepare(config), tmp_path / "killed", silent=True)
     drop_key = lambda s: (s.params, s.opt_state, s.ema, s.step)
     chex.assert_trees_all_close(drop_key(resumed), drop_key(whole), rtol=1e-6)
-    assert [row["step"] for row in runs.metrics(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in storage.metrics(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
 
     config.strengths.lam = 7.0
     with pytest.raises(ValueError, match=r"strengths.lam \(0.\d+ there, 7.0 asked\)"):
-        experiment.train_run(experiment.prepare(config), tmp_path / "killed", silent=True)
+        runs.train_run(runs.prepare(config), tmp_path / "killed", silent=True)
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +168,8 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, row, seed in (("a0", "j0", 0), ("a1", "j0", 1), ("b0", "j2", 0)):
         config = tiny("digits", row, seed=seed)
-        experiment.train_run(experiment.prepare(config), folder / name, silent=True)
-        report.evaluate(experiment.load(folder / name), folder / name)
+        runs.train_run(runs.prepare(config), folder / name, silent=True)
+        reports.evaluate(runs.load(folder / name), folder / name)
     return folder
 
 
@@ -194,11 +195,11 @@ def test_an_evaluation_holds_what_the_distances_imply(finished):
 
 def test_a_distance_of_an_image_is_that_of_its_own_attack(finished):
     """Whatever batch it came in: seven images at a time find what eight do."""
-    loaded = experiment.load(finished / "b0")
+    loaded = runs.load(finished / "b0")
     with np.load(finished / "b0" / "distances.npz") as file:
         expected = dict(file)
     loaded.config.evaluation.batch_size = 7
-    found = experiment.measure(loaded.logits_fn, loaded.dataset, loaded.config.evaluation)
+    found = runs.measure(loaded.logits_fn, loaded.dataset, loaded.config.evaluation)
     for norm, distances in found.items():
         np.testing.assert_allclose(distances, expected[norm], rtol=1e-3)
 
@@ -210,7 +211,7 @@ def test_a_run_of_a_version_with_fewer_fields_is_read(finished, tmp_path):
         section, field = name.split(".")
         del config[section][field]
     (run / "config.json").write_text(json.dumps(config))
-    a, b = experiment.load(run), experiment.load(finished / "a0")
+    a, b = runs.load(run), runs.load(finished / "a0")
     chex.assert_trees_all_equal(a.logits_fn.args, b.logits_fn.args)
     assert a.config.to_dict() == b.config.to_dict()
 
@@ -219,7 +220,7 @@ def test_the_radius_of_the_table_is_measured_however_short_the_grid():
     """A linear model, whose distances are known."""
     x = np.full((4, 1, 2, 1), 128, np.uint8)
     x[:, 0, 0, 0] += np.array([10, 30, 50, 70], np.uint8)
-    images = data.Dataset(x, np.zeros(4, np.int32), 2)
+    images = datasets.Dataset(x, np.zeros(4, np.int32), 2)
     evaluation = tiny().evaluation
     evaluation.update({"examples": 4, "batch_size": 4, "steps": 5})
     exact = {"l2": (x[:, 0, 0, 0] - 128) / 255 / 2**0.5, "linf": (x[:, 0, 0, 0] - 128) / 255 / 2}
@@ -227,34 +228,34 @@ def test_the_radius_of_the_table_is_measured_however_short_the_grid():
         evaluation.radii = radii
         for norm in exact:
             evaluation[norm].update({"largest": largest, "table": 0.9})
-        found = experiment.measure(lambda x: x.reshape(-1, 2), images, evaluation)
+        found = runs.measure(lambda x: x.reshape(-1, 2), images, evaluation)
         for norm, distances in found.items():
             assert (distances >= exact[norm] * (1 - 1e-4)).all()
             assert (distances <= 0.9).all()  # not inf, which would be no error at this radius
 
 
 def test_seeds_of_one_config_are_one_row_and_unfinished_runs_none(finished, tmp_path):
-    text, _ = report.table([finished / name for name in ("a0", "a1", "b0")], tmp_path / "out")
+    text, _ = reports.table([finished / name for name in ("a0", "a1", "b0")], tmp_path / "out")
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:4]] == ["J0", "J2"]
     assert "±" in text.splitlines()[2]
     assert "±" not in text.splitlines()[3]
 
     run = shutil.copytree(finished / "b0", tmp_path / "b0")
-    assert report.evaluated(run)
-    assert not report.evaluated(run, split="validation")
+    assert reports.evaluated(run)
+    assert not reports.evaluated(run, split="validation")
     shutil.rmtree(run / "checkpoints" / "6")
-    loaded = experiment.load(run)
+    loaded = runs.load(run)
     assert (loaded.step, loaded.steps) == (3, 6)
-    report.evaluate(loaded, run)
-    assert not report.evaluated(run)
+    reports.evaluate(loaded, run)
+    assert not reports.evaluated(run)
     with pytest.raises(ValueError, match=r"b0 was evaluated at step 3 of 6: let its training end"):
-        report.table([finished / "a0", run], tmp_path / "none")
+        reports.table([finished / "a0", run], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 def test_a_protocol_leaves_its_report_in_the_run(finished, tmp_path):
     run = shutil.copytree(finished / "a0", tmp_path / "a0")
-    text = report.robustness(experiment.load(run), run, "deck")
+    text = reports.robustness(runs.load(run), run, "deck")
     assert (run / "robustness_deck.md").read_text() == text
     assert "basic_iterative" in text
     record = json.loads((run / "robustness_deck.json").read_text())
@@ -270,11 +271,11 @@ def test_a_protocol_leaves_its_report_in_the_run(finished, tmp_path):
 
 def test_certified_radii_stay_below_what_attacks_find_and_are_written_down(finished, tmp_path):
     run = shutil.copytree(finished / "a0", tmp_path / "a0")
-    loaded = experiment.load(run)
-    answers = np.array(loaded.logits_fn(data.to_unit(loaded.dataset.x)).argmax(1))
+    loaded = runs.load(run)
+    answers = np.array(loaded.logits_fn(datasets.to_unit(loaded.dataset.x)).argmax(1))
     answers[0] += 1  # all right but one, which says more than the few that such a run gets right
     loaded = loaded._replace(dataset=loaded.dataset._replace(y=answers % loaded.dataset.classes))
-    text = report.certify(loaded, run, examples=8, sigma=0.25)
+    text = reports.certify(loaded, run, examples=8, sigma=0.25)
     assert (run / "certificates.md").read_text() == text
     assert text.count("| certified |") == 4
     assert "Smoothed with sigma = 0.25" in text
@@ -287,14 +288,14 @@ def test_certified_radii_stay_below_what_attacks_find_and_are_written_down(finis
     np.testing.assert_array_equal(found["margin, global"] > 0, attacked > 0)
     assert (found["margin, local"] >= found["margin, global"] * (1 - 1e-5)).all()
     with pytest.raises(ValueError, match="examples = 99; the split has 24"):
-        report.certify(loaded, run, examples=99)
+        reports.certify(loaded, run, examples=99)
 
 
 def test_more_images_than_there_are_is_an_error(finished):
-    loaded = experiment.load(finished / "a0")
+    loaded = runs.load(finished / "a0")
     loaded.config.evaluation.examples = 99
     with pytest.raises(ValueError, match="examples = 99; the split has 24"):
-        experiment.measure(loaded.logits_fn, loaded.dataset, loaded.config.evaluation)
+        runs.measure(loaded.logits_fn, loaded.dataset, loaded.config.evaluation)
 
 
 # Any model: the core asks for a function of images only.

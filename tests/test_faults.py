@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from test_runs import a_state, assert_same
 
-from lipreg import experiment, report, runs
-from lipreg.config import base_config
+from lipreg import reports, runs
 from lipreg.evaluation.store import Store
+from lipreg.runs import storage
+from lipreg.runs.config import base_config
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 TRAIN = (
@@ -41,7 +42,7 @@ PER_EPOCH = 20  # of 1,294 images in batches of 64
 
 # Children are forked from one process that has paid for the imports and not touched jax.
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["lipreg.experiment", "sklearn.datasets", "tensorboardX"])
+FORKED.set_forkserver_preload(["lipreg.runs", "sklearn.datasets", "tensorboardX"])
 
 
 def launch(argv: list[str], log: str, largest_file: int) -> None:
@@ -71,7 +72,7 @@ def finish(process) -> int:
 def fill_a_log(workdir: str) -> None:
     """In a child: write rows until there is no space."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (40 << 10, 40 << 10))
-    with runs.Log(workdir) as log:
+    with storage.Log(workdir) as log:
         for step in itertools.count():
             log.write(step, dict.fromkeys("abcde", 0.5))
 
@@ -84,13 +85,13 @@ def test_a_run_holds_its_folder_and_after_kill_nine_goes_on_to_the_same_numbers(
         time.sleep(0.01)
     os.kill(first.pid, signal.SIGSTOP)
     with pytest.raises(ValueError, match=r"killed is in use by another process"):
-        runs.lock(killed).__enter__()
+        storage.lock(killed).__enter__()
     os.kill(first.pid, signal.SIGKILL)
     assert finish(first) == -signal.SIGKILL
-    assert PER_EPOCH <= len(runs.metrics(killed)) < 5 * PER_EPOCH
+    assert PER_EPOCH <= len(storage.metrics(killed)) < 5 * PER_EPOCH
     assert finish(start(killed)) == 0
     assert finish(unbroken) == 0
-    assert len(runs.metrics(whole)) == 5 * PER_EPOCH
+    assert len(storage.metrics(whole)) == 5 * PER_EPOCH
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
@@ -114,7 +115,7 @@ def test_no_space_for_a_checkpoint_is_one_line_and_with_room_the_run_goes_on(tmp
     assert finish(start(workdir, largest_file=24 << 10)) == 2
     assert "checkpoints" in one_line(workdir)
     assert finish(start(workdir)) == 0
-    assert len(runs.metrics(workdir)) == 5 * PER_EPOCH
+    assert len(storage.metrics(workdir)) == 5 * PER_EPOCH
 
 
 def test_a_log_without_space_fails_and_never_waits(tmp_path):
@@ -130,12 +131,12 @@ def test_a_kill_in_the_middle_of_the_claim_leaves_a_folder_that_can_be_claimed(t
     def killed(*_):
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, runs.lock(tmp_path / "run"):
+    with pytest.MonkeyPatch.context() as patch, storage.lock(tmp_path / "run"):
         patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            runs.claim(tmp_path / "run", IDENTITY)
-    runs.claim(tmp_path / "run", IDENTITY)
-    assert runs.read_config(tmp_path / "run").to_dict() == IDENTITY
+            storage.claim(tmp_path / "run", IDENTITY)
+    storage.claim(tmp_path / "run", IDENTITY)
+    assert storage.read_config(tmp_path / "run").to_dict() == IDENTITY
 
 
 DAMAGE = {
@@ -152,9 +153,9 @@ DAMAGE = {
 def saved(tmp_path_factory):
     """A folder with the checkpoints 1 and 2."""
     folder = tmp_path_factory.mktemp("saved")
-    with runs.checkpoints(folder) as manager:
+    with storage.checkpoints(folder) as manager:
         for step in (1, 2):
-            runs.save(manager, step, a_state(float(step)))
+            storage.save(manager, step, a_state(float(step)))
     return folder
 
 
@@ -163,8 +164,8 @@ def outcome(folder: Path) -> str:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with runs.checkpoints(folder) as manager:
-                found = runs.restore(manager, a_state(0.0))
+            with storage.checkpoints(folder) as manager:
+                found = storage.restore(manager, a_state(0.0))
         except ValueError as error:
             return f"refused: {error}"
     warned = any("Checkpoint 2 " in str(w.message) for w in caught)
@@ -223,23 +224,23 @@ def evaluated(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "run"
     config = base_config("j0", {"j0": {}})
     config.model.settings = {"channels": (2,), "batch_norm": False}
-    runs.claim(run, config.to_dict())
-    with jax.numpy_dtype_promotion("standard"), runs.checkpoints(run) as manager:
-        runs.save(manager, 1, experiment.prepare(config).state)
+    storage.claim(run, config.to_dict())
+    with jax.numpy_dtype_promotion("standard"), storage.checkpoints(run) as manager:
+        storage.save(manager, 1, runs.prepare(config).state)
     Store(run / "robustness_deck", IDENTITY).put("l2-0", found=np.zeros(3))
     np.savez_compressed(run / "distances.npz", l2=np.zeros(3), linf=np.zeros(3))
     (run / "evaluation.json").write_text(json.dumps({"row": {}}))
     (run / "robustness_full.json").write_text(json.dumps({"norms": {}}))
-    experiment.load(run)
+    runs.load(run)
     return run
 
 
 READERS = {
-    "config.json": experiment.load,
-    "checkpoints/1/**/*": experiment.load,
-    "distances.npz": lambda run: report.table([run], run / "table"),
-    "evaluation.json": lambda run: report.table([run], run / "table"),
-    "robustness_full.json": lambda run: report.table([run], run / "table"),
+    "config.json": runs.load,
+    "checkpoints/1/**/*": runs.load,
+    "distances.npz": lambda run: reports.table([run], run / "table"),
+    "evaluation.json": lambda run: reports.table([run], run / "table"),
+    "robustness_full.json": lambda run: reports.table([run], run / "table"),
     "robustness_deck/identity.json": lambda run: Store(run / "robustness_deck", IDENTITY),
 }
 

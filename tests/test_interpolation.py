@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from lipreg import interpolation
-from lipreg.interpolation import SIDES, extend, minimise
 from lipreg.norms import L1, L2, LINF, lp
+from lipreg.theory import interpolation
+from lipreg.theory.interpolation import SIDES, extend, minimise
 
 NORMS = [L1, L2, LINF, lp(3)]
 each_norm = pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.name)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from lipreg import data
+from lipreg import datasets
 from lipreg.lipschitz import of_data
 from lipreg.norms import LINF
 from lipreg.theory import labels
@@ -92,8 +92,8 @@ def test_random_labels_raise_L0_and_are_fitted_without_the_regulariser_only():
     sizes = {"data": ("digits",), "examples": 96, "epochs": 60, "percents": (0, 50, 100)}
     config = tiny(**sizes, repeats=1, lam=3.0)
     study = labels.random_labels(config)
-    training = data.load("digits", "train")
-    clean = of_data(data.to_unit(training.x[:96]), training.y[:96]).value
+    training = datasets.load("digits", "train")
+    clean = of_data(datasets.to_unit(training.x[:96]), training.y[:96]).value
     found = {(w, m): values(study, w, m)[:, 0] for w, m in REPORTED}
     L0 = found["L0", "data"]
     assert L0[0] == clean
@@ -156,7 +156,7 @@ def test_without_wrong_labels_nothing_is_corrected_and_all_else_is_measured(with
 def test_a_strength_is_chosen_by_the_validation_split_alone(monkeypatch):
     """Strengths that ruin are not chosen, and test labels choose nothing."""
     config = correcting(percents=(30,), weight_decays=(0.0, 5.0), smoothings=(1.0, 0.0))
-    study, load = labels.label_correction(config), data.load
+    study, load = labels.label_correction(config), datasets.load
     chosen = {m: values(study, "strength chosen", m) for m in METHODS}
     assert (chosen["weight decay"] == 0).all()
     assert (chosen["label smoothing"] == 0).all()
@@ -168,7 +168,7 @@ def test_a_strength_is_chosen_by_the_validation_split_alone(monkeypatch):
             y = (dataset.y + 1) % 10
             return dataset._replace(y=y) if split == which else dataset
 
-        monkeypatch.setattr(data, "load", loaded)
+        monkeypatch.setattr(datasets, "load", loaded)
         return labels.label_correction(config)
 
     other = rolled("test")

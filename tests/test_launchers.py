@@ -16,7 +16,6 @@ DIGITS = f"--config={CONFIGS}/digits.py"
 DRIVER = """
 import json, os, runpy, sys
 import absl.app, matplotlib.figure, orbax.checkpoint
-from lipreg import experiment, report
 sys.path.insert(0, "experiments")
 for argv, out in json.load(sys.stdin):
     child = os.fork()

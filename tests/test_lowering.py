@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from lowered import products
 
-from lipreg import attacks, cost, models, objectives, train
+from lipreg import attacks, models, objectives, optimizers, training
 from lipreg.models import layers
+from lipreg.training import cost
 
 BATCH = 8
 X, Y = np.zeros((BATCH, 8, 8, 3), np.uint8), np.zeros(BATCH, np.int32)
@@ -42,10 +43,10 @@ def step(name, method):
     """A traced training step."""
     objective = partial(getattr(objectives, name), **{"method": method} if method else {})
     apply, params = network()
-    tx = train.optimizer(0.1)
-    state = train.init(jax.random.key(0), params, {}, tx)
+    tx = optimizers.sgd(0.1)
+    state = training.init(jax.random.key(0), params, {}, tx)
     strengths = dict.fromkeys(objectives.strengths(objective), jnp.float32(0.1))
-    return jax.jit(train.make_step(apply, objective, tx)).trace(state, strengths, (X, Y))
+    return jax.jit(training.make_step(apply, objective, tx)).trace(state, strengths, (X, Y))
 
 
 def attack(name):

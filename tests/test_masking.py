@@ -7,15 +7,15 @@ import pytest
 from jax import lax
 from jax.tree_util import Partial
 
-from lipreg import data, models, objectives, train
+from lipreg import batching, datasets, models, objectives, optimizers, training
 from lipreg.evaluation import masking
 from lipreg.evaluation.masking import masking_report, to_markdown, verdict
 from lipreg.norms import L1, L2, lp
 
 KEY = jax.random.key(0)
 N, EPS = 96, 0.1
-DIGITS, HELD_OUT = (data.load("digits", split) for split in ("train", "test"))
-X, Y = data.to_unit(HELD_OUT.x[:N]), jnp.asarray(HELD_OUT.y[:N])
+DIGITS, HELD_OUT = (datasets.load("digits", split) for split in ("train", "test"))
+X, Y = datasets.to_unit(HELD_OUT.x[:N]), jnp.asarray(HELD_OUT.y[:N])
 LINEAR = models.build("MLP", classes=10, widths=(48,))
 TANH = models.build("MLP", classes=10, widths=(96,), head="tanh")
 APPLY = {module: models.functional(module) for module in (LINEAR, TANH)}
@@ -25,16 +25,16 @@ def trainer(module, objective):
     """`strengths -> (params, model_state)` after 300 steps on the digits; one program."""
     variables = module.init(KEY, X[:1], False)
     params = variables.pop("params")
-    tx = train.optimizer(0.05)
-    step = train.make_step(APPLY[module], objective, tx)
+    tx = optimizers.sgd(0.05)
+    step = training.make_step(APPLY[module], objective, tx)
     x, y = jnp.asarray(DIGITS.x), jnp.asarray(DIGITS.y)
-    epochs = [data.epoch_batches(jax.random.key(i), len(y), 64) for i in range(15)]
+    epochs = [batching.epoch_batches(jax.random.key(i), len(y), 64) for i in range(15)]
     rows = jnp.asarray(np.concatenate(epochs)[:300])
 
     @jax.jit
     def run(strengths):
         one = lambda state, rows: (step(state, strengths, (x[rows], y[rows]))[0], None)
-        state = lax.scan(one, train.init(KEY, params, variables, tx), rows)[0]
+        state = lax.scan(one, training.init(KEY, params, variables, tx), rows)[0]
         return state.params, state.model_state
 
     return lambda **strengths: run(jax.tree.map(jnp.float32, strengths))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipreg import attacks, data, models, objectives, parallel, train
+from lipreg import attacks, batching, datasets, models, objectives, optimizers, parallel, training
 from lipreg.evaluation import Stage, cascade
 from lipreg.norms import L2, LINF
 
@@ -26,19 +26,19 @@ X = np.asarray(jax.random.randint(jax.random.fold_in(KEY, 1), (96, 6, 6, 1), 0, 
 Y = np.asarray(jax.random.randint(jax.random.fold_in(KEY, 2), (96,), 0, 3), np.int32)
 MODEL = models.build("CNN", classes=3, activation="softplus", channels=(4,), batch_norm=True)
 APPLY = models.functional(MODEL)
-STEP = train.make_step(APPLY, objectives.j2_lip, train.optimizer(0.05))
+STEP = training.make_step(APPLY, objectives.j2_lip, optimizers.sgd(0.05))
 STRENGTHS = {"eps": 0.3, "lam": 0.1}
 
 
 def first_state():
     variables = MODEL.init(KEY, jnp.zeros((1, 6, 6, 1)), train=False)
     model_state = {"batch_stats": variables["batch_stats"]}
-    return train.init(KEY, variables["params"], model_state, train.optimizer(0.05))
+    return training.init(KEY, variables["params"], model_state, optimizers.sgd(0.05))
 
 
 def fifty_steps(**options):
-    dataset = data.Dataset(X, Y, 3)
-    fit = partial(train.fit, batch_size=16, steps=50, every=50, key=KEY)
+    dataset = datasets.Dataset(X, Y, 3)
+    fit = partial(training.fit, batch_size=16, steps=50, every=50, key=KEY)
     *_, (state, parts) = fit(STEP, first_state(), STRENGTHS, dataset, **options)
     return jax.device_get((state.params, state.model_state)), parts
 
@@ -60,14 +60,14 @@ def test_the_devices_find_the_adversarial_images_of_one():
     w1, w2 = (jax.random.normal(jax.random.fold_in(KEY, n), (36, 36)) for n in (3, 4))
     two_layers = lambda w1, w2, x: jnp.tanh((x.reshape(len(x), -1) - 0.5) @ w1) @ w2
     logits_fn = jax.tree_util.Partial(two_layers, w1, w2)
-    x = np.asarray(data.to_unit(X[:40]))
+    x = np.asarray(datasets.to_unit(X[:40]))
     y = np.asarray(logits_fn(x).argmax(1))
     pgd = lambda key, f, x, y, eps, round_: attacks.pgd(key, f, x, y, eps, norm=LINF, steps=5)
     deepfool = jax.jit(partial(attacks.deepfool, norm=L2, steps=10))
 
     def found():
         outcome = cascade(KEY, logits_fn, x, y, 0.05, [Stage("pgd", pgd)], batch_size=20)
-        nearest = data.map_batches(partial(deepfool, KEY, logits_fn), 10, x, y)
+        nearest = batching.map_batches(partial(deepfool, KEY, logits_fn), 10, x, y)
         return outcome.x_adv, outcome.broken_by, nearest
 
     expected = found()

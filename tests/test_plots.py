@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lipreg import curves, plots
+from lipreg import curves
+from lipreg.reports import plots
 
 DISTANCES = {"J0": np.array([0.0, 0.1, 0.2, np.inf]), "J2": np.array([0.0, 0.3, 0.4, 0.5])}
 X = np.zeros((2, 4, 4, 1))

@@ -9,8 +9,9 @@ import optax
 import pytest
 from lowered import products
 
-from lipreg import data, losses, models, objectives, program, runs, train
-from lipreg.config import base_config, check, complete
+from lipreg import datasets, losses, models, objectives, training
+from lipreg.runs import build, storage
+from lipreg.runs.config import base_config, check, complete
 
 SMALL = {
     "CNN": {"channels": (4,), "hidden": 4},
@@ -19,7 +20,7 @@ SMALL = {
     "ResNet18": {"channels": (4, 8), "stages": (1, 1)},
     "ResNet50": {"channels": (4, 8), "stages": (1, 1)},
 }
-IMAGES = data.Dataset(np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, np.int32), 3)
+IMAGES = datasets.Dataset(np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, np.int32), 3)
 LAM, EPS = 0.1, 0.1
 each_network = pytest.mark.parametrize("name", models.NAMES)
 
@@ -37,7 +38,7 @@ def config(name="CNN", **changes):
 
 def start(**changes):
     """A config's program, its first state, and the other arguments of its step."""
-    made = program.of(config(**changes), IMAGES, 1)
+    made = build.of(config(**changes), IMAGES, 1)
     state = jax.eval_shape(made.init, jax.random.key(0), jax.random.key(1))
     return made, state, ({"eps": jnp.float32(EPS), "lam": jnp.float32(LAM)}, (IMAGES.x, IMAGES.y))
 
@@ -48,7 +49,7 @@ def start(**changes):
 def test_every_product_of_a_run_is_in_its_precision(name, precision):
     """In the step, second derivatives included, in validation, and in the trained network."""
     made, state, (strengths, batch) = start(name=name, **{"train.precision": precision})
-    logits_fn = jax.eval_shape(partial(train.logits_fn, made.apply), state)
+    logits_fn = jax.eval_shape(partial(training.logits_fn, made.apply), state)
     x = jax.ShapeDtypeStruct(IMAGES.x.shape, jnp.float32)
     keys = jax.eval_shape(partial(jax.random.split, num=4), jax.random.key(0))
     slopes = lambda f, x: jax.grad(lambda x: f(x).sum())(x)
@@ -103,7 +104,7 @@ def network(dtype="float32"):
 @cache
 def step(dtype, method):
     objective = partial(objectives.j2_lip, method=method)
-    return jax.jit(train.make_step(network(dtype)[0], objective, KEEP))
+    return jax.jit(training.make_step(network(dtype)[0], objective, KEEP))
 
 
 def problem(kind):
@@ -122,7 +123,7 @@ def problem(kind):
 @pytest.mark.parametrize(("kind", "method"), ROUNDING)
 def test_gradients_in_bfloat16_are_finite_and_near_those_in_float32(kind, method):
     params, y = problem(kind)
-    state = train.init(jax.random.key(2), params, {}, KEEP)
+    state = training.init(jax.random.key(2), params, {}, KEEP)
     slopes = {}
     for dtype in models.DTYPES:
         after, parts = step(dtype, method)(state, {"eps": EPS, "lam": LAM}, (X, y))
@@ -159,9 +160,9 @@ def test_a_run_from_before_these_settings_is_taken_up_and_read_with_the_defaults
     now = config()
     before = now.copy_and_resolve_references()
     del before.train.precision, before.model.settings.dtype
-    runs.claim(tmp_path, before.to_dict())
-    assert complete(runs.read_config(tmp_path)).to_dict() == now.to_dict()
-    runs.check_workdir(tmp_path, now.to_dict())
+    storage.claim(tmp_path, before.to_dict())
+    assert complete(storage.read_config(tmp_path)).to_dict() == now.to_dict()
+    storage.check_workdir(tmp_path, now.to_dict())
     changed = config(**{"train.precision": "highest"})
     with pytest.raises(ValueError, match=r"train.precision \('default' there, 'highest' asked\)"):
-        runs.check_workdir(tmp_path, changed.to_dict())
+        storage.check_workdir(tmp_path, changed.to_dict())

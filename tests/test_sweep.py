@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipreg import data, experiment, objectives, parallel, plots, program, runs, sweep, train
-from lipreg.config import base_config
+from lipreg import datasets, objectives, parallel, runs, training
+from lipreg.reports import plots
+from lipreg.runs import build, storage, sweep
+from lipreg.runs.config import base_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,10 +25,10 @@ ROOT = Path(__file__).parents[1]
 def stand_in(monkeypatch):
     """Sixty-four images of noise, whatever the data set and split."""
     rng = np.random.default_rng(0)
-    images = data.Dataset(
+    images = datasets.Dataset(
         rng.integers(0, 256, (64, 8, 8, 1), np.uint8), rng.integers(0, 10, 64, np.int32), 10
     )
-    monkeypatch.setattr(data, "load", lambda *_, **__: images)
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: images)
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers and floats
         yield
 
@@ -49,10 +51,10 @@ def numbers(folder):
     """The metrics and the weights of every point."""
     found = {}
     for run in sorted((folder / "points").iterdir()):
-        prepared = experiment.prepare(runs.read_config(run))
-        with runs.checkpoints(run) as manager:
-            state = runs.restore(manager, prepared.state)
-        found[run.name] = jax.device_get(state.params), runs.metrics(run)
+        prepared = runs.prepare(storage.read_config(run))
+        with storage.checkpoints(run) as manager:
+            state = storage.restore(manager, prepared.state)
+        found[run.name] = jax.device_get(state.params), storage.metrics(run)
     return found
 
 
@@ -113,14 +115,14 @@ def swept(tmp_path_factory):
 def test_every_engine_gives_each_point_the_numbers_of_its_single_run(swept):
     found = sweep.points(config(), AXES)
     for name, one in found.items():
-        with mock.patch.object(program, "_compiled", program._compiled.__wrapped__):
-            experiment.train_run(experiment.prepare(one), swept / "single/points" / name)
+        with mock.patch.object(build, "_compiled", build._compiled.__wrapped__):
+            runs.train_run(runs.prepare(one), swept / "single/points" / name)
     chex.clear_trace_counter()
     traced = chex.assert_max_traces(objectives.j2_lip, n=2)  # prepare's look, and the compilation
-    with mock.patch.object(program, "bound_objective", return_value=keep_signature(traced)):
-        program._compiled.cache_clear()
+    with mock.patch.object(build, "bound_objective", return_value=keep_signature(traced)):
+        build._compiled.cache_clear()
         sweep.run(found, swept / "loop", engine="loop", silent=True)
-    program._compiled.cache_clear()
+    build._compiled.cache_clear()
     sweep.run(found, swept / "vmap", engine="vmap", silent=True)
     single = numbers(swept / "single")
     for engine in ("loop", "vmap"):
@@ -145,7 +147,7 @@ def test_a_sweep_that_was_killed_does_what_is_left_and_nothing_twice(swept, tmp_
     with pytest.raises(ValueError, match=r"1 of 5 points are not done: lam=2.0,seed=0"):
         sweep.report(extra, AXES, tmp_path / "sweep")
     shutil.rmtree(tmp_path / "sweep/points/lam=1.0,seed=1")
-    with mock.patch.object(experiment, "train_run", wraps=experiment.train_run) as train_run:
+    with mock.patch.object(runs, "train_run", wraps=runs.train_run) as train_run:
         sweep.run(found, tmp_path / "sweep", silent=True)
     assert [call.args[1].name for call in train_run.call_args_list] == ["lam=1.0,seed=1"]
     (tmp_path / "sweep/points/lam=0.0,seed=1/point.json").write_text('{"validation_error": 0.1')
@@ -188,15 +190,15 @@ def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_
         return value, parts | {"lip": jnp.where(lam > 1, jnp.nan, 0.0) + 0 * eps}
 
     found = sweep.points(config(), {"strengths.lam": (0.0, 2.0, 1.0)})
-    program._compiled.cache_clear()
-    with mock.patch.object(program, "bound_objective", return_value=breaks):
+    build._compiled.cache_clear()
+    with mock.patch.object(build, "bound_objective", return_value=breaks):
         sweep.run(found, tmp_path, engine=engine, silent=True)
-    program._compiled.cache_clear()
+    build._compiled.cache_clear()
     text, _ = sweep.report(found, {"strengths.lam": (0.0, 2.0, 1.0)}, tmp_path)
     assert "diverged" in next(line for line in text.splitlines() if "lam=2.0" in line)
     assert "lip is nan" in text
     for name in ("lam=0.0", "lam=1.0"):
-        assert runs.metrics(tmp_path / "points" / name)[-1]["step"] == 8
+        assert storage.metrics(tmp_path / "points" / name)[-1]["step"] == 8
 
 
 def test_points_of_several_shapes_are_not_trained_together(tmp_path):
@@ -208,9 +210,9 @@ def test_points_of_several_shapes_are_not_trained_together(tmp_path):
 
 
 def test_devices_share_the_runs_that_are_trained_together(tmp_path):
-    found = [experiment.prepare(point) for point in sweep.points(config(), AXES).values()]
+    found = [runs.prepare(point) for point in sweep.points(config(), AXES).values()]
     with parallel.over(jax.devices()[:4]):
-        *_, (state, _) = train.fit(
+        *_, (state, _) = training.fit(
             jax.vmap(found[0].program.step),
             jax.tree.map(lambda *a: jnp.stack(a), *(one.state for one in found)),
             {"eps": jnp.full(4, 0.1), "lam": jnp.arange(4.0)},

@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from lipreg import curves, files, report, runs
-from lipreg.config import base_config
+from lipreg import curves, files, reports
+from lipreg.runs import storage
+from lipreg.runs.config import base_config
 
 STRENGTHS = {"j0": {}, "j2": {"eps": 0.1}}
 DISTANCES = np.array([0.0, 0.05, 0.2, np.inf])
@@ -18,7 +19,7 @@ def a_run(folder, row="j0", *, distances=DISTANCES, record=None, robust=None, **
     config = base_config(row, STRENGTHS)
     config.evaluation.examples = len(distances)
     config.update_from_flattened_dict(changes)
-    runs.claim(folder, config.to_dict(), steps=6)
+    storage.claim(folder, config.to_dict(), steps=6)
     found = {"l2": distances, "linf": distances / 2}
     files.write_arrays(folder / "distances.npz", **found)
     whole = {
@@ -57,7 +58,7 @@ def test_seeds_are_one_row_of_mean_and_deviation_and_one_curve(tmp_path):
         a_run(tmp_path / "1", seed=1, distances=np.array([0.0, 0.0, 0.0, np.inf])),
         a_run(tmp_path / "2", "j2"),
     ]
-    text, written = report.table(seeds, tmp_path / "out")
+    text, written = reports.table(seeds, tmp_path / "out")
     assert cells(text)["J0"]["% clean error"] == "50 ± 35"
     assert cells(text)["J2"]["% clean error"] == "25"
     assert "1 or 2 seeds a row, mean ± standard deviation" in text
@@ -75,7 +76,7 @@ def test_configs_that_share_label_and_folders_name_are_rows_of_their_own(tmp_pat
         )
     ]
     found.append(a_run(tmp_path / "d"))
-    rows = cells(report.table(found, tmp_path / "out")[0])
+    rows = cells(reports.table(found, tmp_path / "out")[0])
     assert list(rows) == ["J2 (a/lam=0)", "J2 (b/lam=0)", "J2 (c/lam=0)", "J0"]
     assert [row["% clean error"] for row in rows.values()] == ["25", "100", "0", "25"]
 
@@ -84,7 +85,7 @@ def test_a_run_counts_once(tmp_path):
     one, two = (a_run(tmp_path / name) for name in "ab")
     for other in (one, tmp_path / "a/../a", two):
         with pytest.raises(ValueError, match=r"a and .* are of one config and seed: name one"):
-            report.table([one, other], tmp_path / "out")
+            reports.table([one, other], tmp_path / "out")
 
 
 VALIDATION = {"split": "validation"}
@@ -115,7 +116,7 @@ def test_what_was_measured_otherwise_is_refused_naming_runs_and_field(a, b, fiel
     pair = a_run(tmp_path / "a", **a), a_run(tmp_path / "b", "j2", **b)
     message = rf"a and \S*b do not go into one table: {re.escape(fields)}"
     with pytest.raises(ValueError, match=message) as caught:
-        report.table(pair, tmp_path / "out")
+        reports.table(pair, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -135,7 +136,7 @@ def test_autoattack_of_other_images_or_weights_is_refused(change, field, tmp_pat
     ]
     message = rf"b/robustness_autoattack.json and evaluation.json do not go .*: {field}\."
     with pytest.raises(ValueError, match=message):
-        report.table(runs_, tmp_path / "out")
+        reports.table(runs_, tmp_path / "out")
 
 
 def test_autoattack_at_other_radii_is_refused(tmp_path):
@@ -145,7 +146,7 @@ def test_autoattack_at_other_radii_is_refused(tmp_path):
         a_run(tmp_path / "b", "j2", robust={"autoattack": other}),
     ]
     with pytest.raises(ValueError, match=re.escape("radii.l2 is ['0.5'] and ['0.4']")):
-        report.table(runs_, tmp_path / "out")
+        reports.table(runs_, tmp_path / "out")
 
 
 def test_errors_under_autoattack_become_columns_when_every_run_has_them(tmp_path):
@@ -153,10 +154,10 @@ def test_errors_under_autoattack_become_columns_when_every_run_has_them(tmp_path
     found.append(a_run(tmp_path / "2", "j2"))
     files.write_json(found[0] / "robustness_full.json", an_attack("full", error=0.9))
     for place, run in enumerate(found):
-        text, _ = report.table(found, tmp_path / "out")
+        text, _ = reports.table(found, tmp_path / "out")
         assert "AutoAttack" not in text
         files.write_json(run / "robustness_autoattack.json", an_attack(error=0.25 + 0.05 * place))
-    rows = cells(report.table(found, tmp_path / "out")[0])
+    rows = cells(reports.table(found, tmp_path / "out")[0])
     column = "% AutoAttack error at l2 0.5"
     assert [row[column] for row in rows.values()] == ["27.5 ± 3.5", "35"]
     assert rows["J2"]["masking flags"] == "2"
@@ -166,29 +167,29 @@ def test_radii_that_are_close_have_a_column_each(tmp_path):
     errors = {"0.0314": {"square": 0.5}, "0.0313725": {"square": 0.25}}
     norms = {norm: {"errors": errors, "checks": []} for norm in ("l2", "linf")}
     run = a_run(tmp_path / "run", robust={"full": {"norms": norms}})
-    row = cells(report.table([run], tmp_path / "out")[0])["J0"]
+    row = cells(reports.table([run], tmp_path / "out")[0])["J0"]
     assert row["% AutoAttack error at linf 0.0314"] == "50"
     assert row["% AutoAttack error at linf 0.0313725"] == "25"
 
 
 def test_an_evaluation_is_believed_if_its_files_belong_together_and_to_the_config(tmp_path):
     run = a_run(tmp_path / "run")
-    assert report.evaluated(run)
-    assert not report.evaluated(run, seed=1)
+    assert reports.evaluated(run)
+    assert not reports.evaluated(run, seed=1)
     record = files.read(run / "evaluation.json")
 
     files.write_json(run / "evaluation.json", record | {"step": 3})
-    assert not report.evaluated(run)
+    assert not reports.evaluated(run)
     files.write_json(run / "evaluation.json", {"row": {}})
-    assert not report.evaluated(run)
+    assert not reports.evaluated(run)
     (run / "evaluation.json").write_text("")
-    assert not report.evaluated(run)
+    assert not reports.evaluated(run)
 
     files.write_json(run / "evaluation.json", record)
     files.write_arrays(run / "distances.npz", l2=np.zeros(4), linf=np.zeros(4))
-    assert not report.evaluated(run)
+    assert not reports.evaluated(run)
     with pytest.raises(ValueError, match=r"distances\.npz are of two evaluations: run python"):
-        report.table([run], tmp_path / "out")
+        reports.table([run], tmp_path / "out")
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

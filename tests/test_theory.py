@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from test_launchers import DRIVER, ROOT
 
-from lipreg import convergence, theory
-from lipreg.theory import pictures, rates
+from lipreg import theory
+from lipreg.theory import convergence, pictures, rates
 from lipreg.theory.study import Curve, Study, check, compare, measure
 
 SCRIPT, CONFIG = "experiments/theory.py", "experiments/configs/theory.py"

@@ -16,7 +16,7 @@ import optax
 import steps
 from timing import behind_a_queue, ratio, table
 
-from lipreg import attacks, train
+from lipreg import attacks, training
 from lipreg.norms import L2, LINF
 from stages import price
 from stages.clock import Clock, toy
@@ -42,13 +42,13 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     network, batch = ("CNN", 4) if toy() else ("ResNeXt34_2x32", 128)
     names = OBJECTIVES[:2] if toy() else OBJECTIVES
     work = [
-        *(partial(training, network, batch, name, "bf16", "eager") for name in names),
+        *(partial(trained, network, batch, name, "bf16", "eager") for name in names),
         partial(attacking, network, batch, "pgd"),
-        *(partial(training, network, batch, name, "bf16", "compile") for name in FIRST_ORDER),
-        *(partial(training, network, batch, name, "default", "eager") for name in names),
+        *(partial(trained, network, batch, name, "bf16", "compile") for name in FIRST_ORDER),
+        *(partial(trained, network, batch, name, "default", "eager") for name in names),
         partial(attacking, network, batch, "apgd"),
         *(partial(agreeing, network, name) for name in names),
-        *(partial(training, network, batch, name, "default", "compile") for name in FIRST_ORDER),
+        *(partial(trained, network, batch, name, "default", "compile") for name in FIRST_ORDER),
     ]
     for line in work:
         if clock.left < 0:
@@ -68,7 +68,7 @@ def place() -> str:
     return "cuda" if torch.cuda.is_available() and not toy() else "cpu"
 
 
-def modules(network: str, state: train.State, **fields: Any) -> tuple[Any, Any]:
+def modules(network: str, state: training.State, **fields: Any) -> tuple[Any, Any]:
     """A network in torch, channels_last on the card, and its frozen view."""
     import torch  # pyright: ignore[reportMissingImports]
     import torch_networks
@@ -89,7 +89,7 @@ def tensors(inputs: tuple[Any, Any]) -> tuple[Any, Any]:
     return images, torch.from_numpy(y.astype(np.int64)).to(place())
 
 
-def training(network: str, batch: int, name: str, precision: str, form: str) -> dict[str, str]:
+def trained(network: str, batch: int, name: str, precision: str, form: str) -> dict[str, str]:
     """A line of the table of steps: ours beside one form of torch."""
     import torch  # pyright: ignore[reportMissingImports]
     import torch_training
@@ -162,7 +162,7 @@ def agreeing(network: str, name: str) -> dict[str, str]:
 def attacking(network: str, batch: int, name: str) -> dict[str, str]:
     """A line of the table of attacks: 20 steps of PGD, or of APGD, on all images."""
     apply, state, inputs = steps.start(network, batch)
-    logits_fn = train.logits_fn(apply, state)
+    logits_fn = training.logits_fn(apply, state)
     norm = LINF if name == "pgd" else L2
     attack = partial(getattr(attacks, name), norm=norm, steps=20)
     eps = EPS if name == "pgd" else 0.5

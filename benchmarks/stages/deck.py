@@ -19,7 +19,8 @@ import steps
 from absl import flags
 from timing import behind_a_queue, table
 
-from lipreg import cost, files
+from lipreg import files
+from lipreg.training import cost
 from stages import price
 from stages.clock import Clock, toy
 

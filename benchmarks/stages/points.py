@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from timing import all_at_once, table
 
-from lipreg import attacks, curves, train
+from lipreg import attacks, curves, training
 from lipreg.norms import L1, L2, LINF, Norm
 from stages.clock import Clock, toy
 from stages.sound import AGREES, Setting, reason, settings, small
@@ -53,7 +53,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     del made["bf16"]
     batch, side = (4, 8) if toy() else (64, 16)
     apply, state, (x, _) = small(batch, side, "float32")
-    logits_fn = train.logits_fn(apply, state)
+    logits_fn = training.logits_fn(apply, state)
     y = jax.jit(lambda f, x: jnp.argmax(f(x), -1))(logits_fn, x)  # all are classified correctly
     rows: list[dict[str, str]] = []
     for first in range(0, len(ATTACKS), AT_ONCE):

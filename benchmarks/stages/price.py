@@ -1,6 +1,6 @@
 """What a training step costs: seconds, images a second, share of peak, ratio to a plain step.
 
-A price is in forward units (`lipreg.cost.price`), 3 for the plain step j0. The share of the peak
+A price is in forward units (`cost.price`), 3 for the plain step j0. The share of the peak
 counts the price: XLA's count of a forward pass's operations, times the price, per second. The peak
 is measured: a product of two large matrices in the same precision, by the same compiler.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import steps
 from timing import all_at_once, behind_a_queue, ratio, table, times
 
-from lipreg import cost
+from lipreg.training import cost
 from stages.clock import Clock, toy
 from stages.sound import reason
 

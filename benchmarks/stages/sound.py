@@ -18,7 +18,8 @@ import optax
 import steps
 from timing import all_at_once, table
 
-from lipreg import data, objectives, parallel, runs, train
+from lipreg import datasets, objectives, parallel, training
+from lipreg.runs import storage
 from stages.clock import Clock, toy
 
 AGREES = 1e-4  # relative, at highest precision
@@ -84,20 +85,20 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
 def resume() -> str:
     """A run that stops half-way and resumes from disk, against one that does not stop."""
     apply, first, (x, y) = steps.start("CNN", 256, 8, channels=(8, 16))
-    images = data.Dataset(np.asarray(255 * x).astype(np.uint8), np.asarray(y), 10)
-    step = train.make_step(apply, objectives.j2, steps.SGD)
+    images = datasets.Dataset(np.asarray(255 * x).astype(np.uint8), np.asarray(y), 10)
+    step = training.make_step(apply, objectives.j2, steps.SGD)
     options: dict[str, Any] = {"batch_size": 64, "every": 4, "key": jax.random.key(2)}
 
-    def last(state: train.State, count: int) -> train.State:
-        *_, (state, _) = train.fit(step, state, {"eps": 0.1}, images, steps=count, **options)
+    def last(state: training.State, count: int) -> training.State:
+        *_, (state, _) = training.fit(step, state, {"eps": 0.1}, images, steps=count, **options)
         return state
 
     unbroken = last(first, 16)
     with tempfile.TemporaryDirectory() as folder:
-        with runs.checkpoints(folder, keep=1) as manager:
-            runs.save(manager, 8, last(first, 8))
-        with runs.checkpoints(folder, keep=1) as manager:
-            back = runs.restore(manager, first)
+        with storage.checkpoints(folder, keep=1) as manager:
+            storage.save(manager, 8, last(first, 8))
+        with storage.checkpoints(folder, keep=1) as manager:
+            back = storage.restore(manager, first)
     apart = distance(flat(last(back, 16).params), flat(unbroken.params))
     return (
         "## A run taken up again\n\n16 steps against 8, a checkpoint read back, and 8 more: "
@@ -155,16 +156,16 @@ def gradient(setting: Setting, name: str, options: dict, batch: int, side: int) 
     objective = partial(getattr(objectives, name), **options)
     chosen = {s: np.float32(STRENGTHS[s]) for s in objectives.strengths(objective)}
     keep = optax.trace(0.0)  # the "momentum" after one step is the gradient itself
-    state = train.init(jax.random.key(0), state.params, state.model_state, keep)
-    step = train.make_step(apply, objective, keep)
+    state = training.init(jax.random.key(0), state.params, state.model_state, keep)
+    step = training.make_step(apply, objective, keep)
 
-    def slopes(state: train.State, inputs: tuple) -> Any:
+    def slopes(state: training.State, inputs: tuple) -> Any:
         return optax.tree.get(step(state, chosen, inputs)[0].opt_state, "trace")
 
     return setting.program(slopes, state, inputs)
 
 
-def small(batch: int, side: int, dtype: str) -> tuple[train.Apply, train.State, Any]:
+def small(batch: int, side: int, dtype: str) -> tuple[training.Apply, training.State, Any]:
     """A smooth network with batch normalisation, and a batch of noise."""
     return steps.start("CNN", batch, side, channels=(16, 32), activation="softplus", dtype=dtype)
 

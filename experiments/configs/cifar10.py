@@ -3,7 +3,7 @@
 python experiments/train.py --config=experiments/configs/cifar10.py:j2_lip_tanh --workdir=runs/c
 """
 
-from lipreg.config import Config, base_config
+from lipreg.runs.config import Config, base_config
 
 # The authors' --J1 0.01, --J2 0.01 are Euclidean lengths, N = 3072 pixels; their --lip 0.1 weighs
 # the gradient of the mean over a batch of 128.

@@ -4,7 +4,7 @@ python experiments/train.py --config=experiments/configs/cifar100.py:j2_lip --wo
 """
 
 from configs import cifar10
-from lipreg.config import Config
+from lipreg.runs.config import Config
 
 
 def get_config(row: str = "j2_lip_tanh") -> Config:

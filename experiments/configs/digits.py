@@ -3,7 +3,7 @@
 python experiments/train.py --config=experiments/configs/digits.py:j2_lip_tanh --workdir=runs/d
 """
 
-from lipreg.config import Config, base_config
+from lipreg.runs.config import Config, base_config
 
 STRENGTHS = {
     "j0": {},

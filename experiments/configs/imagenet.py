@@ -6,7 +6,7 @@ For a folder of train/CLASS/*.jpg and validation/CLASS/*.jpg in place of a prepa
 add --config.data.name=folder --config.data.dir=FOLDER.
 """
 
-from lipreg.config import Config, base_config
+from lipreg.runs.config import Config, base_config
 
 # Untuned: nothing was trained to choose them. N = 3 * 224^2 pixels; lam as for CIFAR, per example.
 STRENGTHS = {

@@ -3,7 +3,7 @@
 python experiments/train.py --config=experiments/configs/mnist.py:j2_lip_tanh --workdir=runs/m
 """
 
-from lipreg.config import Config, base_config
+from lipreg.runs.config import Config, base_config
 
 STRENGTHS = {
     "j0": {},

@@ -6,7 +6,7 @@ python experiments/theory.py --config=experiments/configs/theory.py:covering --o
 from ml_collections import ConfigDict
 
 from lipreg import theory
-from lipreg.config import Config, member
+from lipreg.runs.config import Config, member
 
 NETWORK = {"dir": "", "widths": (128,), "batch_size": 64, "learning_rate": 0.1}
 

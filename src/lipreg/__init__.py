@@ -2,21 +2,12 @@
 
 `norms`, `losses`, `objectives`, `attacks`, `curves`, `lipschitz` and `certificates` are the core:
 they import jax, optax, numpy and scipy only, and take any pure function of images. `evaluate` (of
-`evaluation`) measures a model by all attacks. `interpolation`, `convergence` and `theory` make the
-theorems runnable; `models`, `data`, `train`, `runs` and `plots` are what the experiments are made
-of. Import those by name.
+`evaluation`) measures a model by all attacks. `theory` makes the theorems runnable; `models`,
+`datasets`, `optimizers`, `training`, `runs` and `reports` are what the experiments are made of.
+Import those by name.
 """
 
-from lipreg import (
-    attacks,
-    certificates,
-    curves,
-    evaluation,
-    lipschitz,
-    losses,
-    norms,
-    objectives,
-)
+from lipreg import attacks, certificates, curves, evaluation, lipschitz, losses, norms, objectives
 from lipreg.evaluation import evaluate
 
 __all__ = [

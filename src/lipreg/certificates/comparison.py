@@ -9,6 +9,7 @@ from jax import Array
 
 from lipreg import attacks, curves
 from lipreg.attacks.start import LogitsFn, example_keys
+from lipreg.batching import map_batches
 from lipreg.certificates.constants import (
     Certificate,
     first_order,
@@ -17,7 +18,6 @@ from lipreg.certificates.constants import (
 )
 from lipreg.certificates.curvature import largest_curvature, second_order
 from lipreg.certificates.local import interval_bound, margin_local
-from lipreg.data import map_batches
 from lipreg.lipschitz import Constant, of_function
 from lipreg.lipschitz.bounds import lipschitz
 from lipreg.losses import margin

@@ -17,9 +17,9 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from lipreg import data, models, objectives, train
-from lipreg.config import Config
+from lipreg import datasets, models, objectives, optimizers, training
 from lipreg.lipschitz import ascended_pairs, of_data
+from lipreg.runs.config import Config
 from lipreg.theory.study import Case, Curve, Progress, Study, measure
 
 __all__ = ["correction", "label_correction", "random_labels", "shuffled_labels"]
@@ -81,22 +81,22 @@ def _train(
     """
     model, per_epoch = models.build("MLP", classes=classes, widths=widths), len(y) // batch_size
     apply, objective = models.functional(model), "lip_excess" if strengths else "j0"
-    cosine = train.schedule("cosine", learning_rate, epochs * per_epoch)
+    cosine = optimizers.schedule("cosine", learning_rate, epochs * per_epoch)
     # The derivative of a large lam times the largest gradient would throw the weights away.
-    tx = train.optimizer(cosine, weight_decay=weight_decay, clip=1.0)  # pyright: ignore
-    step = train.make_step(apply, getattr(objectives, objective), tx)
+    tx = optimizers.sgd(cosine, weight_decay=weight_decay, clip=1.0)  # pyright: ignore
+    step = training.make_step(apply, getattr(objectives, objective), tx)
     targets = optax.smooth_labels(jax.nn.one_hot(y, classes), smoothing)  # pyright: ignore
 
-    def epoch(state: train.State, number: Array) -> tuple[train.State, Array]:
+    def epoch(state: training.State, number: Array) -> tuple[training.State, Array]:
         rows = jax.random.permutation(jax.random.fold_in(key, number), len(y))
         rows = rows[: per_epoch * batch_size].reshape(per_epoch, batch_size)
         one = lambda state, rows: step(state, strengths, (x[rows], targets[rows]))
         state, _ = jax.lax.scan(one, state, rows)
-        return state, train.logits_fn(apply, state)(shown).argmax(1)
+        return state, training.logits_fn(apply, state)(shown).argmax(1)
 
-    state = train.init(key, model.init(key, x[:1], False)["params"], {}, tx)
+    state = training.init(key, model.init(key, x[:1], False)["params"], {}, tx)
     state, predicted = jax.lax.scan(epoch, state, jnp.arange(epochs))
-    return predicted, train.logits_fn(apply, state)
+    return predicted, training.logits_fn(apply, state)
 
 
 @jax.jit
@@ -129,18 +129,18 @@ def _check(config: Config, n: int) -> None:
         raise ValueError(f"config.batch_size = {config.batch_size}; there are {n} examples.")
 
 
-def _first(dataset: data.Dataset, n: int) -> data.Dataset:
+def _first(dataset: datasets.Dataset, n: int) -> datasets.Dataset:
     if n < 2:
         raise ValueError(f"{n} examples of a split; want 2 or more: raise config.examples.")
     return dataset._replace(x=dataset.x[:n], y=dataset.y[:n])
 
 
-def _trainer(config: Config, training: data.Dataset, shown: Array) -> Callable:
+def _trainer(config: Config, training: datasets.Dataset, shown: Array) -> Callable:
     """`_train` on the images of `training`, a function of key, labels and strengths."""
     _check(config, len(training.y))
     settings = {name: config[name] for name in ("epochs", "batch_size", "learning_rate")}
     settings |= {"widths": tuple(config.widths), "classes": training.classes}
-    x = data.to_unit(training.x)
+    x = datasets.to_unit(training.x)
     return lambda key, y, strengths, **more: _train(key, x, y, shown, strengths, **settings, **more)
 
 
@@ -163,8 +163,8 @@ def random_labels(config: Config, progress: Progress = iter) -> Study:
     """
 
     def case(name: str) -> Case:
-        training = _first(data.load(name, "train", dir=config.dir), config.examples)
-        x = data.to_unit(training.x)
+        training = _first(datasets.load(name, "train", dir=config.dir), config.examples)
+        x = datasets.to_unit(training.x)
         clean = of_data(x, training.y).value
         fit = _trainer(config, training, x)
 
@@ -200,17 +200,19 @@ def label_correction(config: Config, progress: Progress = iter) -> Study:
     """How many wrong training labels a network corrects: `lip_excess` against simple methods.
 
     A percentage of the first `examples` training labels is replaced by other classes
-    (`data.wrong_labels`). Each method's strength, and the epoch of early stopping, is the one with
-    the smallest error on clean validation images, a quarter as many, the first at a tie; it is
+    (`datasets.wrong_labels`). Each method's strength, and the epoch of early stopping, is the one
+    with the smallest error on clean validation images, a quarter as many, the first at a tie; it is
     chosen anew in each repeat. L0 is that of the validation images: the given labels have another.
     """
-    splits = (data.load(config.data, s, dir=config.dir, validation=0.2) for s in data.SPLITS)
+    splits = (
+        datasets.load(config.data, s, dir=config.dir, validation=0.2) for s in datasets.SPLITS
+    )
     training, validation, test = splits
     training = _first(training, config.examples)
     validation = _first(validation, config.examples // 4)
-    L0 = of_data(data.to_unit(validation.x), validation.y).value
+    L0 = of_data(datasets.to_unit(validation.x), validation.y).value
     fit = _trainer(
-        config, training, data.to_unit(np.concatenate([training.x, validation.x, test.x]))
+        config, training, datasets.to_unit(np.concatenate([training.x, validation.x, test.x]))
     )
     ends = np.cumsum([len(training.y), len(validation.y)])
 
@@ -229,7 +231,7 @@ def label_correction(config: Config, progress: Progress = iter) -> Study:
 
     def case(key: Array, percent: int) -> dict[str, float]:
         seed = int(jax.random.bits(key))
-        given = data.wrong_labels(training, percent / 100, seed=seed).y
+        given = datasets.wrong_labels(training, percent / 100, seed=seed).y
         found = {}
         for method, (strengths, predicted) in candidates(key, given).items():
             of_training, of_validation, of_test = np.split(np.asarray(predicted), ends, axis=1)

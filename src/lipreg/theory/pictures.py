@@ -1,6 +1,6 @@
 """A study on paper: its table as Markdown and CSV, its curves in log-log axes.
 
-NAME.md          the table, the sentences; config and `runs.about()` as a line of JSON
+NAME.md          the table, the sentences; config and `storage.about()` as a line of JSON
 NAME.csv         every curve and n: mean, standard deviation, and the curve's rate
 NAME.png, .svg   a panel for each quantity: repeats, means and, in n, fit and theorem's slope
 """
@@ -16,7 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lipreg import curves, files, plots, runs
+from lipreg import curves, files
+from lipreg.reports import plots
+from lipreg.runs import storage
 from lipreg.theory.study import Curve, Study
 
 __all__ = ["figure", "to_markdown", "write"]
@@ -120,7 +122,7 @@ def write(study: Study, config: dict[str, Any], out: str | Path) -> tuple[str, l
     """Write the files above, NAME being `config["name"]`; returns the text and the files."""
     out, name = Path(out), config["name"]
     out.mkdir(parents=True, exist_ok=True)
-    about = json.dumps({"config": config, "about": runs.about()})
+    about = json.dumps({"config": config, "about": storage.about()})
     text = f"# {name}\n\n{to_markdown(study)}\n\n`{about}`\n"
     rows, table = study.rows, io.StringIO()
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")

@@ -14,10 +14,11 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from lipreg import convergence, lipschitz, losses, models, objectives, train
-from lipreg.config import Config
-from lipreg.convergence import Manifold, covering_radius
-from lipreg.interpolation import extend, minimise
+from lipreg import lipschitz, losses, models, objectives, optimizers, training
+from lipreg.runs.config import Config
+from lipreg.theory import convergence
+from lipreg.theory.convergence import Manifold, covering_radius
+from lipreg.theory.interpolation import extend, minimise
 from lipreg.theory.study import Case, Curve, Progress, Study, check, compare, measure
 
 __all__ = ["clean", "covering", "discrepancy", "noisy", "off_manifold"]
@@ -83,9 +84,9 @@ def _train(
 ) -> tuple[Array, Array]:
     """A network with labels `(u, 1 - u)` in the simplex: its u at points, its largest gradient."""
     model = models.build("MLP", classes=2, widths=(64, 64), activation="silu")
-    apply, tx = models.functional(model), optax.adam(train.schedule("cosine", 0.01, steps))
-    step = train.make_step(apply, objectives.lip_excess, tx, loss=losses.squared_l2)
-    state = train.init(key, model.init(key, x[:1], False)["params"], {}, tx)
+    apply, tx = models.functional(model), optax.adam(optimizers.schedule("cosine", 0.01, steps))
+    step = training.make_step(apply, objectives.lip_excess, tx, loss=losses.squared_l2)
+    state = training.init(key, model.init(key, x[:1], False)["params"], {}, tx)
     batch = x, jnp.stack([u, 1 - u], 1)
     one = lambda _, state: step(state, {"lam": lam, "L0": L0}, batch)[0]
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from lipreg.config import Config
-from lipreg.convergence import Rate, fit_rate
+from lipreg.runs.config import Config
+from lipreg.theory.convergence import Rate, fit_rate
 
 __all__ = ["Curve", "Progress", "Study", "check", "compare", "measure"]
 

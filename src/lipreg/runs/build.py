@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import FrozenConfigDict
 
-from lipreg import attacks, curves, data, losses, models, train
-from lipreg.config import NORMS, Config, bound_objective
+from lipreg import attacks, curves, datasets, losses, models, optimizers, training
+from lipreg.runs.config import NORMS, Config, bound_objective
 
 __all__ = ["Program", "of"]
 
@@ -21,17 +21,17 @@ class Program(NamedTuple):
     Attributes:
       apply: the model as a function.
       init: the first state of a run, `(key of the weights, key of the steps) -> State`.
-      step: see `train.make_step`.
+      step: see `training.make_step`.
       wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
     """
 
-    apply: train.Apply
-    init: Callable[[Array, Array], train.State]
+    apply: training.Apply
+    init: Callable[[Array, Array], training.State]
     step: Callable
     wrong: Callable[..., dict[str, Array]]
 
 
-def of(config: Config, dataset: data.Dataset, steps: int) -> Program:
+def of(config: Config, dataset: datasets.Dataset, steps: int) -> Program:
     """The program of a config for images like the data set's; the same for all that share it."""
     shared = config.copy_and_resolve_references()
     shared.seed = 0
@@ -47,8 +47,8 @@ def _compiled(config: Config, classes: int, shape: tuple[int, ...], steps: int) 
         m.name, classes=classes, head=m.head, activation=m.activation, **m.settings
     )
     apply = models.functional(model, precision=t.precision)
-    tx = train.optimizer(
-        train.schedule(t.schedule, t.learning_rate, -(-steps // t.accumulate)),
+    tx = optimizers.sgd(
+        optimizers.schedule(t.schedule, t.learning_rate, -(-steps // t.accumulate)),
         momentum=t.momentum,
         nesterov=t.nesterov,
         weight_decay=t.weight_decay,
@@ -56,17 +56,17 @@ def _compiled(config: Config, classes: int, shape: tuple[int, ...], steps: int) 
         accumulate=t.accumulate,
     )
 
-    def init(weights: Array, key: Array) -> train.State:
+    def init(weights: Array, key: Array) -> training.State:
         variables = model.init(weights, jnp.zeros((1, *shape), jnp.float32), train=False)
         model_state = {name: value for name, value in variables.items() if name != "params"}
-        return train.init(key, variables["params"], model_state, tx, ema=t.ema > 0)
+        return training.init(key, variables["params"], model_state, tx, ema=t.ema > 0)
 
-    step = train.make_step(
+    step = training.make_step(
         apply,
         bound_objective(config),
         tx,
         loss=getattr(losses, config.loss),
-        augment=partial(data.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
+        augment=partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
         ema_decay=t.ema,
         ramp=round(t.ramp * steps),
     )

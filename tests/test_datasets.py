@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lipreg import data
+from lipreg import batching, datasets
 
 KEY = jax.random.key(0)
 PREPARED = os.environ.get("TFDS_DATA_DIR", "")
@@ -26,7 +26,7 @@ def rows(dataset):
 
 
 def three(name, **options):
-    return [data.load(name, split, **options) for split in ("train", "validation", "test")]
+    return [datasets.load(name, split, **options) for split in ("train", "validation", "test")]
 
 
 # Splits
@@ -48,7 +48,7 @@ def test_digits_splits_are_disjoint_and_cover_the_file_pixel_by_pixel():
     grey = lambda d: np.round(d.x[..., 0] * (16 / 255))  # 0 ... 16, as in the file
     parts = three("digits", seed=3, validation=0.25)
     found = [d._replace(x=grey(d)) for d in parts]
-    whole = data.Dataset(*load_digits(return_X_y=True), 10)
+    whole = datasets.Dataset(*load_digits(return_X_y=True), 10)
     assert sorted(pair for d in found for pair in rows(d)) == rows(whole)
 
 
@@ -63,7 +63,7 @@ def test_the_seed_moves_the_partition_of_the_training_split_and_not_the_test_spl
 
 
 def test_the_partition_of_digits_is_the_same_on_every_machine():
-    # Golden: a change moves every result on digits. From data.load("digits", split).y[:8].
+    # Golden: a change moves every result on digits. From datasets.load("digits", split).y[:8].
     firsts = [d.y[:8].tolist() for d in three("digits")]
     assert firsts == [
         [7, 5, 9, 8, 4, 8, 5, 2],
@@ -79,19 +79,19 @@ def test_any_fraction_leaves_both_parts_an_image(validation, held_out):
 
 
 def test_wrong_labels_are_so_many_and_each_other_class_is_as_likely():
-    digits = data.load("digits", "train")
-    dataset = data.Dataset(digits.x[:1000], np.full(1000, 3, np.int32), 4)
-    wrong = data.wrong_labels(dataset, 0.6, seed=1)
+    digits = datasets.load("digits", "train")
+    dataset = datasets.Dataset(digits.x[:1000], np.full(1000, 3, np.int32), 4)
+    wrong = datasets.wrong_labels(dataset, 0.6, seed=1)
     assert wrong.y.dtype == dataset.y.dtype
     assert ((wrong.y >= 0) & (wrong.y < 4)).all()
     counts = np.bincount(wrong.y, minlength=4)
     assert counts[3] == 400
     assert counts[:3].min() > 150
-    assert (data.wrong_labels(dataset, 0.6, seed=1).y == wrong.y).all()
-    assert (data.wrong_labels(dataset, 0.6, seed=2).y != wrong.y).any()
+    assert (datasets.wrong_labels(dataset, 0.6, seed=1).y == wrong.y).all()
+    assert (datasets.wrong_labels(dataset, 0.6, seed=2).y != wrong.y).any()
     assert (dataset.y == 3).all()
     with pytest.raises(ValueError, match=r"fraction = 1\.5; of the labels"):
-        data.wrong_labels(dataset, 1.5)
+        datasets.wrong_labels(dataset, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_wrong_labels_are_so_many_and_each_other_class_is_as_likely():
 )
 def test_a_wrong_argument_is_named_with_the_choices(arguments, options, message):
     with pytest.raises(ValueError, match=message):
-        data.load(*arguments, **options)
+        datasets.load(*arguments, **options)
 
 
 # Prepared folders
@@ -148,7 +148,7 @@ def stand_in(tmp_path_factory):
         "test": examples(30, 50),
     }
     builder.download_and_prepare(file_format="array_record")
-    return folder, data.Dataset(x[:30], y[:30], 100), data.Dataset(x[30:], y[30:], 100)
+    return folder, datasets.Dataset(x[:30], y[:30], 100), datasets.Dataset(x[30:], y[30:], 100)
 
 
 def test_a_prepared_folder_is_read_exactly_and_without_tensorflow(stand_in):
@@ -165,16 +165,16 @@ def test_a_prepared_folder_is_read_exactly_and_without_tensorflow(stand_in):
 
 def test_the_folder_comes_from_the_environment_where_no_argument_names_it(stand_in, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(stand_in[0]))
-    assert rows(data.load("cifar100", "test")) == rows(stand_in[2])
+    assert rows(datasets.load("cifar100", "test")) == rows(stand_in[2])
     with pytest.raises(ValueError, match="not prepared"):
-        data.load("cifar100", "test", dir=stand_in[0] / "none")
+        datasets.load("cifar100", "test", dir=stand_in[0] / "none")
 
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_folder_without_the_data_set_gets_the_command_that_prepares_it(tmp_path, exists, capfd):
     folder = tmp_path if exists else tmp_path / "none"
     with pytest.raises(ValueError) as caught:
-        data.load("mnist", "train", dir=str(folder))
+        datasets.load("mnist", "train", dir=str(folder))
     message = str(caught.value)
     assert "\n" not in message
     for part in (
@@ -192,7 +192,7 @@ def test_a_folder_prepared_in_another_format_is_told_from_an_empty_one(stand_in,
     (info,) = tmp_path.glob("cifar100/*/dataset_info.json")
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(ValueError, match=r"it is there as tfrecord: prepare it in another folder"):
-        data.load("cifar100", "train", dir=str(tmp_path))
+        datasets.load("cifar100", "train", dir=str(tmp_path))
 
 
 def need(name):
@@ -214,14 +214,14 @@ def test_mnist_has_its_official_sizes_and_label_counts():
 
 def test_cifar10_has_its_official_test_split():
     need("cifar10")
-    test = data.load("cifar10", "test", dir=PREPARED)  # the training split takes 8 s to decode
+    test = datasets.load("cifar10", "test", dir=PREPARED)  # the training split takes 8 s to decode
     assert (test.x.shape, test.x.dtype, test.classes) == ((10_000, 32, 32, 3), np.uint8, 10)
     assert np.bincount(test.y).tolist() == [1000] * 10
 
 
 def test_importing_the_module_imports_no_data_library():
     heavy = {"tensorflow", "tensorflow_datasets", "sklearn"}
-    code = f"import sys, lipreg.data; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, lipreg.datasets; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -231,29 +231,29 @@ def test_importing_the_module_imports_no_data_library():
 
 def test_to_unit_is_a_255th_and_the_same_inside_and_outside_jit():
     x = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
-    unit = data.to_unit(x)
+    unit = datasets.to_unit(x)
     assert unit.dtype == jnp.float32
     np.testing.assert_allclose(unit, x / 255, rtol=2e-7)
     assert (unit.min(), unit.max()) == (0, 1)
-    np.testing.assert_array_equal(unit, jax.jit(data.to_unit)(x))
+    np.testing.assert_array_equal(unit, jax.jit(datasets.to_unit)(x))
 
 
 def test_to_unit_leaves_floats_alone_and_refuses_other_integers():
     x = jnp.array([0.25, 1.0])
-    assert data.to_unit(x) is x
+    assert datasets.to_unit(x) is x
     with pytest.raises(ValueError, match="int32"):
-        data.to_unit(np.arange(3, dtype=np.int32))
+        datasets.to_unit(np.arange(3, dtype=np.int32))
 
 
 # Augmentation. Pixels are distinct and not 0, height is not width.
 B, H, W, C = 400, 6, 7, 2
 IMAGE = np.arange(1, H * W * C + 1, dtype=np.uint8).reshape(H, W, C)
 IMAGES = np.broadcast_to(IMAGE, (B, H, W, C))
-augment = jax.jit(data.augment, static_argnames=("flip", "pad", "cutout"))
+augment = jax.jit(datasets.augment, static_argnames=("flip", "pad", "cutout"))
 
 
 def test_augment_with_all_off_returns_its_argument():
-    assert data.augment(KEY, IMAGES, flip=False, pad=0, cutout=0) is IMAGES
+    assert datasets.augment(KEY, IMAGES, flip=False, pad=0, cutout=0) is IMAGES
 
 
 def test_a_crop_is_a_window_of_the_padded_image_and_every_window_occurs():
@@ -303,7 +303,7 @@ def test_augment_is_a_function_of_its_key_and_keeps_shape_and_dtype(dtype):
 def test_augment_is_the_same_inside_and_outside_jit():
     options = {"flip": False, "pad": 2}  # op by op, each part takes seconds to compile
     np.testing.assert_array_equal(
-        augment(KEY, IMAGES, **options), data.augment(KEY, IMAGES, **options)
+        augment(KEY, IMAGES, **options), datasets.augment(KEY, IMAGES, **options)
     )
 
 
@@ -324,7 +324,7 @@ def test_an_images_augmentation_does_not_depend_on_its_batch_mates():
 )
 def test_augment_names_what_it_cannot_use(shape, options, message):
     with pytest.raises(ValueError, match=message):
-        data.augment(KEY, jnp.zeros(shape), **options)
+        datasets.augment(KEY, jnp.zeros(shape), **options)
 
 
 # Batches
@@ -332,23 +332,23 @@ def test_augment_names_what_it_cannot_use(shape, options, message):
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (12, 4), (5, 5), (7, 1)])
 def test_an_epoch_is_a_permutation_cut_to_full_batches(n, batch_size):
-    batches = data.epoch_batches(KEY, n, batch_size)
+    batches = batching.epoch_batches(KEY, n, batch_size)
     assert batches.shape == (n // batch_size, batch_size)
     assert batches.dtype == np.int32
     assert len(set(batches.ravel())) == batches.size
     assert set(batches.ravel()) <= set(range(n))
-    np.testing.assert_array_equal(batches, data.epoch_batches(KEY, n, batch_size))
+    np.testing.assert_array_equal(batches, batching.epoch_batches(KEY, n, batch_size))
 
 
 def test_another_key_is_another_order():
-    a, b = (data.epoch_batches(jax.random.key(i), 100, 10) for i in (0, 1))
+    a, b = (batching.epoch_batches(jax.random.key(i), 100, 10) for i in (0, 1))
     assert (a != b).any()
 
 
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_a_batch_that_the_data_cannot_fill_is_an_error(batch_size):
     with pytest.raises(ValueError, match=f"batch_size = {batch_size}; .* 10 examples"):
-        data.epoch_batches(KEY, 10, batch_size)
+        batching.epoch_batches(KEY, 10, batch_size)
 
 
 @pytest.mark.parametrize("n", [1, 4, 8, 10])
@@ -362,7 +362,7 @@ def test_map_batches_is_the_function_itself_and_traces_it_once(n, module):
         return {"sum": x.sum(1) + y.astype(x.dtype), "pair": (x, y)}
 
     x, y = module.arange(3.0 * n).reshape(n, 3).astype(np.float32), module.arange(n)
-    out = data.map_batches(f, 4, x, y)
+    out = batching.map_batches(f, 4, x, y)
     assert shapes == [(4, 3)]
     jax.tree.map(np.testing.assert_array_equal, out, jax.device_get(f(x, y)))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(out))
@@ -377,7 +377,7 @@ def test_map_batches_takes_keys_and_shows_its_progress():
 
     keys = jax.random.split(KEY, 5)
     draw = jax.vmap(jax.random.uniform)
-    out = data.map_batches(draw, 2, keys, progress=progress)
+    out = batching.map_batches(draw, 2, keys, progress=progress)
     np.testing.assert_array_equal(out, draw(keys))
     assert seen == [3]
 
@@ -393,4 +393,4 @@ def test_map_batches_takes_keys_and_shows_its_progress():
 )
 def test_map_batches_names_what_does_not_fit(f, batch_size, lengths, message):
     with pytest.raises(ValueError, match=message):
-        data.map_batches(f, batch_size, *(np.ones(n) for n in lengths))
+        batching.map_batches(f, batch_size, *(np.ones(n) for n in lengths))

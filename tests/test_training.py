@@ -1,5 +1,6 @@
 """The step is one function whatever runs it; the loop goes on where it stopped."""
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -10,13 +11,13 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lipreg import data, models, norms, objectives, train
+from lipreg import datasets, models, norms, objectives, optimizers, training
 
 CLASSES = 3
 KEY = jax.random.key(0)
 X = np.asarray(jax.random.randint(jax.random.fold_in(KEY, 1), (48, 6, 6, 1), 0, 256), np.uint8)
 Y = np.asarray(jax.random.randint(jax.random.fold_in(KEY, 2), (48,), 0, CLASSES), np.int32)
-DATASET = data.Dataset(X, Y, CLASSES)
+DATASET = datasets.Dataset(X, Y, CLASSES)
 STRENGTHS = {"eps": jnp.float32(0.3), "lam": jnp.float32(0.1)}
 
 
@@ -29,9 +30,9 @@ def setting(
     variables = model.init(KEY, jnp.zeros((1, 6, 6, 1)), train=False)
     model_state = {k: v for k, v in variables.items() if k != "params"}
     apply = models.functional(model)
-    tx = train.optimizer(0.1, weight_decay=1e-3, clip=5.0)
-    step = train.make_step(apply, objective, tx, ema_decay=ema_decay)
-    return step, train.init(KEY, variables["params"], model_state, tx, ema=ema_decay > 0), apply
+    tx = optimizers.sgd(0.1, weight_decay=1e-3, clip=5.0)
+    step = training.make_step(apply, objective, tx, ema_decay=ema_decay)
+    return step, training.init(KEY, variables["params"], model_state, tx, ema=ema_decay > 0), apply
 
 
 def assert_close(a, b, rtol=2e-5, atol=2e-6):
@@ -101,7 +102,9 @@ def test_running_statistics_move_and_only_with_batch_norm():
 
 def run(state, step, steps, every=4):
     return list(
-        train.fit(step, state, STRENGTHS, DATASET, batch_size=16, steps=steps, every=every, key=KEY)
+        training.fit(
+            step, state, STRENGTHS, DATASET, batch_size=16, steps=steps, every=every, key=KEY
+        )
     )
 
 
@@ -116,7 +119,7 @@ def test_a_run_that_stops_and_goes_on_ends_where_an_unbroken_one_does():
 def test_fit_reports_at_multiples_of_every_and_at_the_ends_of_epochs():
     step, state, _ = setting()
     steps = []
-    for now, parts in train.fit(
+    for now, parts in training.fit(
         step, state, STRENGTHS, DATASET, batch_size=16, steps=7, every=2, key=KEY
     ):
         steps.append(int(now.step))
@@ -149,8 +152,8 @@ def test_the_average_of_the_weights_is_what_its_decay_says():
     after, _ = jax.jit(step)(state, STRENGTHS, (X[:8], Y[:8]))
     expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state.params, after.params)
     chex.assert_trees_all_close(after.ema, expected, rtol=1e-6)
-    x = data.to_unit(X[:4])
-    used = train.logits_fn(apply, after)(x)
+    x = datasets.to_unit(X[:4])
+    used = training.logits_fn(apply, after)(x)
     chex.assert_trees_all_close(used, apply(after.ema, {}, x, False)[0], rtol=1e-6)
 
 
@@ -159,14 +162,14 @@ def test_new_weights_do_not_compile_a_logits_fn_again():
     chex.clear_trace_counter()
     call = jax.jit(chex.assert_max_traces(lambda f, x: f(x), n=1))
     for scale in (1.0, 2.0):
-        scaled = train.dataclasses.replace(
+        scaled = dataclasses.replace(
             state, params=jax.tree.map(lambda a, s=scale: s * a, state.params)
         )
-        call(train.logits_fn(apply, scaled), data.to_unit(X[:4]))
+        call(training.logits_fn(apply, scaled), datasets.to_unit(X[:4]))
 
 
 def test_sgd_follows_its_formula():
-    tx = train.optimizer(0.5, momentum=0.9, weight_decay=0.1)
+    tx = optimizers.sgd(0.5, momentum=0.9, weight_decay=0.1)
     w, g = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.4])
     opt_state = tx.init(w)
     velocity = jnp.zeros(2)
@@ -176,17 +179,17 @@ def test_sgd_follows_its_formula():
         expected = w - 0.5 * velocity
         w = optax.apply_updates(w, updates)
         chex.assert_trees_all_close(w, expected, rtol=1e-6)
-    clipped, _ = train.optimizer(1.0, momentum=0.0, clip=0.1).update(
-        g, train.optimizer(1.0, momentum=0.0, clip=0.1).init(w), w
+    clipped, _ = optimizers.sgd(1.0, momentum=0.0, clip=0.1).update(
+        g, optimizers.sgd(1.0, momentum=0.0, clip=0.1).init(w), w
     )
     chex.assert_trees_all_close(norms.L2.size(clipped[None])[0], 0.1, rtol=1e-5)
 
 
 def test_the_papers_schedule_falls_at_60_120_and_160_of_200_epochs():
-    rate = train.schedule("papers", 0.1, 200)
+    rate = optimizers.schedule("papers", 0.1, 200)
     values = [float(rate(s)) for s in (0, 60, 61, 120, 121, 160, 161, 199)]
     expected = [0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008, 0.0008]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
-    assert float(train.schedule("cosine", 0.1, 200)(100)) == pytest.approx(0.05)
+    assert float(optimizers.schedule("cosine", 0.1, 200)(100)) == pytest.approx(0.05)
     with pytest.raises(ValueError, match="'linear'; choose one of constant, cosine, papers"):
-        train.schedule("linear", 0.1, 200)
+        optimizers.schedule("linear", 0.1, 200)

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lipreg import curves, files, plots
-from lipreg.config import Config, differing, label
-from lipreg.report.measured import read
+from lipreg import curves, files
+from lipreg.reports import plots
+from lipreg.reports.measured import read
+from lipreg.runs.config import Config, differing, label
 
 __all__ = ["table"]
 

@@ -1,6 +1,6 @@
 """Sets that do not fit in memory: images are read, cropped and resized as they are asked for.
 
-A `Stream` stands where a `data.Dataset` does in training. Its batches come from Grain and are a
+A `Stream` stands where a `datasets.Dataset` does in training. Its batches come from Grain and are a
 function of seed and step alone: whatever the number of threads, workers and processes, and wherever
 a run goes on.
 """
@@ -19,7 +19,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from lipreg import data, prepared
+from lipreg import datasets
+from lipreg.datasets import prepared
 
 __all__ = ["Stream", "centre_box", "load", "random_box"]
 
@@ -103,7 +104,7 @@ class Stream:
         stream = shares.to_iter_dataset(grain.ReadOptions(self.threads, self.threads))
         return iter(stream.mp_prefetch(grain.MultiprocessingOptions(self.workers)))
 
-    def sample(self, n: int) -> data.Dataset:
+    def sample(self, n: int) -> datasets.Dataset:
         """The first n images in memory, as an evaluation sees them (`centre_box`).
 
         Raises: ValueError for n that is not from 1 to the number of examples.
@@ -115,7 +116,7 @@ class Stream:
         with ThreadPoolExecutor(self.threads or 1) as pool:
             for row, example in enumerate(pool.map(decoded, self.rows[:n])):
                 x[row], y[row] = example
-        return data.Dataset(x, y, self.classes)
+        return datasets.Dataset(x, y, self.classes)
 
     def _cropped(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.int32]:
         return self._decoded(row, partial(random_box, rng))
@@ -189,10 +190,10 @@ def load(
     threads: int = 4,
     workers: int = 0,
 ) -> Stream:
-    """One split of a set of images with classes; splits are those of `data.load`.
+    """One split of a set of images with classes; splits are those of `datasets.load`.
 
     `name` is that of a TFDS data set with `image` and `label`, prepared as array_record in `dir` as
-    for `data.load`, or "folder" for JPEG and PNG files `DIR/train/CLASS/*` and
+    for `datasets.load`, or "folder" for JPEG and PNG files `DIR/train/CLASS/*` and
     `DIR/validation/CLASS/*`, classes in order of their names. `train` and `validation` partition
     the official training split. `test` is the official test split, or the official validation split
     where there is no other with labels, as in ImageNet.
@@ -202,7 +203,7 @@ def load(
     >>> load("folder", "train", dir="imagenet").shape  # doctest: +SKIP
     (224, 224, 3)
     """
-    data.check_split(split, validation)
+    datasets.check_split(split, validation)
     if side < 1:
         raise ValueError(f"side = {side}; it must be 1 or more pixels.")
     official = TESTS if split == "test" else ("train",)
@@ -213,7 +214,7 @@ def load(
     if split == "test":  # in random order, too: a folder's first images are of one class
         rows = np.random.default_rng(0).permutation(n)
     else:
-        rows = data.part(n, split, seed=seed, validation=validation)
+        rows = datasets.part(n, split, seed=seed, validation=validation)
     if not len(rows):
         raise ValueError(f"{where} has {n} images: none for the split {split!r}.")
     return Stream(read, rows, classes, side, threads, workers)

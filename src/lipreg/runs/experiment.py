@@ -16,9 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg import attacks, curves, data, files, parallel, program, runs, stream, train
-from lipreg.config import NORMS, Config, check, complete, label
+from lipreg import attacks, batching, curves, datasets, files, parallel, training
+from lipreg.datasets import streamed
+from lipreg.runs import build
+from lipreg.runs import storage
+from lipreg.runs.config import NORMS, Config, check, complete, label
 from lipreg.tracing import compiled, snapshot
+from lipreg.training import State
 
 __all__ = [
     "Experiment",
@@ -36,10 +40,10 @@ class Experiment(NamedTuple):
     """A config, checked and made into parts; see `prepare`."""
 
     config: Config
-    training: data.Dataset | stream.Stream
-    validation: data.Dataset
-    program: program.Program
-    state: train.State
+    training: datasets.Dataset | streamed.Stream
+    validation: datasets.Dataset
+    program: build.Program
+    state: State
     steps: int
 
 
@@ -58,11 +62,11 @@ def _split(config: Config, split: str, examples: int) -> Any:
     """A split as the config has it; of a streamed set, but for training, so many images of it."""
     d = config.data
     if not d.side:
-        return data.load(d.name, split, dir=d.dir, seed=d.seed, validation=d.validation)
+        return datasets.load(d.name, split, dir=d.dir, seed=d.seed, validation=d.validation)
     options = {
         name: d[name] for name in ("dir", "side", "seed", "validation", "threads", "workers")
     }
-    found = stream.load(d.name, split, **options)
+    found = streamed.load(d.name, split, **options)
     return found if split == "train" else found.sample(min(examples, len(found)))
 
 
@@ -81,8 +85,8 @@ def prepare(config: Config) -> Experiment:
             raise ValueError(
                 f"config.data.wrong_labels = {d.wrong_labels}; of a streamed set it is 0."
             )
-        training = data.wrong_labels(training, d.wrong_labels, seed=config.seed)
-    size = data.size(training)
+        training = datasets.wrong_labels(training, d.wrong_labels, seed=config.seed)
+    size = datasets.size(training)
     if t.batch_size > size:
         raise ValueError(
             f"config.train.batch_size = {t.batch_size}; {d.name} has {size} training examples."
@@ -105,7 +109,7 @@ def prepare(config: Config) -> Experiment:
             f"config.train.accumulate = {t.accumulate}; the run has {steps} steps: its weights "
             "would not move."
         )
-    made = program.of(config, validation, steps)
+    made = build.of(config, validation, steps)
     state = made.init(_key(config, "init"), _key(config, "step"))
     x = jax.ShapeDtypeStruct((t.batch_size, *validation.x.shape[1:]), np.uint8)
     batch = (x, jax.ShapeDtypeStruct(x.shape[:1], np.int32))
@@ -113,18 +117,18 @@ def prepare(config: Config) -> Experiment:
     return Experiment(config, training, validation, made, state, steps)
 
 
-def _validate(experiment: Experiment, state: train.State) -> dict[str, float]:
+def _validate(experiment: Experiment, state: training.State) -> dict[str, float]:
     """Clean and PGD error on the validation split."""
     config, dataset = experiment.config, experiment.validation
     n = min(config.report.examples, len(dataset.y))
-    wrong = partial(experiment.program.wrong, train.logits_fn(experiment.program.apply, state))
+    wrong = partial(experiment.program.wrong, training.logits_fn(experiment.program.apply, state))
     keys = _keys(_key(config, "report"), jnp.arange(n))
     size = min(config.evaluation.batch_size, n)
-    found = data.map_batches(wrong, size, keys, data.to_unit(dataset.x[:n]), dataset.y[:n])
+    found = batching.map_batches(wrong, size, keys, datasets.to_unit(dataset.x[:n]), dataset.y[:n])
     return {name: float(values.mean()) for name, values in found.items()}
 
 
-def train_run(experiment: Experiment, workdir: str | Path, *, silent: bool = False) -> train.State:
+def train_run(experiment: Experiment, workdir: str | Path, *, silent: bool = False) -> training.State:
     """Train in `workdir`, reporting and keeping checkpoints; a run that stopped goes on.
 
     Inside `parallel.over` the devices share each batch. Returns the last state.
@@ -137,14 +141,14 @@ def train_run(experiment: Experiment, workdir: str | Path, *, silent: bool = Fal
 
 def train_together(
     experiments: Sequence[Experiment], workdirs: Sequence[str | Path], *, silent: bool = False
-) -> list[train.State]:
+) -> list[training.State]:
     """`train_run` of several experiments at once, their step vmapped over states and strengths.
 
     They differ in seed and strengths alone. Inside `parallel.over` the devices share the runs. For
     accelerators that one run does not fill; on CPU, where convolutions of vmapped weights are slow,
     one run after the other is faster, and compiles once as well.
 
-    Raises: as `train_run`; train.Diverged tells which runs are not finite.
+    Raises: as `train_run`; training.Diverged tells which runs are not finite.
     """
     first = experiments[0]
     for other in experiments:
@@ -159,18 +163,18 @@ def train_together(
 
 def _train(
     experiments: Sequence[Experiment], workdirs: Sequence[str | Path], silent: bool
-) -> list[train.State]:
+) -> list[training.State]:
     lead, together = experiments[0], len(experiments) > 1
     config = lead.config
     stack = partial(jax.tree.map, _stacked if together else _only)
     with ExitStack() as open_:
         managers = []
         for experiment, workdir in zip(experiments, workdirs, strict=True):
-            runs.check_workdir(workdir, experiment.config.to_dict())
-            open_.enter_context(runs.lock(workdir))
-            runs.claim(workdir, experiment.config.to_dict(), steps=lead.steps)
+            storage.check_workdir(workdir, experiment.config.to_dict())
+            open_.enter_context(storage.lock(workdir))
+            storage.claim(workdir, experiment.config.to_dict(), steps=lead.steps)
             keep = config.report.keep
-            managers.append(open_.enter_context(runs.checkpoints(workdir, keep=keep)))
+            managers.append(open_.enter_context(storage.checkpoints(workdir, keep=keep)))
         states = _restored(experiments, managers)
         first = int(states[0].step)
         name = f"{len(experiments)} runs" if together else label(config)
@@ -181,7 +185,7 @@ def _train(
             if not quiet:
                 bar.write(f"First step after {seconds:.1f} s, compilation included.")
 
-        reports = train.fit(
+        reports = training.fit(
             jax.vmap(lead.program.step) if together else lead.program.step,
             stack(*states),
             stack(*(e.config.strengths.to_dict() for e in experiments)),
@@ -193,7 +197,7 @@ def _train(
             per_dispatch=config.train.per_dispatch,
             started=started,
         )
-        logs = [open_.enter_context(runs.Log(workdir, first)) for workdir in workdirs]
+        logs = [open_.enter_context(storage.Log(workdir, first)) for workdir in workdirs]
         for state, parts in reports:
             states = [state]
             if together:
@@ -207,7 +211,7 @@ def _train(
 
 
 def _keep(
-    experiment: Experiment, state: train.State, row: dict[str, float], log: runs.Log, manager: Any
+    experiment: Experiment, state: training.State, row: dict[str, float], log: storage.Log, manager: Any
 ) -> None:
     """Write a report's row and, where they are due, validation errors and a checkpoint."""
     report, step = experiment.config.report, int(state.step)
@@ -217,7 +221,7 @@ def _keep(
         row |= _validate(experiment, state)
     log.write(step, row)
     if at_end and (last or epoch % report.checkpoint_every_epochs == 0):
-        runs.save(manager, step, state)
+        storage.save(manager, step, state)
 
 
 def _bar(experiment: Experiment, first: int, name: str, quiet: bool) -> Any:
@@ -242,14 +246,14 @@ def _only(leaf: Any) -> Any:
     return leaf
 
 
-def _restored(experiments: Sequence[Experiment], managers: Sequence[Any]) -> list[train.State]:
+def _restored(experiments: Sequence[Experiment], managers: Sequence[Any]) -> list[training.State]:
     """Every run's state at the newest step that all of them have; else all first states."""
     pairs = list(zip(experiments, managers, strict=True))
-    states = [runs.restore(manager, experiment.state) for experiment, manager in pairs]
+    states = [storage.restore(manager, experiment.state) for experiment, manager in pairs]
     step = min(-1 if state is None else int(state.step) for state in states)
     for k, (experiment, manager) in enumerate(pairs):
         if states[k] is not None and int(states[k].step) > step:
-            states[k] = runs.restore(manager, experiment.state, step)
+            states[k] = storage.restore(manager, experiment.state, step)
     if any(state is None or int(state.step) != step for state in states):
         return [experiment.state for experiment in experiments]
     return states
@@ -269,7 +273,7 @@ class Loaded(NamedTuple):
 
     config: Config
     logits_fn: jax.tree_util.Partial
-    dataset: data.Dataset
+    dataset: datasets.Dataset
     step: int
     steps: int
 
@@ -279,19 +283,19 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
 
     Of a set that is streamed, that is its first `examples` images, by default the evaluation's.
     """
-    config = complete(runs.read_config(workdir))
+    config = complete(storage.read_config(workdir))
     if not (Path(workdir) / "checkpoints").is_dir():
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
     dataset = _split(config, split, examples or config.evaluation.examples)
-    made = program.of(config, dataset, 1)
-    with runs.checkpoints(workdir) as manager:
-        state = runs.restore(manager, made.init(_key(config, "init"), _key(config, "step")))
+    made = build.of(config, dataset, 1)
+    with storage.checkpoints(workdir) as manager:
+        state = storage.restore(manager, made.init(_key(config, "init"), _key(config, "step")))
     if state is None:
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
     step, path = int(state.step), Path(workdir) / "about.json"
     about = files.read(path) if path.is_file() else {}
     about = {"steps": step} | about  # earlier versions did not record it
-    return Loaded(config, train.logits_fn(made.apply, state), dataset, step, about["steps"])
+    return Loaded(config, training.logits_fn(made.apply, state), dataset, step, about["steps"])
 
 
 def largest(radii: Config) -> float:
@@ -301,7 +305,7 @@ def largest(radii: Config) -> float:
 
 def measure(
     logits_fn: Callable[[Array], Array],
-    dataset: data.Dataset,
+    dataset: datasets.Dataset,
     evaluation: Config,
     *,
     seed: int = 0,
@@ -317,7 +321,7 @@ def measure(
     n = evaluation.examples
     if n > len(dataset.y):
         raise ValueError(f"examples = {n}; the split has {len(dataset.y)}.")
-    x, y, rows = data.to_unit(dataset.x[:n]), dataset.y[:n], np.arange(n)
+    x, y, rows = datasets.to_unit(dataset.x[:n]), dataset.y[:n], np.arange(n)
     key = jax.random.key(seed)
     logits_fn = snapshot(logits_fn)
     found = {}
@@ -337,5 +341,5 @@ def measure(
             return nearest(_keys(key, rows), logits_fn, x, y, grid)
 
         size = min(evaluation.batch_size, n)
-        found[name] = data.map_batches(batch, size, x, y, rows, progress=progress)
+        found[name] = batching.map_batches(batch, size, x, y, rows, progress=progress)
     return found

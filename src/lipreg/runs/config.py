@@ -60,7 +60,7 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
     config.data = {
         "name": "digits",
         "dir": "",  # a folder of prepared TFDS data sets; "" for $TFDS_DATA_DIR
-        "side": 0,  # pixels; of a set that is streamed, see lipreg.stream; 0: one held in memory
+        "side": 0,  # pixels; of a set that is streamed, see lipreg.datasets.streamed; 0: one held in memory
         "threads": 4,  # that decode what is streamed
         "workers": 0,  # processes with so many threads each; 0: threads of the training process
         "validation": 0.1,  # fraction of the training split

@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 import lipreg
 from lipreg import files, parallel
-from lipreg.config import complete, differing
+from lipreg.runs.config import complete, differing
 
 __all__ = [
     "Log",

@@ -28,10 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipreg import attacks, curves, data, evaluation, files, norms, parallel, plots, runs
+from lipreg import attacks, curves, datasets, evaluation, files, norms, parallel
 from lipreg.certificates import comparison, smoothing
-from lipreg.config import Config, complete, label
-from lipreg.experiment import Loaded, largest, measure
+from lipreg.reports import plots
+from lipreg.runs import storage
+from lipreg.runs.config import Config, complete, label
+from lipreg.runs.experiment import Loaded, largest, measure
 
 __all__ = ["certify", "evaluate", "evaluated", "read", "robustness"]
 
@@ -67,7 +69,7 @@ def evaluate(
         "step": loaded.step,
         "steps": loaded.steps,
         "settings": settings.to_dict(),
-        "about": runs.about(),
+        "about": storage.about(),
     }
     files.write_arrays(workdir / "distances.npz", **found)
     attack = f"pgd, {settings.steps} steps, {settings.restarts} restarts, bisected"
@@ -95,7 +97,7 @@ def read(workdir: str | Path) -> tuple[Config, dict[str, Any], dict[str, np.ndar
     different evaluations, or if the evaluation was not of the last step.
     """
     workdir = Path(workdir)
-    config = complete(runs.read_config(workdir))
+    config = complete(storage.read_config(workdir))
     again = f"run python experiments/evaluate.py --run={workdir}"
     paths = workdir / "evaluation.json", workdir / "distances.npz"
     if not all(path.is_file() for path in paths):
@@ -145,7 +147,7 @@ def robustness(
     n = settings.examples
     if n > len(loaded.dataset.y):
         raise ValueError(f"examples = {n}; the split has {len(loaded.dataset.y)}.")
-    x, y = np.asarray(data.to_unit(loaded.dataset.x[:n])), loaded.dataset.y[:n]
+    x, y = np.asarray(datasets.to_unit(loaded.dataset.x[:n])), loaded.dataset.y[:n]
     radii = {"l2": {settings.l2.table, 0.5}, "linf": {settings.linf.table, 8 / 255}}
     name = f"robustness_{protocol}"
     found = evaluation.evaluate(
@@ -161,7 +163,7 @@ def robustness(
         progress=progress,
     )
     about = {"data": loaded.config.data.name, "split": split, "seed": seed}
-    about |= {"step": loaded.step, "about": runs.about()}
+    about |= {"step": loaded.step, "about": storage.about()}
     text = (
         f"# {label(loaded.config)}, {about['data']}, {split} split\n\n"
         f"{evaluation.to_markdown(found)}"
@@ -199,7 +201,7 @@ def certify(
     """Every rule's radii of a run, written into `workdir`; returns the table as Markdown."""
     if examples > len(loaded.dataset.y):
         raise ValueError(f"examples = {examples}; the split has {len(loaded.dataset.y)}.")
-    x, y = data.to_unit(loaded.dataset.x[:examples]), jnp.asarray(loaded.dataset.y[:examples])
+    x, y = datasets.to_unit(loaded.dataset.x[:examples]), jnp.asarray(loaded.dataset.y[:examples])
     key, eps, config = jax.random.key(seed), loaded.config.evaluation.l2.table, loaded.config
     smooth = config.model.activation != "relu"
     found = comparison.compare(key, loaded.logits_fn, x, y, smooth=smooth, progress=progress)
@@ -216,7 +218,7 @@ def certify(
             f"median radius {np.median(radius):.3g}; at least {eps:g} for "
             f"{100 * (radius >= eps).mean():.1f} % of the images."
         )
-    lines.append(f"\n{json.dumps(runs.about())}")
+    lines.append(f"\n{json.dumps(storage.about())}")
     text = "\n".join(lines) + "\n"
     arrays["attacked"] = found.distance
     files.write_arrays(Path(workdir) / "certificates.npz", **arrays)
@@ -226,7 +228,7 @@ def certify(
 
 def _attacked(loaded: Loaded, eps: float, seed: int, n: int = 8) -> Any:
     """The first images, each above its PGD image at the table's l_2 radius."""
-    x, y = data.to_unit(loaded.dataset.x[:n]), loaded.dataset.y[:n]
+    x, y = datasets.to_unit(loaded.dataset.x[:n]), loaded.dataset.y[:n]
     attack = jax.jit(partial(attacks.pgd, norm=norms.L2, steps=loaded.config.evaluation.steps))
     x_adv = attack(jax.random.key(seed), loaded.logits_fn, x, y, eps)
     before, after = np.argmax(loaded.logits_fn(x), -1), np.argmax(loaded.logits_fn(x_adv), -1)

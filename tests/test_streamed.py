@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lipreg import stream
+from lipreg.datasets import streamed
 
 N, SIDE = 23, 8
 
@@ -55,7 +55,7 @@ def slopes(tmp_path_factory):
 
 def training(folder, **options):
     options = {"dir": folder, "side": SIDE, "threads": 0, "validation": 0.01} | options
-    return stream.load("folder", "train", **options)
+    return streamed.load("folder", "train", **options)
 
 
 def first(dataset, steps, batch_size=4, *, seed=0, **options):
@@ -79,7 +79,7 @@ def numbers(batches):
 
 def test_a_folder_is_split_like_a_set_in_memory_and_labels_are_places_of_sorted_names(folder):
     parts = [
-        stream.load("folder", split, dir=folder, side=SIDE, validation=0.2)
+        streamed.load("folder", split, dir=folder, side=SIDE, validation=0.2)
         for split in ("train", "validation", "test")
     ]
     assert [len(part) for part in parts] == [18, 5, 5]
@@ -98,7 +98,7 @@ def test_a_folder_is_split_like_a_set_in_memory_and_labels_are_places_of_sorted_
 
 def test_the_seed_moves_the_partition_and_the_same_one_gives_it_again(folder):
     held_out = lambda seed: set(
-        stream.load("folder", "validation", dir=folder, seed=seed, validation=0.3).rows
+        streamed.load("folder", "validation", dir=folder, seed=seed, validation=0.3).rows
     )
     assert held_out(0) == held_out(0) != held_out(1)
 
@@ -108,7 +108,7 @@ def test_a_sample_is_the_first_images_of_a_longer_one_and_not_of_one_class(folde
     few, many = dataset.sample(6), dataset.sample(12)
     np.testing.assert_array_equal(few.x, many.x[:6])
     assert len(set(few.y)) > 1  # by name, the first six are all of class a
-    test = stream.load("folder", "test", dir=folder, side=SIDE).sample(5)
+    test = streamed.load("folder", "test", dir=folder, side=SIDE).sample(5)
     assert sorted(test.y) == [0, 0, 1, 1, 2] != test.y.tolist()
     for n in (0, 23):
         with pytest.raises(ValueError, match=f"n = {n}; it must be from 1 to the 22 examples"):
@@ -184,7 +184,7 @@ def test_a_batch_that_cannot_be_is_refused_at_once(folder, batch_size, processes
 
 def test_random_boxes_have_the_areas_and_shapes_of_their_source_and_lie_anywhere():
     rng = np.random.default_rng(0)
-    boxes = np.array([stream.random_box(rng, 400, 300) for _ in range(2000)])
+    boxes = np.array([streamed.random_box(rng, 400, 300) for _ in range(2000)])
     left, top, right, bottom = boxes.T
     assert (boxes >= 0).all()
     assert (right <= 400).all()
@@ -201,7 +201,7 @@ def test_random_boxes_have_the_areas_and_shapes_of_their_source_and_lie_anywhere
 def test_a_thin_image_has_boxes_of_a_permitted_shape_all_the_same(width, height):
     rng = np.random.default_rng(0)
     for _ in range(50):
-        left, top, right, bottom = stream.random_box(rng, width, height)
+        left, top, right, bottom = streamed.random_box(rng, width, height)
         assert 0 <= left < right <= width + 1e-9
         assert 0 <= top < bottom <= height + 1e-9
         assert 0.75 - 1e-9 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-9
@@ -210,7 +210,7 @@ def test_a_thin_image_has_boxes_of_a_permitted_shape_all_the_same(width, height)
 def evaluated(tmp_path, image, side, suffix=".png", **options):
     write(tmp_path / "train" / "a" / f"0{suffix}", image, **options)
     write(tmp_path / "validation" / "a" / f"0{suffix}", image, **options)
-    return stream.load("folder", "test", dir=tmp_path, side=side).sample(1).x[0]
+    return streamed.load("folder", "test", dir=tmp_path, side=side).sample(1).x[0]
 
 
 @pytest.mark.parametrize(("width", "height"), [(90, 64), (64, 90), (40, 40)])
@@ -283,24 +283,24 @@ def test_a_file_that_is_no_image_is_named(folder, tmp_path, threads):
 )
 def test_a_wrong_argument_is_named_with_the_choices(folder, split, options, message):
     with pytest.raises(ValueError, match=message):
-        stream.load("folder", split, **{"dir": folder} | options)
+        streamed.load("folder", split, **{"dir": folder} | options)
 
 
 def test_a_folder_that_lacks_something_is_told_what(folder, tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match=r"There is no .*train/CLASS/\*\.jpg"):
-        stream.load("folder", "train", dir=tmp_path)
+        streamed.load("folder", "train", dir=tmp_path)
     (tmp_path / "train" / "a").mkdir()
     with pytest.raises(ValueError, match=r"train \(\.jpg, \.jpeg, \.png\) has 0 images: none for"):
-        stream.load("folder", "train", dir=tmp_path)
+        streamed.load("folder", "train", dir=tmp_path)
     with pytest.raises(ValueError, match=r"There is no .*/test/CLASS/\*\.jpg"):
-        stream.load("folder", "test", dir=tmp_path)
+        streamed.load("folder", "test", dir=tmp_path)
     write(tmp_path / "train" / "a" / "0.png", grey(0))
     with pytest.raises(ValueError, match="has 1 images: none for the split 'train'"):
-        stream.load("folder", "train", dir=tmp_path)
+        streamed.load("folder", "train", dir=tmp_path)
     (tmp_path / "val" / "z").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"val has a class 'z' that .*train has not"):
-        stream.load("folder", "test", dir=tmp_path)
+        streamed.load("folder", "test", dir=tmp_path)
 
 
 # TFDS
@@ -335,7 +335,7 @@ def imagenet(tmp_path_factory):
 
 
 def test_a_prepared_imagenet_is_streamed_without_tensorflow(imagenet):
-    load = lambda split: stream.load("imagenet2012", split, dir=imagenet, side=SIDE)
+    load = lambda split: streamed.load("imagenet2012", split, dir=imagenet, side=SIDE)
     dataset = load("train")
     assert (len(dataset), dataset.classes, dataset.shape) == (13, 1000, (SIDE, SIDE, 3))
     (x, y), (again, _) = first(dataset, 2, 13)
@@ -350,9 +350,9 @@ def test_a_prepared_imagenet_is_streamed_without_tensorflow(imagenet):
 
 
 def test_a_broken_record_is_named(imagenet):
-    dataset = stream.load("imagenet2012", "test", dir=imagenet, side=SIDE)
+    dataset = streamed.load("imagenet2012", "test", dir=imagenet, side=SIDE)
     read = lambda row: (io.BytesIO(b"broken"), 0, dataset.read(row)[2])
-    broken = stream.Stream(read, dataset.rows, 1000, SIDE)
+    broken = streamed.Stream(read, dataset.rows, 1000, SIDE)
     with pytest.raises(ValueError, match=r"^Record \d of imagenet2012, validation cannot be read"):
         broken.sample(1)
 
@@ -360,9 +360,9 @@ def test_a_broken_record_is_named(imagenet):
 def test_a_set_that_is_not_prepared_or_not_known_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(ValueError, match=f"food101 is not prepared as array_record in {tmp_path}"):
-        stream.load("food101", "train")
+        streamed.load("food101", "train")
     with pytest.raises(ValueError, match="No data set 'nope'; name one of TFDS, or folder for"):
-        stream.load("nope", "train")
+        streamed.load("nope", "train")
 
 
 @pytest.mark.parametrize(
@@ -375,13 +375,13 @@ def test_a_set_that_is_not_prepared_or_not_known_is_refused(tmp_path, monkeypatc
 def test_a_set_of_other_things_than_pixels_and_classes_is_refused(dtype, label, told, monkeypatch):
     features = {"image": SimpleNamespace(np_dtype=dtype), "label": SimpleNamespace(**label)}
     builder = SimpleNamespace(info=SimpleNamespace(features=features, splits={}))
-    monkeypatch.setattr(stream.prepared, "builder", lambda *_: builder)
+    monkeypatch.setattr(streamed.prepared, "builder", lambda *_: builder)
     with pytest.raises(ValueError, match=f"^odd has .*{told}"):
-        stream.load("odd", "train")
+        streamed.load("odd", "train")
 
 
 def test_importing_the_module_imports_no_data_library():
     heavy = {"grain", "tensorflow_datasets", "sklearn"}
-    code = f"import sys, lipreg.stream; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, lipreg.datasets.streamed; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

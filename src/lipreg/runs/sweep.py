@@ -20,8 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lipreg import cpu, curves, experiment, files, parallel, plots, runs, train
-from lipreg.config import Config, check, leaves
+from lipreg import curves, files, parallel, runs, training
+from lipreg.reports import plots
+from lipreg.runs import storage
+from lipreg.training import cpu
+from lipreg.runs.config import Config, check, leaves
 
 __all__ = ["ENGINES", "parse", "points", "report", "run"]
 
@@ -110,7 +113,7 @@ def run(
         raise ValueError(f"No engine {engine!r}; choose one of {', '.join(ENGINES)}.")
     folder = Path(workdir) / "points"
     for name, config in found.items():
-        runs.check_workdir(folder / name, config.to_dict())
+        storage.check_workdir(folder / name, config.to_dict())
     left = {name: config for name, config in found.items() if not _point(folder / name)}
     if engine == "ray":
         _by_ray(left, folder, silent)
@@ -118,7 +121,7 @@ def run(
     if engine == "auto":
         engine = "loop" if jax.default_backend() == "cpu" or not _alike(left) else "vmap"
     if engine == "vmap":
-        _together({n: experiment.prepare(c) for n, c in left.items()}, folder, silent)
+        _together({n: runs.prepare(c) for n, c in left.items()}, folder, silent)
         return
     for name, config in left.items():
         train_point(config, folder / name, silent=silent)
@@ -138,14 +141,14 @@ def train_point(config: Config, workdir: Path, *, silent: bool = True) -> None:
     """One point by itself, and its record."""
     try:
         with parallel.over():
-            experiment.train_run(experiment.prepare(config), workdir, silent=silent)
+            runs.train_run(runs.prepare(config), workdir, silent=silent)
     except FloatingPointError as error:
         _record(workdir, str(error))
     else:
         _record(workdir)
 
 
-def _together(prepared: dict[str, experiment.Experiment], folder: Path, silent: bool) -> None:
+def _together(prepared: dict[str, runs.Experiment], folder: Path, silent: bool) -> None:
     """All at once; those that diverge are taken out, the others go on from their checkpoints."""
     while len(prepared) > 1:
         names = list(prepared)
@@ -154,8 +157,8 @@ def _together(prepared: dict[str, experiment.Experiment], folder: Path, silent: 
         try:
             with parallel.over(jax.devices()[:shares]):
                 places = [folder / name for name in names]
-                experiment.train_together(list(prepared.values()), places, silent=silent)
-        except train.Diverged as error:
+                runs.train_together(list(prepared.values()), places, silent=silent)
+        except training.Diverged as error:
             for k in error.runs:
                 _record(folder / names[k], str(error))
                 del prepared[names[k]]
@@ -215,7 +218,7 @@ def _point(workdir: Path) -> dict[str, Any]:
 
 
 def _record(workdir: Path, failed: str = "") -> None:
-    last = runs.metrics(workdir)[-1] if not failed else {}
+    last = storage.metrics(workdir)[-1] if not failed else {}
     record = {"failed": failed} if failed else {CLEAN: last[CLEAN], ROBUST: last[ROBUST]}
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / "point.json", record)
@@ -265,7 +268,7 @@ def report(
     text = "\n".join(lines) + "\n"
     files.write(workdir / "sweep.md", text)
     files.write(workdir / "sweep.csv", curves.to_csv(rows))
-    record = {"axes": dict(axes), "points": records, "about": runs.about()}
+    record = {"axes": dict(axes), "points": records, "about": storage.about()}
     files.write_json(workdir / "sweep.json", record)
     written = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
     if means:

@@ -11,18 +11,21 @@ import optax
 import orbax.checkpoint
 import pytest
 
-from lipreg import runs, train
+from lipreg import training
+from lipreg.runs import storage
 
 CONFIG = {"seed": 0, "train": {"epochs": 3, "sizes": (1, 2)}}
 
 
-def a_state(scale: float = 1.0, width: int = 64) -> train.State:
+def a_state(scale: float = 1.0, width: int = 64) -> training.State:
     params = {"w": scale * jnp.arange(width, dtype=jnp.float32), "b": jnp.zeros(3)}
     tx = optax.sgd(0.1, 0.9)
-    return train.init(jax.random.key(7), params, {"batch_stats": {"m": jnp.ones(3)}}, tx, ema=True)
+    return training.init(
+        jax.random.key(7), params, {"batch_stats": {"m": jnp.ones(3)}}, tx, ema=True
+    )
 
 
-def assert_same(a: train.State, b: train.State) -> None:
+def assert_same(a: training.State, b: training.State) -> None:
     def raw(tree):
         key = jax.random.key_data(tree.key)
         return jax.tree.leaves((tree.params, tree.model_state, tree.opt_state, tree.ema, key))
@@ -42,34 +45,34 @@ def flip_bytes(folder) -> None:
 
 def test_a_claimed_folder_is_taken_up_again_by_the_same_config_only(tmp_path):
     workdir = tmp_path / "run"
-    runs.claim(workdir, CONFIG)
-    runs.claim(workdir, CONFIG)
-    assert runs.read_config(workdir).to_dict() == CONFIG
+    storage.claim(workdir, CONFIG)
+    storage.claim(workdir, CONFIG)
+    assert storage.read_config(workdir).to_dict() == CONFIG
     before = (workdir / "config.json").read_text()
     with pytest.raises(ValueError, match=r"train\.epochs \(3 there, 4 asked\)"):
-        runs.claim(workdir, {"seed": 0, "train": {"epochs": 4, "sizes": (1, 2)}})
+        storage.claim(workdir, {"seed": 0, "train": {"epochs": 4, "sizes": (1, 2)}})
     with pytest.raises(ValueError, match=r"seed \(0 there, 'absent' asked\)"):
-        runs.claim(workdir, {"train": {"epochs": 3, "sizes": (1, 2)}})
+        storage.claim(workdir, {"train": {"epochs": 3, "sizes": (1, 2)}})
     assert (workdir / "config.json").read_text() == before
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="not empty and not a run"):
-        runs.claim(tmp_path, CONFIG)
+        storage.claim(tmp_path, CONFIG)
     with pytest.raises(ValueError, match="is a file"):
-        runs.claim(tmp_path / "thesis.tex", CONFIG)
+        storage.claim(tmp_path / "thesis.tex", CONFIG)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_config_that_is_cut_short_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"seed":')
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-        runs.read_config(tmp_path)
+        storage.read_config(tmp_path)
 
 
 def test_about_names_the_command_the_commit_and_the_hardware():
-    about = runs.about()
+    about = storage.about()
     assert about["versions"]["jax"] == jax.__version__
     assert about["devices"] == ["cpu"] * jax.device_count()
     assert about["commit"]
@@ -78,14 +81,14 @@ def test_about_names_the_command_the_commit_and_the_hardware():
 
 
 def test_a_log_forgets_the_steps_that_will_come_again(tmp_path):
-    with runs.Log(tmp_path) as log:
+    with storage.Log(tmp_path) as log:
         for step in (10, 20, 30):
             log.write(step, {"loss": 1 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # a kill in the middle of a line
-    with runs.Log(tmp_path, step=20) as log:
+    with storage.Log(tmp_path, step=20) as log:
         log.write(30, {"loss": 0.5})
-    assert runs.metrics(tmp_path) == [
+    assert storage.metrics(tmp_path) == [
         {"step": 10, "loss": 0.1},
         {"step": 20, "loss": 0.05},
         {"step": 30, "loss": 0.5},
@@ -95,58 +98,58 @@ def test_a_log_forgets_the_steps_that_will_come_again(tmp_path):
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     state = a_state(3.0)
-    with runs.checkpoints(tmp_path) as manager:
-        assert runs.restore(manager, state) is None
-        runs.save(manager, 5, state)
-    with runs.checkpoints(tmp_path) as manager:
-        assert_same(runs.restore(manager, a_state()), state)
+    with storage.checkpoints(tmp_path) as manager:
+        assert storage.restore(manager, state) is None
+        storage.save(manager, 5, state)
+    with storage.checkpoints(tmp_path) as manager:
+        assert_same(storage.restore(manager, a_state()), state)
 
 
 def test_a_checkpoint_of_orbaxs_older_interface_is_read(tmp_path):
     state = a_state(3.0)
-    leaves = runs._leaves(state)
-    meta = {"sha256": runs._digest(leaves), "leaves": runs._shapes(leaves)}
+    leaves = storage._leaves(state)
+    meta = {"sha256": storage._digest(leaves), "leaves": storage._shapes(leaves)}
     with orbax.checkpoint.CheckpointManager(tmp_path / "checkpoints") as manager:
         items = {
             "state": orbax.checkpoint.args.StandardSave(leaves),
             "meta": orbax.checkpoint.args.JsonSave(meta),
         }
         manager.save(5, args=orbax.checkpoint.args.Composite(**items))
-    with runs.checkpoints(tmp_path) as manager:
-        assert_same(runs.restore(manager, a_state()), state)
+    with storage.checkpoints(tmp_path) as manager:
+        assert_same(storage.restore(manager, a_state()), state)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    with runs.checkpoints(tmp_path, keep=2) as manager:
+    with storage.checkpoints(tmp_path, keep=2) as manager:
         for step in (1, 2, 3):
-            runs.save(manager, step, a_state(step))
+            storage.save(manager, step, a_state(step))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
 
 
 def test_flipped_bytes_are_found_and_the_checkpoint_before_is_used(tmp_path):
-    with runs.checkpoints(tmp_path) as manager:
-        runs.save(manager, 1, a_state(1.0, 4096))
-        runs.save(manager, 2, a_state(2.0, 4096))
+    with storage.checkpoints(tmp_path) as manager:
+        storage.save(manager, 1, a_state(1.0, 4096))
+        storage.save(manager, 2, a_state(2.0, 4096))
     flip_bytes(tmp_path / "checkpoints" / "2")
-    with runs.checkpoints(tmp_path) as manager:
+    with storage.checkpoints(tmp_path) as manager:
         with pytest.warns(UserWarning, match="Checkpoint 2 .* is damaged"):
-            found = runs.restore(manager, a_state(0.0, 4096))
+            found = storage.restore(manager, a_state(0.0, 4096))
         assert_same(found, a_state(1.0, 4096))
-        runs.save(manager, 2, a_state(5.0, 4096))  # the run goes on and comes by step 2 again
-    with runs.checkpoints(tmp_path) as manager:
-        assert_same(runs.restore(manager, a_state(0.0, 4096)), a_state(5.0, 4096))
+        storage.save(manager, 2, a_state(5.0, 4096))  # the run goes on and comes by step 2 again
+    with storage.checkpoints(tmp_path) as manager:
+        assert_same(storage.restore(manager, a_state(0.0, 4096)), a_state(5.0, 4096))
 
 
 def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path):
-    with runs.checkpoints(tmp_path) as manager:
-        runs.save(manager, 1, a_state(1.0, 4096))
+    with storage.checkpoints(tmp_path) as manager:
+        storage.save(manager, 1, a_state(1.0, 4096))
     flip_bytes(tmp_path / "checkpoints" / "1")
     with (
-        runs.checkpoints(tmp_path) as manager,
+        storage.checkpoints(tmp_path) as manager,
         pytest.warns(UserWarning, match="damaged"),
         pytest.raises(ValueError, match=r"None of the checkpoints \[1\]"),
     ):
-        runs.restore(manager, a_state(0.0, 4096))
+        storage.restore(manager, a_state(0.0, 4096))
 
 
 @pytest.mark.parametrize(
@@ -160,13 +163,13 @@ def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path):
             r"b is \['float32', 3\] there and \['bfloat16', 3\]",
         ),
         (
-            lambda: train.init(jax.random.key(0), {"v": jnp.ones(3)}, {}, optax.sgd(0.1, 0.9)),
+            lambda: training.init(jax.random.key(0), {"v": jnp.ones(3)}, {}, optax.sgd(0.1, 0.9)),
             "absent",
         ),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_naming_the_leaf(tmp_path, change, leaf):
-    with runs.checkpoints(tmp_path) as manager:
-        runs.save(manager, 1, a_state())
-    with runs.checkpoints(tmp_path) as manager, pytest.raises(ValueError, match=leaf):
-        runs.restore(manager, change())
+    with storage.checkpoints(tmp_path) as manager:
+        storage.save(manager, 1, a_state())
+    with storage.checkpoints(tmp_path) as manager, pytest.raises(ValueError, match=leaf):
+        storage.restore(manager, change())

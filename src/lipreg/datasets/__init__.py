@@ -1,0 +1,30 @@
+"""Data sets: as arrays in memory, streamed from disk, prepared by tensorflow-datasets.
+
+A set that fits in memory is one uint8 array: move it to the device once, index and augment it
+inside the compiled step. `streamed` reads what does not fit.
+"""
+
+from lipreg.datasets.images import augment, to_unit
+from lipreg.datasets.memory import (
+    NAMES,
+    SPLITS,
+    Dataset,
+    check_split,
+    load,
+    part,
+    size,
+    wrong_labels,
+)
+
+__all__ = [
+    "NAMES",
+    "SPLITS",
+    "Dataset",
+    "augment",
+    "check_split",
+    "load",
+    "part",
+    "size",
+    "to_unit",
+    "wrong_labels",
+]

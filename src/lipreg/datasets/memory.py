@@ -1,0 +1,137 @@
+"""A data set as two arrays in memory.
+
+`digits` comes with scikit-learn; the others are read from a folder that tensorflow-datasets
+prepared as array_record, without TensorFlow and without a download.
+"""
+
+import os
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lipreg.datasets import prepared
+
+__all__ = ["NAMES", "SPLITS", "Dataset", "check_split", "load", "part", "size", "wrong_labels"]
+
+NAMES = ("cifar10", "cifar100", "digits", "mnist")
+SPLITS = ("train", "validation", "test")
+
+
+class Dataset(NamedTuple):
+    """Images and their classes.
+
+    Attributes:
+      x: uint8 `[N, H, W, C]`.
+      y: int32 `[N]`, in 0 … classes - 1.
+      classes: their number.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    classes: int
+
+
+def load(
+    name: str,
+    split: str,
+    *,
+    dir: str | os.PathLike[str] = "",
+    seed: int = 0,
+    validation: float = 0.1,
+) -> Dataset:
+    """One split of a data set; `train` and `validation` partition the official training split.
+
+    `validation` is the fraction held out, drawn by `seed`, at least one image. `test` is the
+    official test split and knows neither; digits has none, so 360 of its 1797 images, the same for
+    every seed, are its own. `dir` is the folder of prepared TFDS data sets; "" stands for the
+    environment variable TFDS_DATA_DIR, then for TFDS's own default. The arrays may be read-only.
+
+    Raises: ValueError for an unknown name or split, for a fraction outside (0, 1), and, with the
+    command to run, for a data set that is not prepared.
+
+    >>> load("digits", "test").x.shape
+    (360, 8, 8, 1)
+    """
+    if name not in NAMES:
+        raise ValueError(
+            f"No data set {name!r}; choose one of {', '.join(NAMES)}, or set config.data.side, in "
+            "pixels, to stream another set from TFDS or a folder."
+        )
+    check_split(split, validation)
+    official = "test" if split == "test" else "train"
+    x, y, classes = _official(name, official, prepared.folder(dir))
+    if split == "test":
+        return Dataset(x, y, classes)
+    rows = part(len(y), split, seed=seed, validation=validation)
+    return Dataset(x[rows], y[rows], classes)
+
+
+def check_split(split: str, validation: float) -> None:
+    """ValueError for another split than those of `load`, and for no fraction to hold out."""
+    if split not in SPLITS:
+        raise ValueError(f"No split {split!r}; choose one of {', '.join(SPLITS)}.")
+    if not 0 < validation < 1:
+        raise ValueError(f"validation = {validation}; it must be greater than 0 and less than 1.")
+
+
+def part(n: int, split: str, *, seed: int, validation: float) -> np.ndarray:
+    """The rows of the official training split's n that are `train` or `validation`, shuffled.
+
+    >>> len(part(20, "train", seed=0, validation=0.1))
+    18
+    """
+    rows = np.random.default_rng(seed).permutation(n)
+    held_out = int(np.clip(round(validation * n), 1, max(n - 1, 1)))
+    return rows[:held_out] if split == "validation" else rows[held_out:]
+
+
+# One split is kept: `train` and `validation` share one, and decoding it takes seconds.
+@lru_cache(maxsize=1)
+def _official(name: str, split: str, dir: str) -> Dataset:
+    dataset = _digits(split) if name == "digits" else _prepared(name, split, dir)
+    dataset.x.flags.writeable = dataset.y.flags.writeable = False  # the cache's own
+    return dataset
+
+
+def _digits(split: str) -> Dataset:
+    from sklearn.datasets import load_digits  # a second of import that other sets need not pay
+
+    bunch: Any = load_digits()
+    x = np.round(bunch.images[..., None] * (255 / 16)).astype(np.uint8)  # 0 … 16 in the file
+    rows = np.random.default_rng(0).permutation(len(x))
+    rows = rows[:360] if split == "test" else rows[360:]
+    return Dataset(x[rows], bunch.target[rows].astype(np.int32), 10)
+
+
+def _prepared(name: str, split: str, dir: str) -> Dataset:
+    with prepared.quiet():
+        builder = prepared.builder(name, dir)
+        source, features = builder.as_data_source(split=split), builder.info.features
+        x = np.empty((len(source), *features["image"].shape), np.uint8)
+        y = np.empty(len(source), np.int32)
+        for start in range(0, len(y), 1024):  # a record at a time is slower, all at once is big
+            rows = range(start, min(start + 1024, len(y)))
+            for row, record in zip(rows, source.__getitems__(rows), strict=True):
+                x[row], y[row] = record["image"], record["label"]
+    return Dataset(x, y, features["label"].num_classes)
+
+
+def wrong_labels(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset:
+    """The data set with this fraction of its labels replaced by another class, each as likely.
+
+    >>> digits = load("digits", "test")
+    >>> int((wrong_labels(digits, 0.25).y != digits.y).sum())
+    90
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction = {fraction}; of the labels, it must be between 0 and 1.")
+    rng, y = np.random.default_rng(seed), dataset.y.copy()
+    rows = rng.permutation(len(y))[: round(fraction * len(y))]
+    y[rows] = (y[rows] + rng.integers(1, dataset.classes, len(rows), y.dtype)) % dataset.classes
+    return dataset._replace(y=y)
+
+
+def size(dataset: Any) -> int:
+    """The number of examples of a `Dataset`, whose len is that of a tuple, or of a `Stream`."""
+    return len(dataset.y) if isinstance(dataset, Dataset) else len(dataset)

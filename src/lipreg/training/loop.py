@@ -1,0 +1,138 @@
+"""The loop around the step: batches, several steps a dispatch, means of parts, divergence."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lipreg import batching, datasets, parallel
+from lipreg.training.step import State
+
+__all__ = ["Diverged", "fit"]
+
+
+class Diverged(FloatingPointError):
+    """A part is not finite; `runs` are the places of those where it is so, of several at once."""
+
+    def __init__(self, message: str, runs: tuple[int, ...]):
+        super().__init__(message)
+        self.runs = runs
+
+
+def fit(
+    step: Callable,
+    state: State,
+    strengths: dict[str, Any],
+    dataset: datasets.Dataset | Any,
+    *,
+    batch_size: int,
+    steps: int,
+    every: int = 100,
+    key: Array,
+    per_dispatch: int = 0,
+    started: Callable[[float], object] = lambda seconds: None,
+) -> Iterator[tuple[State, dict[str, np.ndarray]]]:
+    """Train from `state.step` to `steps`; yields the state and the mean parts since the last yield.
+
+    That is at multiples of `every` steps and at the end of each epoch.
+    The data set is moved to the device once; an epoch is a permutation drawn from `key` and its
+    number, so a restored state goes on with the batches that it would have seen. The whole step is
+    one compiled program which *donates* its state: a yielded state is gone when the next is asked
+    for. A `stream.Stream` is read as it goes. `per_dispatch` steps of a set in memory make one
+    program where they fit between two reports; 0 stands for 1 on CPU, where a scan of convolutions
+    other than the library's is slow, and 16 elsewhere. `started` is told the seconds that the first
+    took, compilation included.
+
+    K runs train together when states, strengths and keys are stacked, `[K, ...]`, and the step is
+    vmapped over all three of its arguments. Inside `parallel.over` the devices share the batch, or
+    the K runs.
+
+    Raises: Diverged, naming the step and the part, when a part is not finite.
+    """
+    together = state.step.ndim > 0
+    place = parallel.split if together else parallel.whole
+    state = jax.tree.map(jnp.copy, place(state))  # the caller's own is not the one donated
+    strengths = place({name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()})
+    done = int(np.ravel(parallel.gather(state.step))[0])
+    size = datasets.size(dataset)
+    if isinstance(dataset, datasets.Dataset):
+        source = parallel.whole((jnp.asarray(dataset.x), jnp.asarray(dataset.y)))
+        share = parallel.split
+        batches = _batches(key, size, batch_size, done)
+        per_dispatch = per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
+    else:
+        source, share, per_dispatch = (), parallel.join, 1
+        seed = int(jax.random.key_data(key)[-1])
+        batches = dataset.batches(batch_size, seed=seed, first_step=done)
+    per_epoch = size // batch_size
+    one, several = _programs(step)
+    begun = time.perf_counter()
+    while done < steps:
+        first, history = done, []
+        stop = min(steps, *(done + n - done % n for n in (every, per_epoch)))
+        while done < stop:
+            if stop - done < per_dispatch or per_dispatch == 1:
+                state, parts = one(state, strengths, source, share(next(batches)))
+                done += 1
+            else:
+                rows = np.stack(list(itertools.islice(batches, per_dispatch)))
+                state, parts = several(state, strengths, source, parallel.split(rows, axis=1))
+                done += per_dispatch
+            if begun:
+                jax.block_until_ready(parts)
+                started(time.perf_counter() - begun)
+                begun = 0.0
+            history.append(parts)
+        yield state, _means(history, first + 1)
+
+
+@lru_cache(maxsize=16)
+def _programs(step: Callable) -> tuple[Callable, Callable]:
+    """A step, and several in a scan, compiled once for each `step`."""
+
+    def one(state: State, strengths: dict, source: tuple[Array, ...], batch: Any):
+        together = state.step.ndim > 0
+        batch = tuple(a[batch] for a in source) or batch  # rows of the source, or images and labels
+        state, parts = step(state, strengths, batch)
+        return (state if together else parallel.stay_whole(state)), parts
+
+    def several(state: State, strengths: dict, source: tuple[Array, ...], batches: Any):
+        return jax.lax.scan(lambda state, b: one(state, strengths, source, b), state, batches)
+
+    def single(*arguments: Any):
+        state, parts = one(*arguments)
+        return state, jax.tree.map(lambda a: a[None], parts)
+
+    return jax.jit(single, donate_argnums=0), jax.jit(several, donate_argnums=0)
+
+
+def _batches(key: Array, n: int, batch_size: int, first: int) -> Iterator[np.ndarray]:
+    """The rows of each step's batch from step `first` on, `[B]`, or `[K, B]` for K keys."""
+    per_epoch = n // batch_size
+    for epoch in itertools.count(first // per_epoch):
+        keys = [jax.random.fold_in(one, epoch) for one in (key if key.ndim else [key])]
+        batches = np.stack([batching.epoch_batches(one, n, batch_size) for one in keys], 1)
+        skipped = max(first - epoch * per_epoch, 0)
+        yield from batches[skipped:] if key.ndim else batches[skipped:, 0]
+
+
+def _means(history: list[dict[str, Array]], first: int) -> dict[str, np.ndarray]:
+    """The mean of each part over the steps from `first` on, a scalar or `[K]`."""
+    found = parallel.gather(history)
+    parts = {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
+    for offset in range(len(parts["objective"])):
+        for name, values in parts.items():
+            if not np.isfinite(values[offset]).all():
+                bad = np.flatnonzero(~np.isfinite(values[offset]))
+                raise Diverged(
+                    f"Step {first + offset}: {name} is {np.ravel(values[offset])[bad[0]]}. Try a "
+                    "smaller learning rate or strengths, or train.clip.",
+                    tuple(map(int, bad)),
+                )
+    return {name: values.mean(0) for name, values in parts.items()}

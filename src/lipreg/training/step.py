@@ -1,0 +1,145 @@
+"""Training as one pure step, `(state, strengths, batch) -> (state, parts)`.
+
+`jit` the step for a run, `vmap` it over states and strengths for a sweep, give it sharded batches
+for several devices (`lipreg.parallel`): the batch's maximum and its statistics are then global. A
+model enters as a pure function `apply(params, model_state, x, train) -> (logits, model_state)`;
+`models.functional` makes one of a linen module.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lipreg import losses
+from lipreg.datasets.images import to_unit
+
+__all__ = ["Apply", "State", "init", "logits_fn", "make_step"]
+
+Apply = Callable[[Any, Any, Array, bool], tuple[Array, Any]]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "model_state", "opt_state", "ema", "step", "key"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that a run carries from step to step.
+
+    Attributes:
+      params: what the optimiser moves.
+      model_state: running statistics, `{}` where there are none.
+      opt_state: optax's.
+      ema: the exponential moving average of params; None when it is off.
+      step: the number of steps taken, int32.
+      key: the run's key; step s draws from `fold_in(key, s)`.
+    """
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+    step: Array
+    key: Array
+
+
+def init(
+    key: Array,
+    params: Any,
+    model_state: Any,
+    tx: optax.GradientTransformation,
+    *,
+    ema: bool = False,
+) -> State:
+    """The state before the first step."""
+    return State(
+        params=params,
+        model_state=model_state,
+        opt_state=tx.init(params),
+        ema=params if ema else None,
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+    )
+
+
+def make_step(
+    apply: Apply,
+    objective: Callable[..., tuple[Array, dict[str, Any]]],
+    tx: optax.GradientTransformation,
+    *,
+    loss: Callable[[Array, Array], Array] = losses.cross_entropy,
+    augment: Callable[[Array, Array], Array] = lambda key, x: x,
+    ema_decay: float = 0.0,
+    ramp: int = 0,
+) -> Callable[[State, dict[str, Any], tuple[Array, Array]], tuple[State, dict[str, Array]]]:
+    """`step(state, strengths, (x, y)) -> (state, parts)`, one gradient step on an objective.
+
+    `objective` is one of `objectives`, its static options bound; `strengths` its traced ones, by
+    name. `x` is uint8 or floating in [0, 1]; `augment(key, x)` sees it as it comes. The step builds
+    the two views of the model, with the batch's statistics and with the running ones; where the
+    objective asks for `f`, that is the running view's softmax. The strength `lam` grows from 0 over
+    the first `ramp` steps. `parts` gains `objective`, the number that was differentiated, and
+    `grad_params`, that gradient's norm.
+    """
+    takes_f = "f" in inspect.signature(objective).parameters
+
+    def step(
+        state: State, strengths: dict[str, Any], batch: tuple[Array, Array]
+    ) -> tuple[State, dict[str, Array]]:
+        x, y = batch
+        x = to_unit(augment(jax.random.fold_in(state.key, state.step), x))
+        if ramp and "lam" in strengths:
+            share = jnp.minimum(state.step.astype(jnp.float32) / ramp, 1.0)
+            strengths = strengths | {"lam": share * strengths["lam"]}
+
+        def total(params: Any) -> tuple[Array, dict[str, Any]]:
+            def trained(x: Array, y: Array) -> tuple[Array, Any]:
+                logits, model_state = apply(params, state.model_state, x, True)
+                return loss(logits, y), model_state
+
+            def logits(x: Array) -> Array:
+                return apply(params, state.model_state, x, False)[0]
+
+            views: dict[str, Any] = {"frozen": lambda x, y: loss(logits(x), y)}
+            if takes_f:
+                views["f"] = lambda x: jax.nn.softmax(logits(x))
+            return objective(trained, x, y, **views, **strengths)
+
+        (value, parts), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+        model_state = parts.pop("aux")
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - ema_decay)
+        state = State(params, model_state, opt_state, ema, state.step + 1, state.key)
+        return state, parts | {"objective": value, "grad_params": optax.tree.norm(grads)}
+
+    return step
+
+
+def logits_fn(apply: Apply, state: State) -> jax.tree_util.Partial:
+    """`x -> logits` with the running statistics and, where there is one, the averaged weights.
+
+    A pytree: pass it through `jit`, and new weights do not compile again.
+    """
+    params = state.params if state.ema is None else state.ema
+    return jax.tree_util.Partial(_Frozen(apply), params, state.model_state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frozen:
+    """A model's frozen view. Equal for equal models, since it is a key of jit's cache."""
+
+    apply: Apply
+
+    def __call__(self, params: Any, model_state: Any, x: Array) -> Array:
+        return self.apply(params, model_state, x, False)[0]
