@@ -1,0 +1,63 @@
+"""Whatever a config names: a name of the library's, or `package.module:name`, an outsider's own."""
+
+import ast
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["called", "named"]
+
+
+def named(kind: str, name: str, own: Mapping[str, Any]) -> Any:
+    """`own[name]`, or what `package.module:name` imports, on `sys.path` or in the working folder.
+
+    `kind` says what it is in an error: "objective".
+
+    Raises: ValueError, in one line, with the library's names or with the reason of the import.
+
+    >>> import math
+    >>> named("function", "math:floor", {}) is math.floor
+    True
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        if name not in own:
+            raise ValueError(
+                f"No {kind} {name!r}; choose one of {', '.join(own)}, or name your own as "
+                "package.module:name."
+            )
+        return own[name]
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+        importlib.invalidate_caches()
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # whatever an outsider's module raises
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"No {kind} {name!r}: {module} cannot be imported ({why}).") from error
+    if not hasattr(found, attribute):
+        raise ValueError(f"No {kind} {name!r}: {module} has no {attribute!r}.")
+    return getattr(found, attribute)
+
+
+def called(text: str) -> tuple[str, dict[str, Any]]:
+    """A name and its options: `name`, or `name(option=value, ...)` with plain Python values.
+
+    >>> called("adamw(b2=0.95)"), called("my_parts:Net")
+    (('adamw', {'b2': 0.95}), ('my_parts:Net', {}))
+    """
+    name, bracket, _ = text.partition("(")
+    if not bracket:
+        return text, {}
+    try:
+        call = ast.parse("_" + text[len(name) :], mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        if not all(word.arg for word in call.keywords):  # **options
+            raise ValueError
+        return name, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ValueError(f"{text!r}: write name(option=value, ...) with plain values.") from None
