@@ -22,9 +22,9 @@ import numpy as np
 
 from lipreg import curves, files, parallel, runs, training
 from lipreg.reports import plots
-from lipreg.runs import storage
+from lipreg.runs import build, storage
+from lipreg.runs.config import Config, leaves
 from lipreg.training import cpu
-from lipreg.runs.config import Config, check, leaves
 
 __all__ = ["ENGINES", "parse", "points", "report", "run"]
 
@@ -89,7 +89,7 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
                 point.update_from_flattened_dict({name: value})
             except TypeError as error:
                 raise ValueError(f"--sweep {name}={value}: {error}.") from None
-        check(point)
+        build.parts(point)
         parts = (f"{label}={value}" for label, value in zip(labels, values, strict=True))
         found[",".join(parts)] = point
     return found

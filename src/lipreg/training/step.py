@@ -78,16 +78,16 @@ def make_step(
     loss: Callable[[Array, Array], Array] = losses.cross_entropy,
     augment: Callable[[Array, Array], Array] = lambda key, x: x,
     ema_decay: float = 0.0,
-    ramp: int = 0,
+    ramp: tuple[str, int] | None = None,
 ) -> Callable[[State, dict[str, Any], tuple[Array, Array]], tuple[State, dict[str, Array]]]:
     """`step(state, strengths, (x, y)) -> (state, parts)`, one gradient step on an objective.
 
     `objective` is one of `objectives`, its static options bound; `strengths` its traced ones, by
     name. `x` is uint8 or floating in [0, 1]; `augment(key, x)` sees it as it comes. The step builds
     the two views of the model, with the batch's statistics and with the running ones; where the
-    objective asks for `f`, that is the running view's softmax. The strength `lam` grows from 0 over
-    the first `ramp` steps. `parts` gains `objective`, the number that was differentiated, and
-    `grad_params`, that gradient's norm.
+    objective asks for `f`, that is the running view's softmax. `ramp=("lam", n)` lets that strength
+    grow from 0 over the first n steps. `parts` gains `objective`, the number that was
+    differentiated, and `grad_params`, that gradient's norm.
     """
     takes_f = "f" in inspect.signature(objective).parameters
 
@@ -96,9 +96,10 @@ def make_step(
     ) -> tuple[State, dict[str, Array]]:
         x, y = batch
         x = to_unit(augment(jax.random.fold_in(state.key, state.step), x))
-        if ramp and "lam" in strengths:
-            share = jnp.minimum(state.step.astype(jnp.float32) / ramp, 1.0)
-            strengths = strengths | {"lam": share * strengths["lam"]}
+        if ramp:
+            name, steps = ramp
+            share = jnp.minimum(state.step.astype(jnp.float32) / steps, 1.0)
+            strengths = strengths | {name: share * strengths[name]}
 
         def total(params: Any) -> tuple[Array, dict[str, Any]]:
             def trained(x: Array, y: Array) -> tuple[Array, Any]:
