@@ -114,7 +114,7 @@ def _inputs(what: str, x: np.ndarray, bounds: tuple[float, float]) -> np.ndarray
         x = x.astype(np.float32)
         if not np.isfinite(x).all():
             raise ValueError(f"{what} has values that are not finite.")
-        lower, upper = np.float32(bounds)
+        lower, upper = np.float32(bounds[0]), np.float32(bounds[1])
         if x.size and not lower <= x.min() <= x.max() <= upper:
             raise ValueError(
                 f"{what} has values from {x.min():g} to {x.max():g}, and bounds = {bounds}; name "

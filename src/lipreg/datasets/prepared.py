@@ -35,8 +35,8 @@ def builder(name: str, dir: str) -> Any:
         except tfds.core.DatasetNotFoundError:
             raise ValueError(
                 f"No data set {name!r}; choose one of cifar10, cifar100, digits, mnist, name "
-                "another of TFDS, my_data.npz or package.module:name, or set config.data.side, in pixels, "
-                "to stream one, or folder for DIR/train/CLASS/*.jpg."
+                "another of TFDS, my_data.npz or package.module:name, or set config.data.side, in "
+                "pixels, to stream one, or folder for DIR/train/CLASS/*.jpg."
             ) from None
         # The question comes first: TFDS answers for a missing folder with an unrelated error.
         kind = found.info.file_format.value if found.is_prepared() else ""
