@@ -275,7 +275,8 @@ def test_dropout_without_a_key_is_refused():
 # What an outsider may bring
 
 
-def factory(classes, width=4):
+def factory(classes, width=4, activation="none"):
+    assert activation in ("none", "relu")
     return linen.Sequential(
         [lambda x: x.reshape(len(x), -1), linen.Dense(width), linen.Dense(classes)]
     )
@@ -318,10 +319,11 @@ class Masked(linen.Module):
     [
         (3, {}, "int is no network: bring an nnx or a linen class, a module, a pair"),
         (lambda: 3, {}, "int is no network: bring an nnx module or its class"),
+        (Linen, {"head": "tanh"}, "head = 'tanh', and Linen takes no head: it has its own"),
         (Linen(), {"rate": 0.1}, "Linen is made already; it takes no rate"),
-        (Linen, {"depth": 3}, "Linen has no option 'depth'; it takes classes, rate"),
-        (Nnx, {"depth": 3}, "Nnx has no option 'depth'; it takes classes, rate"),
-        (lambda width: factory(3, width), {}, "<lambda> needs the option 'width'"),
+        (Linen, {"depth": 3}, "No option 'depth'; Linen takes classes, rate"),
+        (Nnx, {"depth": 3}, "No option 'depth'; Nnx takes classes, rate"),
+        (lambda width: factory(3, width), {}, "The option 'width' is missing; <lambda> takes width"),
         (Masked, {}, "The network Masked asks for 'mask': it is called with x and, by keyword"),
         (Growing, {}, r"Growing .* \['seen'\] is float32\[1\] before and float32\[2\] after"),
         (factory(5), {}, r"makes float32\[2, 5\] .* it must make logits, float32\[2, 3\]"),

@@ -37,6 +37,7 @@ def load(name: str, *, dir: str = "", bounds: tuple[float, float] = (0.0, 1.0)) 
     lower, upper = bounds
     if not -np.inf < lower < upper < np.inf:
         raise ValueError(f"bounds = {bounds}; they must be two finite numbers, the lower first.")
+    bounds = lower, upper
     if not name.endswith(".npz"):
         return _checked(name, "", 0, bounds)
     path = Path(dir) / name

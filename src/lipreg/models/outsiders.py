@@ -15,13 +15,20 @@ __all__ = ["outsider"]
 
 
 def outsider(
-    found: Any, x: Any, *, classes: int, precision: str = "default", **options: Any
+    found: Any,
+    x: Any,
+    *,
+    classes: int,
+    head: str = "linear",
+    activation: str = "relu",
+    precision: str = "default",
+    **options: Any,
 ) -> Network:
     """The network that an outsider brings: what `network` takes, or a function that makes it.
 
-    A class or function is called with `options`, and with `classes` where it takes that; `rngs`
-    stays open, so that the weights come from the key of `init`. x has the inputs' shape, `[B, ...]`
-    with any B. The network is traced in both modes.
+    A class or function is called with `options`, and with `classes`, `head` and `activation` where
+    it takes them; `rngs` stays open, so that the weights come from the key of `init`. x has the
+    inputs' shape, `[B, ...]` with any B. The network is traced in both modes.
 
     Raises: ValueError, in one line, for options that are not taken or missing, logits that are not
     floating `[B, classes]`, a model_state that changes its form, and random numbers in evaluation.
@@ -32,30 +39,33 @@ def outsider(
     (2, 3)
     """
     made = isinstance(found, linen.Module | nnx.Module) or is_pair(found)
-    if made and options:
-        raise ValueError(f"{name(found)} is made already; it takes no {', '.join(options)}.")
     if not made and not callable(found):
         raise ValueError(
             f"{name(found)} is no network: bring an nnx or a linen class, a module, a pair (init, "
             "apply), or a function that makes one of them."
         )
-    net = network(found if made else _called(found, classes, options), precision=precision)
+    takes = {} if made else parameters(found)
+    if head != "linear" and "head" not in takes:
+        raise ValueError(f"head = {head!r}, and {name(found)} takes no head: it has its own.")
+    if made and options:
+        raise ValueError(f"{name(found)} is made already; it takes no {', '.join(options)}.")
+    offered = {"classes": classes, "head": head, "activation": activation}
+    given = {word: value for word, value in offered.items() if word in takes} | options
+    net = network(found if made else _called(found, takes, given), precision=precision)
     _check(net, name(found), jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.float32), classes)
     return net
 
 
-def _called(make: Callable, classes: int, options: dict[str, Any]) -> Any:
+def _called(make: Callable, takes: dict[str, inspect.Parameter], given: dict[str, Any]) -> Any:
     """What `make` makes, or what is still to be called with `rngs`."""
-    takes, called = parameters(make), name(make)
     known = [word for word in takes if word not in ("rngs", "parent", "name")]  # flax's own
-    unknown = sorted(set(options) - set(takes))
-    if unknown:
-        raise ValueError(f"{called} has no option {unknown[0]!r}; it takes {', '.join(known)}.")
-    given = ({"classes": classes} if "classes" in takes else {}) | options
-    needed = [word for word in known if takes[word].default is inspect.Parameter.empty]
-    missing = [word for word in needed if word not in given]
-    if missing:
-        raise ValueError(f"{called} needs the option {missing[0]!r}; it takes {', '.join(known)}.")
+    listed = f"{name(make)} takes {', '.join(known) or 'none'}."
+    for word in given:
+        if word not in known:
+            raise ValueError(f"No option {word!r}; {listed}")
+    for word in known:
+        if word not in given and takes[word].default is inspect.Parameter.empty:
+            raise ValueError(f"The option {word!r} is missing; {listed}")
     return partial(make, **given) if "rngs" in takes else make(**given)
 
 
