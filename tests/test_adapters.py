@@ -323,7 +323,7 @@ class Masked(linen.Module):
         (Linen(), {"rate": 0.1}, "Linen is made already; it takes no rate"),
         (Linen, {"depth": 3}, "No option 'depth'; Linen takes classes, rate"),
         (Nnx, {"depth": 3}, "No option 'depth'; Nnx takes classes, rate"),
-        (lambda width: factory(3, width), {}, "The option 'width' is missing; <lambda> takes width"),
+        (lambda width: factory(3, width), {}, "The option 'width' is missing; <lambda> takes"),
         (Masked, {}, "The network Masked asks for 'mask': it is called with x and, by keyword"),
         (Growing, {}, r"Growing .* \['seen'\] is float32\[1\] before and float32\[2\] after"),
         (factory(5), {}, r"makes float32\[2, 5\] .* it must make logits, float32\[2, 3\]"),
