@@ -80,7 +80,9 @@ def functional(
     (2, 10)
     """
 
-    def apply(params: Any, model_state: Any, x: Array, train: bool) -> tuple[Array, Any]:
+    def apply(
+        params: Any, model_state: Any, x: Array, train: bool, key: Array | None = None
+    ) -> tuple[Array, Any]:
         variables = {"params": params, **model_state}
         mutable = list(model_state) if train else []
         with nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
