@@ -68,7 +68,7 @@ def _compiled(config: Config, classes: int, shape: tuple[int, ...], steps: int) 
         loss=getattr(losses, config.loss),
         augment=partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
         ema_decay=t.ema,
-        ramp=round(t.ramp * steps),
+        ramp=("lam", ramp) if (ramp := round(t.ramp * steps)) else None,
     )
 
     def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:

@@ -122,7 +122,9 @@ def _options(objective: str) -> dict[str, Any]:
     defaults = {
         name: p.default
         for name, p in parameters.items()
-        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and name not in ("frozen", "f")
+        if p.kind is p.KEYWORD_ONLY
+        and p.default is not p.empty
+        and name not in ("loss", "frozen", "output")
     }
     return {k: v.name if isinstance(v, norms.Norm) else v for k, v in defaults.items()}
 
@@ -149,6 +151,8 @@ def bound_objective(config: Config) -> Callable[..., Any]:
     options = dict(config.options)
     if "norm" in options:
         options["norm"] = norm(options["norm"])
+    if "method" in options:
+        options["method"] = objectives.method(options["method"])
     return partial(objective, **options)
 
 
