@@ -125,6 +125,17 @@ def test_derivatives_are_finite_to_second_order_also_at_zero(norm):
             assert jnp.isfinite(value).all()
 
 
+def test_the_largest_entry_has_a_slope_where_a_program_computes_it_twice():
+    """Without LLVM's passes, as here, the exponentials of two fusions differ in the last bit: where
+    the maximum is looked for by comparison no entry attains it."""
+    key = jax.random.key(0)
+    w, u, v = (jax.random.normal(jax.random.fold_in(key, i), (64, 16)) for i in range(3))
+    probabilities = lambda x: jax.nn.softmax(x @ w.T[:, :3])
+    change = jax.jit(jax.grad(lambda u: LINF.size(probabilities(u) - probabilities(v)).sum()))
+    assert jnp.isfinite(change(u)).all()
+    np.testing.assert_allclose(change(u), change.__wrapped__(u), atol=1e-6)
+
+
 @each_norm
 def test_an_example_is_treated_by_itself(norm):
     eps = jnp.linspace(0.1, 2.0, 6)

@@ -47,7 +47,19 @@ def linear(params, x):
 
 
 def bind(apply, params):
+    """The network as objectives take it."""
+    return lambda x: apply(params, x)
+
+
+def losses(apply, params):
+    """The loss of images, [B]."""
     return lambda x, y: cross_entropy(apply(params, x), y)
+
+
+# A loss of images: the network is the identity. And the one number that a network returns.
+same = lambda x: x
+first = lambda logits, y: logits[:, 0]
+NONE = jnp.zeros(2, jnp.int32)  # classes that a loss does not look at
 
 
 NETS = {"mlp": (mlp, MLP), "conv": (conv, CONV)}
@@ -56,12 +68,12 @@ each_net = pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
 
 def methods(objective):
     """The methods that an objective serves: it refuses the others with a ValueError."""
-    loss = bind(mlp, MLP)
     given = {name: 0.1 for name in objectives.strengths(objective)}
     served = []
-    for method in (*objectives.METHODS, "gradient", "pairs"):
+    for method in ("attack", "penalty", "difference", "gradient", "pairs"):
+        value = objectives.method(method)
         try:
-            jax.eval_shape(lambda m=method: objective(loss, X, Y, **given, method=m))
+            jax.eval_shape(lambda m=value: objective(bind(mlp, MLP), X, Y, **given, method=m))
         except ValueError:
             continue
         except TypeError:  # it has no methods
@@ -74,7 +86,7 @@ def member(name, method=None, **options):
     """`(params, strengths, x, y, apply) -> scalar, parts` for one objective and method."""
     objective = getattr(objectives, name)
     if method is not None:
-        options["method"] = method
+        options["method"] = objectives.method(method)
 
     def evaluate(params, strengths, x, y, apply=mlp):
         return objective(bind(apply, params), x, y, **strengths, **options)
@@ -127,8 +139,7 @@ def test_a_member_is_the_same_however_it_is_run(name, method):
     """Eager, jit, vmap over strengths, pmap over them, a batch sharded over four devices: value,
     parts and parameter gradient; and one trace serves all strengths."""
     # A difference divides rounding errors by h: at 0.1 the tolerance of the other methods is right.
-    options = {"h": 0.1} if method == "difference" else {}
-    run = value_and_grad(member(name, method, **options))
+    run = value_and_grad(member(name, "difference(h=0.1)" if method == "difference" else method))
     sweep = [some_strengths(name, scale) for scale in (0.5, 1.0, 1.5, 2.0)]
 
     chex.clear_trace_counter()
@@ -187,22 +198,19 @@ def test_a_model_that_ignores_its_input_has_finite_parameter_gradients(name, met
     results = run()
     chex.assert_tree_all_finite(results)
     for (_, parts), slope in results:
-        np.testing.assert_allclose(parts["loss"], bind(mlp, flat)(X, Y).mean(), rtol=1e-6)
+        np.testing.assert_allclose(parts["loss"], losses(mlp, flat)(X, Y).mean(), rtol=1e-6)
         assert jnp.abs(slope["w2"]).max() > 0
 
 
 @every_member
-def test_what_the_loss_returns_beside_its_values_comes_back(name, method):
-    def loss(x, y):
-        values = bind(mlp, MLP)(x, y)
-        return values, {"mean": x.mean(), "examples": x.shape[0]}
-
-    options = {} if method is None else {"method": method}
+def test_what_the_network_returns_beside_its_logits_comes_back(name, method):
+    logits_fn = lambda x: (mlp(MLP, x), {"mean": x.mean(), "examples": x.shape[0]})
+    options = {} if method is None else {"method": objectives.method(method)}
 
     @jax.jit
     def run(strengths):
         return (
-            getattr(objectives, name)(loss, X, Y, **strengths, **options),
+            getattr(objectives, name)(logits_fn, X, Y, **strengths, **options),
             member(name, method)(MLP, strengths, X, Y),
         )
 
@@ -216,9 +224,9 @@ def test_what_the_loss_returns_beside_its_values_comes_back(name, method):
 
 @pytest.mark.parametrize("name", objectives.__all__)
 def test_a_loss_that_reduces_its_batch_is_refused(name):
-    loss = lambda x, y: bind(mlp, MLP)(x, y).mean()
+    mean = lambda logits, y: cross_entropy(logits, y).mean()
     with pytest.raises(ValueError, match=r"one value per example, \[8\].*shape \[\]"):
-        getattr(objectives, name)(loss, X, Y, **some_strengths(name))
+        getattr(objectives, name)(bind(mlp, MLP), X, Y, **some_strengths(name), loss=mean)
 
 
 # Linear models, where everything is known.
@@ -235,24 +243,24 @@ def exact_grad(params, x, y):
 def test_the_gradient_of_a_linear_softmax_is_known():
     values, grad, aux = objectives.value_and_input_grad(bind(linear, W), X, Y)
     np.testing.assert_allclose(grad, exact_grad(W, X, Y), atol=1e-6)
-    np.testing.assert_allclose(values, bind(linear, W)(X, Y), rtol=1e-6)
+    np.testing.assert_allclose(values, losses(linear, W)(X, Y), rtol=1e-6)
     assert aux is None
 
 
 @each_norm
 def test_the_penalties_of_a_linear_softmax_are_known(norm):
     sizes = norm.dual(exact_grad(W, X, Y))
-    loss = bind(linear, W)
-    plain = loss(X, Y)
+    logits_fn = bind(linear, W)
+    plain = losses(linear, W)(X, Y)
     exponents = (1.0, 2.0, 4.0)
 
     @jax.jit
     def run():
         return (
-            objectives.j2(loss, X, Y, eps=0.3, norm=norm, method="penalty"),
-            objectives.j2_lip(loss, X, Y, eps=0.3, lam=2.0, norm=norm, method="penalty"),
-            objectives.tikhonov(loss, X, Y, lam=0.7, norm=norm)[0],
-            [objectives.grad_lp(loss, X, Y, lam=0.7, p=p, norm=norm)[0] for p in exponents],
+            objectives.j2(logits_fn, X, Y, eps=0.3, norm=norm, method="penalty"),
+            objectives.j2_lip(logits_fn, X, Y, eps=0.3, lam=2.0, norm=norm, method="penalty"),
+            objectives.tikhonov(logits_fn, X, Y, lam=0.7, norm=norm)[0],
+            [objectives.grad_lp(logits_fn, X, Y, lam=0.7, p=p, norm=norm)[0] for p in exponents],
         )
 
     (j2, parts), (lip, lip_parts), squared, powers = run()
@@ -270,11 +278,11 @@ def test_the_penalties_of_a_linear_softmax_are_known(norm):
 
 
 def test_j1_takes_the_linf_attack_and_j2_the_l2_attack_by_default():
-    loss = bind(linear, W)
+    logits_fn = bind(linear, W)
     grad = exact_grad(W, X, Y).reshape(BATCH, -1)
     for objective, p in ((objectives.j1, 1), (objectives.j2, 2), (objectives.j2_lip, 2)):
         given = dict.fromkeys(objectives.strengths(objective), 0.1)
-        _, parts = objective(loss, X, Y, **given)
+        _, parts = objective(logits_fn, X, Y, **given)
         expected = np.linalg.norm(grad, ord=p, axis=1)
         np.testing.assert_allclose(parts["grad_norm"], expected.mean(), rtol=1e-5)
 
@@ -302,7 +310,9 @@ def test_training_on_one_step_is_the_exact_robust_loss_of_a_linear_model(norm):
         m, _, size = logistic_pieces(norm, v)
         return jax.nn.softplus(-(m - eps * size)).mean()
 
-    trained = lambda v, eps: objectives.j2(logistic(v), POINTS, SIGNS, eps=eps, norm=norm)[0]
+    trained = lambda v, eps: objectives.j2(
+        same, POINTS, SIGNS, eps=eps, norm=norm, loss=logistic(v)
+    )[0]
     both = jax.jit(lambda v, eps: [jax.value_and_grad(f)(v, eps) for f in (trained, robust)])
     for eps in (0.05, 0.5):
         assert_close(*both(V, eps))
@@ -312,7 +322,9 @@ def test_training_on_one_step_is_the_exact_robust_loss_of_a_linear_model(norm):
 def test_the_penalty_is_known_and_just_below_the_exact_robust_loss(norm):
     """`0 <= phi(m - eps ||w||_*) - (phi + eps s ||w||_*) <= eps^2 ||w||_*^2 / 8`."""
     m, s, size = logistic_pieces(norm)
-    penalised = partial(objectives.j2, logistic(V), POINTS, SIGNS, norm=norm, method="penalty")
+    penalised = partial(
+        objectives.j2, same, POINTS, SIGNS, norm=norm, method="penalty", loss=logistic(V)
+    )
     run = jax.jit(lambda eps: penalised(eps=eps)[0])
     for eps in (0.01, 0.1, 1.0):
         value = run(eps)
@@ -322,7 +334,7 @@ def test_the_penalty_is_known_and_just_below_the_exact_robust_loss(norm):
         assert -1e-6 <= excess <= eps**2 * size**2 / 8 + 1e-6
 
 
-@pytest.mark.parametrize("method", objectives.METHODS)
+@pytest.mark.parametrize("method", ["attack", "penalty", "difference"])
 def test_j1_and_j2_differ_by_their_default_norm_alone(method):
     @jax.jit
     def run(eps):
@@ -340,13 +352,13 @@ def test_j1_and_j2_differ_by_their_default_norm_alone(method):
 def test_a_first_difference_errs_by_h_and_a_central_one_by_h_squared(norm):
     """Order 1: `h s (1 - s) ||w||_*^2 / 2` too much. Order 2: `O(h^2)`."""
     _, s, size = logistic_pieces(norm)
-    penalised = partial(objectives.j2, logistic(V), POINTS, SIGNS, eps=1.0, norm=norm)
+    penalised = partial(objectives.j2, same, POINTS, SIGNS, eps=1.0, norm=norm, loss=logistic(V))
     steps = 0.1 / size * jnp.array([1.0, 2.0, 4.0, 8.0])
 
     @jax.jit
     def errors():
         exact, _ = penalised(method="penalty")
-        of = lambda h, order: penalised(method="difference", h=h, order=order)[0] - exact
+        of = lambda h, order: penalised(method=objectives.difference(h, order))[0] - exact
         return [jax.vmap(partial(of, order=order))(steps) for order in (1, 2)]
 
     first, second = errors()
@@ -360,8 +372,8 @@ def test_a_first_difference_errs_by_h_and_a_central_one_by_h_squared(norm):
 def test_differences_of_an_affine_loss_are_exact():
     affine = lambda x, y: x @ V + 1.0
     for order in (1, 2):
-        run = partial(objectives.tikhonov, affine, POINTS, SIGNS, lam=1.0)
-        value, _ = run(method="difference", order=order, h=0.5)
+        run = partial(objectives.tikhonov, same, POINTS, SIGNS, lam=1.0, loss=affine)
+        value, _ = run(method=objectives.difference(0.5, order))
         np.testing.assert_allclose(value, run()[0], rtol=1e-5)
 
 
@@ -370,7 +382,7 @@ def test_differences_of_an_affine_loss_are_exact():
 
 def test_the_gradient_of_the_batch_mean_is_smaller_by_the_batch():
     """The authors differentiate the mean: their weight on the largest gradient is lam / B here."""
-    mean_loss = lambda x: bind(mlp, MLP)(x, Y).mean()
+    mean_loss = lambda x: losses(mlp, MLP)(x, Y).mean()
     largest = L2.dual(jax.grad(mean_loss)(X)).max()
     _, parts = objectives.j2_lip(bind(mlp, MLP), X, Y, eps=0.0, lam=1.0)
     np.testing.assert_allclose(parts["lip"], BATCH * largest, rtol=1e-5)
@@ -379,7 +391,7 @@ def test_the_gradient_of_the_batch_mean_is_smaller_by_the_batch():
 @each_norm
 def test_inputs_in_other_units_have_gradients_in_other_units(norm):
     """The same model on 255 x has 1/255 of the gradient; eps in the new unit makes up for it."""
-    scaled = lambda x, y: bind(mlp, MLP)(x / 255, y)
+    scaled = lambda x: mlp(MLP, x / 255)
 
     @partial(jax.jit, static_argnums=0)
     def run(method):
@@ -403,14 +415,14 @@ def test_inputs_in_other_units_have_gradients_in_other_units(norm):
 def test_attack_penalty_and_difference_agree_to_first_order(net, norm):
     """Halving eps quarters the distance between two forms, in value and parameter gradient."""
     apply, params = NETS[net]
-    run = lambda method: value_and_grad(member("j2", method, norm=norm, order=2), apply)
+    run = lambda method: value_and_grad(member("j2", method, norm=norm), apply)
 
     @jax.jit
     def apart(eps):
         """The distance of attack and difference from the penalty: in value, in gradient."""
         (value, _), slope = run("penalty")(params, {"eps": eps}, X, Y)
         results = []
-        for method in ("attack", "difference"):
+        for method in ("attack", "difference(order=2)"):
             (other, _), other_slope = run(method)(params, {"eps": eps}, X, Y)
             away = jax.tree.map(lambda a, b: ((a - b) ** 2).sum(), slope, other_slope)
             results.append((abs(value - other), jnp.sqrt(sum(jax.tree.leaves(away)))))
@@ -439,6 +451,23 @@ def test_the_largest_gradient_alone_gives_the_maximum_in_value_and_gradient(net,
         return [value_and_grad(form, apply)(params, strengths, X, Y) for form in forms]
 
     assert_close(*run())
+
+
+@pytest.mark.parametrize("top_k", [1, 0])
+def test_the_maximum_at_the_attacked_images_is_that_of_the_formula(top_k):
+    """`max_i ||grad l(x_i + eps d_i)||_2`, the attacked images not differentiated."""
+    _, grad, _ = objectives.value_and_input_grad(bind(mlp, MLP), X, Y)
+    x_adv = X + 0.5 * L2.direction(grad)
+
+    def formula(params):
+        _, grad, _ = objectives.value_and_input_grad(bind(mlp, params), x_adv, Y)
+        return losses(mlp, params)(x_adv, Y).mean() + 2.0 * L2.dual(grad).max()
+
+    run = partial(member("j2_lip", "attack", top_k=top_k, points="attacked"))
+    strengths = {"eps": jnp.float32(0.5), "lam": jnp.float32(2.0)}
+    (value, parts), slope = jax.jit(value_and_grad(run))(MLP, strengths, X, Y)
+    assert_close((value, slope), jax.jit(jax.value_and_grad(formula))(MLP))
+    assert abs(parts["lip"] - parts["max_grad_norm"]) > 1e-2  # it is another point
 
 
 def test_all_the_largest_gradients_give_the_mean():
@@ -480,9 +509,9 @@ def test_the_gradients_lp_norm_rises_from_the_mean_to_the_maximum():
 @each_norm
 def test_tikhonov_is_the_formula_in_value_and_gradient(norm):
     def formula(params):
-        one = lambda x, y: bind(mlp, params)(x[None], y[None])[0]
+        one = lambda x, y: losses(mlp, params)(x[None], y[None])[0]
         grads = jax.vmap(jax.grad(one))(X, Y)
-        return (bind(mlp, params)(X, Y) + 0.15 * norm.dual(grads) ** 2).mean()
+        return (losses(mlp, params)(X, Y) + 0.15 * norm.dual(grads) ** 2).mean()
 
     run = lambda params: objectives.tikhonov(bind(mlp, params), X, Y, lam=0.3, norm=norm)[0]
     assert_close(*jax.jit(lambda: [jax.value_and_grad(f)(MLP) for f in (run, formula)])())
@@ -496,14 +525,15 @@ def test_directions_come_from_the_frozen_view(name, method):
     """The loss falls along x[0], the frozen view sees only x[1]: the step goes along x[1]."""
     steps = []
 
-    def loss(x, y):
+    def logits_fn(x):
         jax.debug.callback(lambda x: steps.append(np.asarray(x)), x)
-        return -3.0 * x[:, 0] + x[:, 1]
+        return -3.0 * x[:, :1] + x[:, 1:2]
 
-    frozen = lambda x, y: 5.0 * x[:, 1]
+    frozen = lambda x: 5.0 * x[:, 1:2]
     x = jnp.full((2, 3), 0.5)
     given = dict.fromkeys(objectives.strengths(getattr(objectives, name)), 0.25)
-    getattr(objectives, name)(loss, x, None, **given, method=method, norm=L2, frozen=frozen)
+    given |= {"method": objectives.method(method), "norm": L2, "frozen": frozen, "loss": first}
+    getattr(objectives, name)(logits_fn, x, NONE, **given)
     jax.effects_barrier()
     moved = np.concatenate([step - np.asarray(x) for step in steps])
     assert np.abs(moved[:, 1]).max() > 0
@@ -511,11 +541,17 @@ def test_directions_come_from_the_frozen_view(name, method):
 
 
 def test_the_largest_gradient_is_that_of_the_frozen_view_and_the_full_form_that_of_the_loss():
-    loss = lambda x, y: 2.0 * x[:, 0]
-    frozen = lambda x, y: 5.0 * x[:, 0]
+    logits_fn, frozen = (lambda x: 2.0 * x[:, :1]), (lambda x: 5.0 * x[:, :1])
     for top_k, expected in ((1, 5.0), (0, 2.0)):
         _, parts = objectives.j2_lip(
-            loss, X.reshape(BATCH, -1), Y, eps=0.1, lam=1.0, top_k=top_k, frozen=frozen
+            logits_fn,
+            X.reshape(BATCH, -1),
+            Y,
+            eps=0.1,
+            lam=1.0,
+            top_k=top_k,
+            frozen=frozen,
+            loss=first,
         )
         np.testing.assert_allclose(parts["lip"], expected, rtol=1e-6)
 
@@ -523,15 +559,18 @@ def test_the_largest_gradient_is_that_of_the_frozen_view_and_the_full_form_that_
 def test_attack_directions_are_not_differentiated_in_the_parameters():
     """`l = a x0 + b x1`: along the fixed unit direction the slope in a is its first entry."""
     a = jnp.array([3.0, 4.0])
-    value = lambda a: objectives.j2(lambda x, y: x @ a, jnp.zeros((1, 2)), None, eps=0.5)[0]
+    logits_fn = lambda a: lambda x: x @ a[:, None]
+    value = lambda a: objectives.j2(logits_fn(a), jnp.zeros((1, 2)), NONE[:1], eps=0.5, loss=first)[
+        0
+    ]
     np.testing.assert_allclose(jax.grad(value)(a), [0.3, 0.4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", objectives.METHODS)
+@pytest.mark.parametrize("method", ["attack", "penalty", "difference"])
 def test_a_radius_per_example_is_a_radius_per_example(method):
-    loss = bind(mlp, MLP)
+    form = partial(objectives.j2, bind(mlp, MLP), method=objectives.method(method))
     eps = jnp.linspace(0.0, 0.5, BATCH)
-    run = jax.jit(lambda x, y, eps: objectives.j2(loss, x, y, eps=eps, method=method)[0])
+    run = jax.jit(lambda x, y, eps: form(x, y, eps=eps)[0])
     alone = [run(X[i : i + 1], Y[i : i + 1], eps[i]) for i in range(BATCH)]
     np.testing.assert_allclose(run(X, Y, eps), jnp.stack(alone).mean(), rtol=1e-5)
 
@@ -548,9 +587,9 @@ def test_only_what_exceeds_the_constant_of_the_data_is_penalised(method):
     """Of a linear map the constant is the largest norm of a row, 5, and its gradient row / 5."""
 
     def value(w, L0):
-        loss = lambda x, y: 0.0 * x.sum((1, 2, 3))
-        run = partial(objectives.lip_excess, loss, X, Y, lam=2.0, L0=L0, f=two(w))
-        return run(method=method, steps=40)
+        form = objectives.pairs(steps=40) if method == "pairs" else method
+        run = partial(objectives.lip_excess, two(w), X, Y, lam=2.0, L0=L0, method=form)
+        return run(loss=lambda logits, y: 0.0 * logits[:, 0], output=same)
 
     evaluate = jax.jit(jax.value_and_grad(value, has_aux=True))
     (excess, parts), slope = evaluate(MAP, 1.5)
@@ -565,31 +604,31 @@ def test_only_what_exceeds_the_constant_of_the_data_is_penalised(method):
 
 def test_the_derivative_of_the_largest_gradient_is_that_of_all_of_them():
     probabilities = lambda params: lambda x: jax.nn.softmax(mlp(params, x))
-    short = lambda params: objectives.lip_excess(
-        bind(mlp, params), X, Y, lam=1.0, L0=0.0, f=probabilities(params)
-    )[0]
+    short = lambda params: objectives.lip_excess(bind(mlp, params), X, Y, lam=1.0, L0=0.0)[0]
     full = lambda params: (
-        bind(mlp, params)(X, Y).mean() + gradient_norms(probabilities(params), X).max()
+        losses(mlp, params)(X, Y).mean() + gradient_norms(probabilities(params), X).max()
     )
     found, expected = (jax.jit(jax.value_and_grad(form))(MLP) for form in (short, full))
     assert_close(found, expected)
 
 
-def test_without_a_network_the_constant_is_that_of_the_frozen_loss():
-    loss, frozen = (
-        (lambda scale: lambda x, y: scale * x[:, 0, 0, 0])(2.0),
-        lambda x, y: y.astype(x.dtype) * x[:, 0, 0, 0],
-    )
-    _, parts = objectives.lip_excess(loss, X, jnp.arange(BATCH), lam=1.0, L0=0.0, frozen=frozen)
-    np.testing.assert_allclose(parts["lip"], BATCH - 1, rtol=1e-6)
+@each_search
+def test_the_constant_is_that_of_the_frozen_view_and_of_what_is_handed_in(method):
+    logits_fn, frozen = (lambda x: (2.0 * x[:, 0, 0], "aux")), (lambda x: 5.0 * x[:, 0, 0])
+    run = partial(objectives.lip_excess, logits_fn, X, Y, lam=1.0, L0=0.0, loss=first)
+    for view, expected in ({}, 2.0), ({"frozen": frozen}, 5.0):
+        for output, slope in (same, 1.0), (lambda logits: 3 * logits, 3.0):
+            _, parts = run(output=output, method=objectives.method(method), **view)
+            np.testing.assert_allclose(parts["lip"], slope * expected, rtol=1e-4)
+            assert parts["aux"] == "aux"
 
 
 def test_pairs_stay_in_the_box_of_the_data():
     """The square is steeper farther out: in a box of standardised pixels more than in [0, 1]."""
     x = 4 * X - 2
     f = lambda x: jnp.square(x).sum((1, 2), keepdims=True)[:, 0, 0]  # up to 2 |x|
-    run = partial(objectives.lip_excess, lambda x, y: x.sum((1, 2, 3)), lam=1.0, L0=0.0, f=f)
-    lip = lambda x, **box: run(x, Y, method="pairs", steps=40, **box)[1]["lip"]
+    run = partial(objectives.lip_excess, f, lam=1.0, L0=0.0, loss=first, output=same)
+    lip = lambda x, **box: run(x, Y, method=objectives.pairs(40, **box))[1]["lip"]
     assert 2 * L2.size(x).max() < lip(x, bounds=(-2.0, 2.0)) < 16
     assert lip(X) < 8
     with pytest.raises(ValueError, match=r"outside bounds \(0.0, 1.0\)"):
@@ -611,17 +650,40 @@ def test_a_batch_in_half_precision_is_trained_on_in_single(name, method):
     np.testing.assert_allclose(value, expected, **close)
     assert grad["w1"].dtype == jnp.bfloat16
     if method not in ("difference", "pairs"):
-        assert jnp.abs(grad["w1"].astype(jnp.float32) - slope["w1"]).max() < 0.05
+        assert jnp.abs(grad["w1"].astype(jnp.float32) - slope["w1"]).max() < 0.1
 
 
 @pytest.mark.parametrize("name", ["j1", "j2"])
 def test_an_attack_leaves_out_an_entry_without_a_slope_and_a_penalty_tells_of_it(name):
-    loss = lambda x, y: x[:, 0] + jnp.sqrt(jnp.square(x[:, 1]))
-    run = partial(getattr(objectives, name), loss, jnp.array([[0.5, 0.0]]), None, eps=0.1)
+    logits_fn = lambda x: x[:, :1] + jnp.sqrt(jnp.square(x[:, 1:]))
+    x = jnp.array([[0.5, 0.0]])
+    run = partial(getattr(objectives, name), logits_fn, x, NONE[:1], eps=0.1, loss=first)
     value, parts = run()
     np.testing.assert_allclose(value, 0.6, rtol=1e-5)
     assert jnp.isnan(parts["grad_norm"])
     assert jnp.isnan(run(method="penalty")[0])
+
+
+# Methods by their names.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("attack", "attack"),
+        ("difference", objectives.difference()),
+        ("difference(h=0.1, order=2)", objectives.difference(0.1, 2)),
+        ("pairs(steps=7, bounds=(-1.0, 1.0))", objectives.pairs(7, (-1.0, 1.0))),
+    ],
+)
+def test_a_text_names_a_method_with_its_options(text, expected):
+    assert objectives.method(text) == expected
+
+
+@pytest.mark.parametrize("text", ["difference(step=1)", "difference(0.1)", "pairs(steps=n)"])
+def test_a_text_that_names_no_method_is_refused(text):
+    with pytest.raises(ValueError, match=r"No option 'step'|plain values"):
+        objectives.method(text)
 
 
 # What users get wrong.
@@ -633,9 +695,19 @@ def test_an_attack_leaves_out_an_entry_without_a_slope_and_a_penalty_tells_of_it
         ("j1", {"method": "fgsm"}, "No method 'fgsm'; choose one of attack, penalty, difference"),
         ("j2", {"method": None}, "No method None; choose one of attack, penalty, difference"),
         ("j2_lip", {"method": "exact"}, "No method 'exact'; choose one of attack"),
-        ("tikhonov", {"method": "attack"}, "No method 'attack' here; choose penalty or difference"),
-        ("grad_lp", {"method": "attack"}, "No method 'attack' here; choose penalty or difference"),
-        ("tikhonov", {"method": "difference", "order": 3}, "order 3; choose 1 or 2"),
+        (
+            "tikhonov",
+            {"method": "attack"},
+            "No method 'attack' here; choose penalty or difference",
+        ),
+        (
+            "grad_lp",
+            {"method": "attack"},
+            "No method 'attack' here; choose penalty or difference",
+        ),
+        ("tikhonov", {"method": objectives.difference(order=3)}, "order 3; choose 1 or 2"),
+        ("j2", {"method": "difference"}, r"No method 'difference'; .* difference\(h, order\)"),
+        ("j2_lip", {"points": "x_adv"}, "No points 'x_adv'; choose clean or attacked"),
         ("j2_lip", {"top_k": 9}, r"top_k = 9 in a batch of 8; choose 0 \(all\) to 8"),
         ("j2_lip", {"top_k": -1}, "top_k = -1 in a batch of 8"),
         ("grad_lp", {"p": 0.5}, "p = 0.5"),

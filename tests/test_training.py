@@ -100,6 +100,87 @@ def test_running_statistics_move_and_only_with_batch_norm():
     assert jax.jit(step)(state, STRENGTHS, (X[:8], Y[:8]))[0].model_state == {}
 
 
+def noisy(logits_fn, x, y, *, eps, key, loss, frozen):
+    """An outsider's objective: training on images with noise, a key of each example's own."""
+    one = lambda row, image: jax.random.normal(jax.random.fold_in(key, row), image.shape)
+    x = x + eps * jax.vmap(one)(jnp.arange(len(x)), x)
+    value, parts = objectives.j0(logits_fn, x, y, loss=loss)
+    return value, parts | {"agree": (logits_fn(x)[0].argmax(1) == frozen(x).argmax(1)).mean()}
+
+
+def dropped(objective):
+    """A step on a network with dropout in training, a scale that moves, and its first state."""
+
+    def apply(params, model_state, x, train, key):
+        z = x.reshape(len(x), -1) @ params["w"]
+        if train:
+            mask = lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 0.5, z.shape[1:])
+            z = jnp.where(jax.vmap(mask)(jnp.arange(len(z))), z, 0.0)
+            return z, {"calls": model_state["calls"] + 1}
+        return z / 2, model_state
+
+    params = {"w": jax.random.normal(KEY, (36, CLASSES))}
+    tx = optimizers.sgd(0.1)
+    state = training.init(KEY, params, {"calls": jnp.zeros(())}, tx)
+    return training.make_step(apply, objective, tx), state
+
+
+@pytest.mark.parametrize("objective", [noisy, objectives.j2], ids=["key", "no key"])
+def test_an_objective_with_a_key_and_a_network_with_one_are_the_same_however_they_run(objective):
+    step, state = dropped(objective)
+    strengths = {"eps": jnp.float32(0.3)}
+    batch = (jnp.asarray(X[:8]), jnp.asarray(Y[:8]))
+    after, parts = expected = jax.jit(step)(state, strengths, batch)
+    assert after.model_state["calls"] == 1
+    with jax.disable_jit():
+        chex.assert_trees_all_close(step(state, strengths, batch)[1], parts, rtol=2e-5)
+
+    twice = partial(jax.tree.map, lambda a: jnp.stack([a, a]))
+    several = jax.jit(jax.vmap(step, in_axes=(0, 0, None)))(twice(state), twice(strengths), batch)
+    for row in (0, 1):
+        mine = jax.tree.map(lambda a, row=row: a[row], several)
+        assert_close(mine[0], after)
+        chex.assert_trees_all_close(mine[1], parts, rtol=2e-5)
+
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("batch")))
+    replicated = jax.device_put((state, strengths), NamedSharding(mesh, PartitionSpec()))
+    assert_close(jax.jit(step)(*replicated, sharded)[0], after)
+    assert expected[1].keys() >= {"loss", "objective", "grad_params"}
+
+
+def test_each_step_draws_anew_and_the_same_when_it_is_taken_again():
+    step, state = dropped(noisy)
+    strengths, batch = {"eps": jnp.float32(0.3)}, (jnp.asarray(X[:8]), jnp.asarray(Y[:8]))
+    one = jax.jit(step)
+    values = [
+        one(dataclasses.replace(state, step=jnp.int32(s)), strengths, batch)[1] for s in (0, 1, 0)
+    ]
+    assert values[0]["loss"] == values[2]["loss"] != values[1]["loss"]
+
+
+def test_a_strength_that_ramps_grows_from_nothing_to_what_it_is():
+    seen = lambda logits_fn, x, y, *, eps, lam, loss, frozen: (
+        jnp.float32(0.0),
+        {"aux": logits_fn(x)[1], "eps": eps, "lam": lam},
+    )
+    _, state = dropped(seen)
+    apply = lambda params, model_state, x, train, key: (x, model_state)
+    step = jax.jit(training.make_step(apply, seen, optimizers.sgd(0.1), ramp=("eps", 4)))
+    given = {"eps": jnp.float32(8.0), "lam": jnp.float32(1.0)}
+    for s, expected in (0, 0.0), (1, 2.0), (4, 8.0), (9, 8.0):
+        now = dataclasses.replace(state, step=jnp.int32(s))
+        _, parts = step(now, given, (X[:8], Y[:8]))
+        assert (float(parts["eps"]), float(parts["lam"])) == (expected, 1.0)
+
+
+def test_an_objective_that_drops_what_the_network_returns_is_told():
+    drops = lambda logits_fn, x, y, *, eps, loss, frozen: (loss(logits_fn(x)[0], y).mean(), {})
+    step, state = dropped(drops)
+    with pytest.raises(ValueError, match=r'drops what the network returns .*"aux"'):
+        step(state, {"eps": jnp.float32(0.1)}, (X[:8], Y[:8]))
+
+
 def run(state, step, steps, every=4):
     return list(
         training.fit(
@@ -138,8 +219,8 @@ def test_training_lowers_the_objective_and_the_penalised_gradient():
 
 
 def test_a_part_that_is_not_finite_stops_the_run_naming_step_and_part():
-    def breaks(loss, x, y, *, eps, lam, frozen=None):
-        value, parts = objectives.j0(loss, x, y)
+    def breaks(logits_fn, x, y, *, eps, lam, loss, frozen):
+        value, parts = objectives.j0(logits_fn, x, y, loss=loss)
         return value, parts | {"lip": jnp.where(lam > 0, jnp.log(-lam), 0.0)}
 
     step, state, _ = setting(objective=breaks)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-__all__ = ["L1", "L2", "LINF", "Norm", "expand", "finite", "lp", "wide"]
+__all__ = ["L1", "L2", "LINF", "Norm", "expand", "finite", "largest", "lp", "wide"]
 
 
 class Norm(NamedTuple):
@@ -54,6 +54,15 @@ def wide(v: Array) -> Array:
     return v if jnp.finfo(v.dtype).bits >= 32 else v.astype(jnp.float32)
 
 
+def largest(v: Array) -> Array:
+    """`max_i v_i` over the last axis; its derivative is that of the first entry that attains it.
+
+    `jnp.max` finds that entry by comparison, and has the derivative 0/0 where a compiled program
+    computes the entries anew for it and rounds them otherwise.
+    """
+    return jnp.take_along_axis(v, jnp.argmax(v, -1, keepdims=True), -1)[..., 0]
+
+
 def _flat(v: Array) -> Array:
     # Not -1, which is ambiguous for arrays without pixels or examples.
     return wide(v).reshape(v.shape[0], math.prod(v.shape[1:]))
@@ -78,7 +87,9 @@ def _power_size(v: Array, p: float) -> Array:
 
 
 def _size(v: Array, p: float) -> Array:
-    return jnp.abs(_flat(v)).max(1, initial=0.0) if p == math.inf else _power_size(v, p)
+    if p == math.inf:
+        return largest(jnp.abs(_flat(v))) if v.size else jnp.zeros(v.shape[0], wide(v).dtype)
+    return _power_size(v, p)
 
 
 def _direction(g: Array, p: float) -> Array:

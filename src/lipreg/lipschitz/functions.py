@@ -24,7 +24,7 @@ from lipreg.attacks.start import (
     select,
     within,
 )
-from lipreg.norms import L1, L2, LINF, Norm, expand, finite, wide
+from lipreg.norms import L1, L2, LINF, Norm, expand, finite, largest, wide
 from lipreg.tracing import output
 
 __all__ = [
@@ -81,15 +81,16 @@ def operator_norm(a: Array, *, norm: Norm = L2, label_norm: Norm = LINF) -> Arra
     """
     a = wide(a.reshape(*a.shape[:2], -1))
     if label_norm == LINF:
-        return jax.vmap(norm.dual, 1, 1)(a).max(1)
+        return largest(jax.vmap(norm.dual, 1, 1)(a))
     if norm == L1:
-        return jax.vmap(label_norm.size, 2, 1)(a).max(1)
+        return largest(jax.vmap(label_norm.size, 2, 1)(a))
     if norm == label_norm == L2:
         # Scaled, since the squares of a saturated network's gradient would underflow.
-        scale = jnp.abs(a).max((1, 2))
+        # The norm does not depend on this scale, so its derivative may ignore it.
+        scale = jax.lax.stop_gradient(jnp.abs(a).max((1, 2)))
         a = a / expand(jnp.where(scale > 0, scale, 1.0), a)
         squares = jnp.linalg.eigvalsh(jnp.einsum("bkn,bln->bkl", a, a, precision="highest"))
-        return jnp.sqrt(jnp.maximum(squares.max(1), 0.0)) * scale
+        return jnp.sqrt(jnp.maximum(largest(squares), 0.0)) * scale
     raise ValueError(
         f"No closed form from {norm.name} to {label_norm.name}; choose any norm to linf, l1 to any "
         "norm, or l2 to l2."

@@ -16,31 +16,29 @@ import optax
 from jax import Array
 from ml_collections import FrozenConfigDict
 
-from lipreg import attacks, curves, datasets, losses, models, norms, optimizers, training
+from lipreg import (
+    attacks,
+    curves,
+    datasets,
+    losses,
+    models,
+    norms,
+    objectives,
+    optimizers,
+    training,
+)
 from lipreg.doors import called, named
 from lipreg.runs.checks import check
 from lipreg.runs.config import NORMS, Config, objective
 
-__all__ = ["Network", "Parts", "Program", "network", "parts", "program"]
-
-
-class Network(NamedTuple):
-    """A network as pure functions.
-
-    Attributes:
-      init: `(key, x) -> (params, model_state)`.
-      apply: `(params, model_state, x, train, key) -> (logits, model_state)`.
-    """
-
-    init: Callable[[Array, Array], tuple[Any, Any]]
-    apply: training.Apply
+__all__ = ["Parts", "Program", "network", "parts", "program"]
 
 
 class Parts(NamedTuple):
     """What configs share that differ in their seeds and strengths alone.
 
     Attributes:
-      network: `(classes, shape of an input) -> Network`.
+      network: `(classes, shape of an input) -> models.Network`.
       objective: with its static options bound, ready for `training.make_step`.
       loss: see `lipreg.losses`.
       optimizer: `number of steps -> optax.GradientTransformation`.
@@ -50,7 +48,7 @@ class Parts(NamedTuple):
       ramp: a strength and the fraction of training over which it grows.
     """
 
-    network: Callable[[int, tuple[int, ...]], Network]
+    network: Callable[[int, tuple[int, ...]], models.Network]
     objective: Callable[..., Any]
     loss: Callable[[Array, Array], Array]
     optimizer: Callable[[int], optax.GradientTransformation]
@@ -64,7 +62,7 @@ class Program(NamedTuple):
     """What is compiled.
 
     Attributes:
-      apply: the network as a function, see `Network`.
+      apply: the network as a function, see `models.Network`.
       init: the first state of a run, `(key of the weights, key of the steps) -> State`.
       step: see `training.make_step`.
       wrong: that of `Parts`.
@@ -98,13 +96,12 @@ def _parts(config: Config) -> Parts:
         distances = curves.distance(logits_fn, x, y, x_adv, norm=norm)
         return {"validation_error": distances == 0, "validation_error_pgd": distances < jnp.inf}
 
-    augments = d.flip or d.pad or d.cutout
     made = Parts(
         network(config),
         bound_objective(config),
         _loss(config.loss),
         partial(_optimizer, t),
-        partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout) if augments else _same,
+        partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
         jax.jit(wrong),
         t.ema,
         (t.ramped, t.ramp),
@@ -113,49 +110,33 @@ def _parts(config: Config) -> Parts:
     return made
 
 
-def network(config: Config) -> Callable[[int, tuple[int, ...]], Network]:
+def network(config: Config) -> Callable[[int, tuple[int, ...]], models.Network]:
     """A config's network for so many classes and inputs of such a shape."""
     return partial(_network, FrozenConfigDict(config.model), config.train.precision)
 
 
 # One function for equal configs: its identity is a key of jit's cache.
 @lru_cache(maxsize=64)
-def _network(model: Config, precision: str, classes: int, shape: tuple[int, ...]) -> Network:
-    name, own = called(model.name)
-    found = named("model", name, dict.fromkeys(models.NAMES))
-    if found is None:
-        options = dict(classes=classes, head=model.head, activation=model.activation)
-        module = models.build(name, **options, **{**model.settings, **own})
-    else:
-        module = _outsiders(model, found, own | {"classes": classes})
-    apply = models.functional(module, precision=precision)
-
-    def init(key: Array, x: Array) -> tuple[Any, Any]:
-        variables = dict(module.init(key, x, train=False))
-        return variables.pop("params"), variables
-
-    return Network(init, lambda params, state, x, train, key=None: apply(params, state, x, train))
-
-
-def _outsiders(model: Config, make: Callable, options: dict[str, Any]) -> Any:
-    """An outsider's network, made with those of `classes`, `head` and `activation` it takes."""
-    takes = inspect.signature(make).parameters
-    if model.head != "linear" and "head" not in takes:
-        raise ValueError(
-            f"config.model.head = {model.head}; {model.name} takes no head: it is its own."
-        )
-    options = {"head": model.head, "activation": model.activation} | options
-    return make(**{name: value for name, value in options.items() if name in takes})
+def _network(model: Config, precision: str, classes: int, shape: tuple[int, ...]) -> models.Network:
+    name, options = called(model.name)
+    found = named("model", name, {known: partial(models.build, known) for known in models.NAMES})
+    options = {"classes": classes, "head": model.head, "activation": model.activation} | options
+    if ":" in name:
+        x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        return models.outsider(found, x, precision=precision, **options)
+    return models.network(found(**{**model.settings, **options}), precision=precision)
 
 
 def bound_objective(config: Config) -> Callable[..., Any]:
     """The config's objective with its static options bound, ready for `training.make_step`."""
     function = objective(config.objective)
     defaults = inspect.signature(function).parameters
-    options = {
-        name: _norm(value) if isinstance(defaults[name].default, norms.Norm) else value
-        for name, value in config.options.items()
-    }
+    options = dict(config.options)
+    for name, value in options.items():
+        if isinstance(defaults[name].default, norms.Norm):
+            options[name] = _norm(value)
+    if "method" in options and ":" not in config.objective:
+        options["method"] = objectives.method(options["method"])
     return partial(function, **options)
 
 
@@ -190,10 +171,6 @@ def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
         accumulate=train.accumulate,
         **options,
     )
-
-
-def _same(key: Array, x: Array) -> Array:
-    return x
 
 
 @lru_cache(maxsize=8)

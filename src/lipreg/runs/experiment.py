@@ -50,7 +50,8 @@ def _split(config: Config, split: str, examples: int) -> Any:
     """A split as the config has it; of a streamed set, but for training, so many images of it."""
     d = config.data
     if not d.side:
-        return datasets.load(d.name, split, dir=d.dir, seed=d.seed, validation=d.validation)
+        options = {name: d[name] for name in ("dir", "seed", "validation", "bounds")}
+        return datasets.load(d.name, split, **options)
     options = {
         name: d[name] for name in ("dir", "side", "seed", "validation", "threads", "workers")
     }

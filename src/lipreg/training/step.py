@@ -2,8 +2,9 @@
 
 `jit` the step for a run, `vmap` it over states and strengths for a sweep, give it sharded batches
 for several devices (`lipreg.parallel`): the batch's maximum and its statistics are then global. A
-model enters as a pure function `apply(params, model_state, x, train) -> (logits, model_state)`;
-`models.functional` makes one of a linen module.
+network enters as a pure function `apply(params, model_state, x, train, key) -> (logits,
+model_state)`; `models.functional` makes one of a linen module. `key`, for dropout, is None where
+`train` is not set.
 """
 
 import dataclasses
@@ -22,7 +23,11 @@ from lipreg.datasets.images import to_unit
 
 __all__ = ["Apply", "State", "init", "logits_fn", "make_step"]
 
-Apply = Callable[[Any, Any, Array, bool], tuple[Array, Any]]
+Apply = Callable[[Any, Any, Array, bool, Array | None], tuple[Array, Any]]
+
+# A step's key is folded with the row of each image that augmentation draws for, and with these,
+# which no batch reaches.
+OBJECTIVE, NETWORK = 2**32 - 1, 2**32 - 2
 
 
 @partial(
@@ -83,38 +88,36 @@ def make_step(
     """`step(state, strengths, (x, y)) -> (state, parts)`, one gradient step on an objective.
 
     `objective` is one of `objectives`, its static options bound; `strengths` its traced ones, by
-    name. `x` is uint8 or floating in [0, 1]; `augment(key, x)` sees it as it comes. The step builds
-    the two views of the model, with the batch's statistics and with the running ones; where the
-    objective asks for `f`, that is the running view's softmax. `ramp=("lam", n)` lets that strength
-    grow from 0 over the first n steps. `parts` gains `objective`, the number that was
-    differentiated, and `grad_params`, that gradient's norm.
+    name. `x` is uint8 or floating; `augment(key, x)` sees it as it comes. The step builds the two
+    views of the network, in training mode and frozen, and hands a key to an objective that declares
+    one. `ramp=("lam", n)` lets that strength grow from 0 over the first n steps. `parts` gains
+    `objective`, the number that was differentiated, and `grad_params`, that gradient's norm.
     """
-    takes_f = "f" in inspect.signature(objective).parameters
+    draws = "key" in inspect.signature(objective).parameters
 
     def step(
         state: State, strengths: dict[str, Any], batch: tuple[Array, Array]
     ) -> tuple[State, dict[str, Array]]:
         x, y = batch
-        x = to_unit(augment(jax.random.fold_in(state.key, state.step), x))
+        key = jax.random.fold_in(state.key, state.step)
+        x = to_unit(augment(key, x))
+        to_objective, to_network = (jax.random.fold_in(key, use) for use in (OBJECTIVE, NETWORK))
         if ramp:
             name, steps = ramp
             share = jnp.minimum(state.step.astype(jnp.float32) / steps, 1.0)
             strengths = strengths | {name: share * strengths[name]}
 
         def total(params: Any) -> tuple[Array, dict[str, Any]]:
-            def trained(x: Array, y: Array) -> tuple[Array, Any]:
-                logits, model_state = apply(params, state.model_state, x, True)
-                return loss(logits, y), model_state
-
-            def logits(x: Array) -> Array:
-                return apply(params, state.model_state, x, False)[0]
-
-            views: dict[str, Any] = {"frozen": lambda x, y: loss(logits(x), y)}
-            if takes_f:
-                views["f"] = lambda x: jax.nn.softmax(logits(x))
-            return objective(trained, x, y, **views, **strengths)
+            trained = lambda x: apply(params, state.model_state, x, True, to_network)
+            frozen = lambda x: apply(params, state.model_state, x, False, None)[0]
+            drawn = {"key": to_objective} if draws else {}
+            return objective(trained, x, y, loss=loss, frozen=frozen, **drawn, **strengths)
 
         (value, parts), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+        if "aux" not in parts:
+            raise ValueError(
+                'The objective drops what the network returns beside its logits: parts["aux"].'
+            )
         model_state = parts.pop("aux")
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -143,4 +146,4 @@ class _Frozen:
     apply: Apply
 
     def __call__(self, params: Any, model_state: Any, x: Array) -> Array:
-        return self.apply(params, model_state, x, False)[0]
+        return self.apply(params, model_state, x, False, None)[0]

@@ -1,0 +1,37 @@
+"""Objectives that penalise the loss's gradient in its input.
+
+The contract is `(logits_fn, x, y, *, <strengths>, loss=cross_entropy, frozen=None, ...) ->
+(scalar, parts)`. `logits_fn: x [B, ...] -> logits [B, K]` is the network that attacks and
+certificates take, its parameters bound; in training it may return `(logits, aux)`, running
+statistics for instance, and `aux` comes back as `parts["aux"]`. `loss: (logits, y) -> [B]` is one
+of `losses`, or any such function. `frozen` is a second view of the same network, with its running
+statistics and without dropout, where the gradient of one example does not depend on the others:
+attack directions come from it. It defaults to `logits_fn`. An objective that draws random numbers
+declares `key` and is handed one per step; what it draws for an example comes from
+`fold_in(key, row)`, so that the batch is no part of it.
+
+Every name in `__all__` is an objective. Its keyword-only arguments without a default, but for
+`key`, are its strengths: they may be traced, so one compilation serves a sweep. The others (`norm`,
+`method`, `top_k`, ...) are static. `norm` is the norm of the *attack*; what is penalised is its
+dual norm of the gradient. `parts` are scalars that name the pieces: `loss` (mean at the clean x),
+`grad_norm` and `max_grad_norm` (over the batch, in the dual norm). Entries of a gradient that are
+not finite count as 0 in directions. Parts and penalties computed from such a gradient are not
+finite, so that it is noticed.
+
+To first order in eps the three methods of `j1`, `j2` and `j2_lip` agree:
+- `"attack"`: the loss at `x + eps d`, `d` the direction of steepest ascent. One more backward pass
+  and no second derivative; what Finlay, Oberman & Abbasi ran.
+- `"penalty"`: the gradient norm itself, differentiated exactly (reverse over reverse).
+- `difference(h, order)`: a finite step along d. On a relu network it sees kinks that the exact
+  derivative does not: there it is a different regulariser.
+"""
+
+from lipreg.objectives.constants import j2_lip, lip_excess
+from lipreg.objectives.contract import strengths as strengths
+from lipreg.objectives.contract import value_and_input_grad as value_and_input_grad
+from lipreg.objectives.methods import difference as difference
+from lipreg.objectives.methods import method as method
+from lipreg.objectives.methods import pairs as pairs
+from lipreg.objectives.penalties import grad_lp, j0, j1, j2, tikhonov
+
+__all__ = ["grad_lp", "j0", "j1", "j2", "j2_lip", "lip_excess", "tikhonov"]
