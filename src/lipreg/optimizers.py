@@ -48,6 +48,7 @@ def schedule(name: str, learning_rate: float, steps: int) -> optax.Schedule:
 def build(
     name: str,
     rate: optax.Schedule | float,
+    /,
     *,
     weight_decay: float = 0.0,
     clip: float = 0.0,
@@ -71,14 +72,17 @@ def build(
     """
     own: dict[str, Callable[..., Any]] = {known: getattr(optax, known) for known in NAMES}
     make = named("optimizer", f"optax:{name}" if name in _UNFIT else name, own)
+    if not callable(make):
+        raise ValueError(
+            f"{name!r} is a {type(make).__name__}; an optimizer is (learning_rate, **options) -> "
+            "optax.GradientTransformation."
+        )
     takes = list(inspect.signature(make).parameters)[1:]
     decays = "weight_decay" in takes
     for option in options:
-        if option not in takes or option == "weight_decay":
-            raise ValueError(
-                f"No option {option!r} of the optimizer {name!r}; choose one of "
-                f"{', '.join(t for t in takes if t != 'weight_decay')}."
-            )
+        if option not in takes:
+            known = ", ".join(word for word in takes if word != "weight_decay")
+            raise ValueError(f"No option {option!r} of the optimizer {name!r}; it takes {known}.")
     try:
         moves = make(rate, **options, **({"weight_decay": weight_decay} if decays else {}))
         _try(moves)

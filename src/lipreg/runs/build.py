@@ -160,6 +160,11 @@ def _loss(text: str) -> Callable[[Array, Array], Array]:
 
 def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
     name, options = called(train.optimizer)
+    for field in {"weight_decay", "clip", "accumulate"} & {*options}:
+        raise ValueError(
+            f"config.train.optimizer = {train.optimizer}; write config.train.{field} = "
+            f"{options[field]}."
+        )
     if name == "sgd":
         options = {"momentum": train.momentum, "nesterov": train.nesterov} | options
     rate = optimizers.schedule(train.schedule, train.learning_rate, -(-steps // train.accumulate))

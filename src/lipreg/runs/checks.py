@@ -40,6 +40,13 @@ def check(config: Config) -> None:
             f"config.data.bounds = {config.data.bounds}; it must be two numbers, (low, high)."
         )
     t = config.train
+    if not t.optimizer.startswith("sgd"):
+        for name, default in (("momentum", 0.9), ("nesterov", False)):
+            if t[name] != default:
+                raise ValueError(
+                    f"config.train.{name} = {t[name]}; only sgd reads it: write the options of "
+                    f"another optimizer into its name, {t.optimizer}(...)."
+                )
     if t.precision not in PRECISIONS:
         raise ValueError(f"No precision {t.precision!r}; choose one of {', '.join(PRECISIONS)}.")
     if t.ramp and t.ramped not in config.strengths:
