@@ -51,7 +51,7 @@ def test_a_convolution_counts_two_operations_a_product():
         (objectives.j1, "attack", {"eps": 0.1}),
         (objectives.j2, "attack", {"eps": 0.1}),
         (objectives.j2, "penalty", {"eps": 0.1}),
-        (objectives.tikhonov, "difference", {"lam": 0.1}),
+        (objectives.tikhonov, objectives.difference(), {"lam": 0.1}),
         (objectives.j2_lip, "attack", {"eps": 0.1, "lam": 0.1}),
     ],
 )

@@ -153,6 +153,7 @@ def gradients(clock: Clock) -> Iterator[str]:
 def gradient(setting: Setting, name: str, options: dict, batch: int, side: int) -> Callable:
     """The program that computes one objective's gradient."""
     apply, state, inputs = small(batch, side, setting.dtype)
+    options = {k: objectives.method(v) if k == "method" else v for k, v in options.items()}
     objective = partial(getattr(objectives, name), **options)
     chosen = {s: np.float32(STRENGTHS[s]) for s in objectives.strengths(objective)}
     keep = optax.trace(0.0)  # the "momentum" after one step is the gradient itself
