@@ -10,17 +10,12 @@ from jax import Array
 from jax.tree_util import Partial
 
 from lipreg.attacks import apgd, fab, square
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    check_inputs,
-    check_radius,
-    example_keys,
-    fold_in,
-    likeliest_wrong,
-    misclassified,
-)
+from lipreg.attacks.copies import likeliest_wrong
+from lipreg.boundary import misclassified
+from lipreg.box import Bounds
+from lipreg.contracts import LogitsFn, check_inputs, check_radius
 from lipreg.evaluation.store import Store
+from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy, dlr
 from lipreg.norms import L1, LINF, Norm, wide
 from lipreg.parallel import gather, multiple, split

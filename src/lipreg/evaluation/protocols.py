@@ -10,16 +10,13 @@ import numpy as np
 from jax import Array
 
 from lipreg import attacks, curves
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    check_scale,
-    example_keys,
-    misclassified,
-)
+from lipreg.boundary import misclassified
+from lipreg.box import Bounds, check_scale
+from lipreg.contracts import LogitsFn
 from lipreg.evaluation.autoattack import Outcome, admitted, cascade, stages
 from lipreg.evaluation.masking import Check, check_surrogate, masking_report
 from lipreg.evaluation.store import Store, fingerprint
+from lipreg.keys import example_keys
 from lipreg.norms import L2, LINF, Norm
 from lipreg.parallel import gather, multiple, split
 from lipreg.tracing import captured, compiled, output, snapshot
