@@ -19,7 +19,9 @@ __all__ = [
     "L1",
     "L2",
     "LINF",
+    "NORMS",
     "Norm",
+    "by_name",
     "expand",
     "finite",
     "largest",
@@ -186,6 +188,20 @@ def _lp(p: float) -> Norm:
 
 
 L1, L2, LINF = lp(1.0), lp(2.0), lp(math.inf)
+NORMS = {norm.name: norm for norm in (L1, L2, LINF)}
+
+
+def by_name(name: str) -> Norm:
+    """The norm that a config or a file names: `l1`, `l2` or `linf`.
+
+    Raises: ValueError for another name.
+
+    >>> by_name("linf") is LINF
+    True
+    """
+    if name not in NORMS:
+        raise ValueError(f"No norm {name!r}; choose one of {', '.join(NORMS)}.")
+    return NORMS[name]
 
 
 def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
@@ -198,7 +214,7 @@ def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
         return x
 
     def start(key: Array) -> Array:
-        if norm.p == float("inf"):
+        if norm.p == math.inf:
             return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
         to_point, to_size = jax.random.split(key)
         if norm.p == 2:  # random.ball, for any p, draws slow gamma samples

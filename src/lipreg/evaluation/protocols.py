@@ -17,7 +17,7 @@ from lipreg.evaluation.autoattack import Outcome, admitted, cascade, stages
 from lipreg.evaluation.masking import Check, check_surrogate, masking_report
 from lipreg.evaluation.store import Store, fingerprint
 from lipreg.keys import example_keys
-from lipreg.norms import L2, LINF, Norm
+from lipreg.norms import NORMS, Norm
 from lipreg.parallel import gather, multiple, split
 from lipreg.tracing import captured, compiled, output, snapshot
 
@@ -25,7 +25,6 @@ __all__ = ["PROTOCOLS", "RADII", "Evaluation", "evaluate", "to_json", "to_markdo
 
 # The radii of 1810.00953's table and those of RobustBench's CIFAR-10 boards, in pixels of [0, 1].
 RADII = {"l2": (0.1, 0.5), "linf": (8 / 255, 1 / 16)}
-NORMS = {"l2": L2, "linf": LINF}
 
 DECK = {"basic_iterative": attacks.basic_iterative}
 STRONG = {"deepfool": attacks.deepfool, "fmn": attacks.fmn}
@@ -121,9 +120,10 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"No protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    served = [name for name in NORMS if name in PROTOCOLS[protocol]]
     for name, values in radii.items():
-        if name not in NORMS:
-            raise ValueError(f"No norm {name!r} in radii; choose one of {', '.join(NORMS)}.")
+        if name not in served:
+            raise ValueError(f"No norm {name!r} in radii; choose one of {', '.join(served)}.")
         if not values or not all(eps > 0 for eps in values):
             raise ValueError(f"radii of {name} = {tuple(values)}; give radii greater than 0.")
     logits_fn = snapshot(logits_fn)
