@@ -15,11 +15,12 @@ from lipreg.box import Bounds, check_scale
 from lipreg.contracts import LogitsFn
 from lipreg.evaluation.autoattack import Outcome, admitted, cascade, stages
 from lipreg.evaluation.masking import Check, check_surrogate, masking_report
-from lipreg.evaluation.store import Store, fingerprint
+from lipreg.evaluation.store import Store
 from lipreg.keys import example_keys
 from lipreg.norms import NORMS, Norm
 from lipreg.parallel import gather, multiple, split
 from lipreg.tracing import captured, compiled, output, snapshot
+from lipreg.trees import digest
 
 __all__ = ["PROTOCOLS", "RADII", "Evaluation", "evaluate", "to_json", "to_markdown"]
 
@@ -137,7 +138,7 @@ def evaluate(
         identity = {
             "protocol": protocol,
             "model": _identity(logits_fn, jnp.asarray(x[:8])),
-            "data": fingerprint((x, y)),
+            "data": digest((x, y)),
             "settings": settings | {"batch_size": batch_size},
             "seed": seed,
         }
@@ -189,7 +190,7 @@ def evaluate(
 
 def _identity(logits_fn: LogitsFn, x: Array) -> str:
     """A hash of a model: its leaves, the arrays that it reads besides, and some of its logits."""
-    return fingerprint((logits_fn, captured(logits_fn, x), logits_fn(x)))
+    return digest((logits_fn, captured(logits_fn, x), logits_fn(x)))
 
 
 def _wrong(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:

@@ -23,8 +23,8 @@ import numpy as np
 from lipreg import curves, files, parallel, runs, training
 from lipreg.reports import plots
 from lipreg.runs import storage
-from lipreg.training import cpu
 from lipreg.runs.config import Config, check, leaves
+from lipreg.training import cpu
 
 __all__ = ["ENGINES", "parse", "points", "report", "run"]
 
