@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import cli
+from lipreg.reports import sweeps
 from lipreg.runs import sweep
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -47,7 +48,7 @@ def main(_: list[str]) -> None:
         return
     print(f"{len(points)} points in {workdir}/points")
     sweep.run(points, workdir, engine=_ENGINE.value, silent=silent)
-    text, files = sweep.report(points, axes, workdir)
+    text, files = sweeps.report(points, axes, workdir)
     print(text)
     print("Written:", *files, sep="\n  ")
 
