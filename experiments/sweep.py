@@ -33,7 +33,10 @@ def _axes() -> dict:
     if _SWEEP.value:
         return sweep.parse(_SWEEP.value)
     path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    return runpy.run_path(path).get("get_sweep", dict)()
+    axes = runpy.run_path(path).get("get_sweep", dict)()
+    if not axes:
+        raise ValueError(f"No axes: give --sweep=NAME=VALUE,VALUE, or {path} a get_sweep().")
+    return axes
 
 
 def main(_: list[str]) -> None:

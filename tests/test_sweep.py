@@ -70,8 +70,8 @@ def test_axes_are_read_as_they_are_written():
     [
         (["seed"], "write NAME=VALUE,VALUE or NAME=START:STOP"),
         (["seed="], "write NAME=VALUE"),
-        (["seed=1", "seed=2"], "names seed twice"),
-        (["seed=3:3"], "has no values"),
+        (["seed=1", "seed=2"], "Axis seed: it is there twice"),
+        (["seed=3:3"], "Axis seed=3:3: no values"),
     ],
 )
 def test_an_axis_that_is_none_is_refused(axes, message):
@@ -87,8 +87,8 @@ def test_an_axis_that_is_none_is_refused(axes, message):
         ({"train.epochs": ("many",)}, "train.epochs=many"),
         ({"train.epochs": (0,)}, r"config.train.epochs = 0; it must be greater"),
         ({"objective": ("j9",)}, "No objective 'j9'"),
-        ({"seed": (0, 1, 0)}, "--sweep seed=0,1,0: a value is there twice"),
-        ({"strengths.lam": (0, 0.0)}, "--sweep strengths.lam=0,0.0: a value is there twice"),
+        ({"seed": (0, 1, 0)}, "Axis seed=0,1,0: a value is there twice"),
+        ({"strengths.lam": (0, 0.0)}, "Axis strengths.lam=0,0.0: a value is there twice"),
     ],
 )
 def test_a_point_that_is_no_config_is_refused(axes, message):

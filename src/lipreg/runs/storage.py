@@ -75,11 +75,11 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir={workdir} is a file; name a folder.")
+        raise ValueError(f"workdir = {workdir} is a file; name a folder.")
     begun = {"lock", "config.json.part"}  # by a start that was killed at once
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
         if not (workdir / "config.json").exists():
-            raise ValueError(f"--workdir={workdir} is not empty and not a run; name a new folder.")
+            raise ValueError(f"workdir = {workdir} is not empty and not a run; name a new folder.")
         changed = [
             f"{name} ({there!r} there, {asked!r} asked)"
             for name, (there, asked) in differing(
@@ -88,7 +88,7 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
         ]
         if changed:
             raise ValueError(
-                f"--workdir={workdir} holds a run with another config: {', '.join(changed)}. "
+                f"workdir = {workdir} holds a run with another config: {', '.join(changed)}. "
                 "Name a new folder, or ask for the same."
             )
 
@@ -121,7 +121,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"--workdir={workdir} is in use by another process.") from None
+            raise ValueError(f"workdir = {workdir} is in use by another process.") from None
         yield
 
 

@@ -39,16 +39,16 @@ def parse(axes: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     for axis in axes:
         name, equals, text = axis.partition("=")
         if not (name and equals and text):
-            raise ValueError(f"--sweep={axis}; write NAME=VALUE,VALUE or NAME=START:STOP.")
+            raise ValueError(f"Axis {axis!r}: write NAME=VALUE,VALUE or NAME=START:STOP.")
         if name in found:
-            raise ValueError(f"--sweep names {name} twice.")
+            raise ValueError(f"Axis {name}: it is there twice.")
         ends = text.split(":")
         if len(ends) == 2 and all(end.isdecimal() for end in ends):
             found[name] = tuple(range(int(ends[0]), int(ends[1])))
         else:
             found[name] = tuple(_value(word) for word in text.split(","))
         if not found[name]:
-            raise ValueError(f"--sweep={axis} has no values.")
+            raise ValueError(f"Axis {axis}: no values.")
     return found
 
 
@@ -66,7 +66,7 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
     does not take.
     """
     if not axes:
-        raise ValueError("No axes: give --sweep NAME=VALUE,VALUE or a get_sweep() in the config.")
+        raise ValueError("No axes; give one, {NAME: (VALUE, VALUE)}.")
     short = [name.rpartition(".")[2] for name in axes]
     fields = ", ".join(leaves(config))
     # The short name "seed" is for the training seed only: the report averages over its values.
@@ -75,17 +75,17 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
     for name, values in axes.items():
         if len(set(values)) < len(values):
             listed = ",".join(map(str, values))
-            raise ValueError(f"--sweep {name}={listed}: a value is there twice.")
+            raise ValueError(f"Axis {name}={listed}: a value is there twice.")
     found: dict[str, Config] = {}
     for values in itertools.product(*axes.values()):
         point = config.copy_and_resolve_references()
         for name, value in zip(axes, values, strict=True):
             if name not in leaves(config):
-                raise ValueError(f"--sweep {name}: no such field; choose one of {fields}.")
+                raise ValueError(f"Axis {name}: no such field; choose one of {fields}.")
             try:
                 point.update_from_flattened_dict({name: value})
             except TypeError as error:
-                raise ValueError(f"--sweep {name}={value}: {error}.") from None
+                raise ValueError(f"Axis {name}={value}: {error}.") from None
         check(point)
         parts = (f"{label}={value}" for label, value in zip(labels, values, strict=True))
         found[",".join(parts)] = point
@@ -179,7 +179,7 @@ def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
         import ray
         from ray.exceptions import RayError
     except ImportError:
-        raise ValueError("--engine=ray needs ray: pip install 'lipreg[ray]'.") from None
+        raise ValueError("engine = ray needs ray: pip install 'lipreg[ray]'.") from None
     from tqdm import tqdm
 
     ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
