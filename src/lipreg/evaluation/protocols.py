@@ -18,7 +18,7 @@ from lipreg.evaluation.masking import Check, check_surrogate, masking_report
 from lipreg.evaluation.store import Store
 from lipreg.keys import example_keys
 from lipreg.norms import NORMS, Norm
-from lipreg.parallel import gather, multiple, split
+from lipreg.parallel import gather, multiple, shard
 from lipreg.tracing import captured, compiled, output, snapshot
 from lipreg.trees import digest
 
@@ -230,7 +230,7 @@ def _batched(
         kept = store.get(f"{name}-{start}") if store else None
         if kept is None:
             rows = np.minimum(np.arange(start, start + multiple(size)), n - 1)
-            key, *images = split((keys[jnp.asarray(rows)], x[rows], y[rows]))
+            key, *images = shard((keys[jnp.asarray(rows)], x[rows], y[rows]))
             kept = {"found": gather(run(key, logits_fn, *images))[:size]}
             if store:
                 store.put(f"{name}-{start}", **kept)
