@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,8 @@ def fit(
     vmapped over all three of its arguments. Inside `parallel.over` the devices share the batch, or
     the K runs.
 
-    Raises: Diverged, naming the step and the part, when a part is not finite.
+    Raises: Diverged, naming the step and the part, when a part is not finite; ValueError, naming
+    the leaf, where a step changes the form of its state.
     """
     together = state.step.ndim > 0
     place = parallel.shard if together else parallel.replicate
@@ -99,7 +101,12 @@ def _programs(step: Callable) -> tuple[Callable, Callable]:
     def one(state: State, strengths: dict, source: tuple[Array, ...], batch: Any):
         together = state.step.ndim > 0
         batch = tuple(a[batch] for a in source) or batch  # rows of the source, or images and labels
-        state, parts = step(state, strengths, batch)
+        given = state
+        state, parts = step(given, strengths, batch)
+        # Else each step would compile anew, or a scan fail without the name of what changed.
+        chex.assert_trees_all_equal_shapes_and_dtypes(
+            given, state, custom_message="before and after a step", exception_type=ValueError
+        )
         return (state if together else parallel.keep_replicated(state)), parts
 
     def several(state: State, strengths: dict, source: tuple[Array, ...], batches: Any):
