@@ -115,7 +115,7 @@ def sharded() -> str:
     step, strengths = steps.step(apply, "j2_lip")
     one = jax.jit(step)(state, strengths, inputs)
     with parallel.over():
-        many = jax.jit(step)(parallel.whole(state), strengths, parallel.split(inputs))
+        many = jax.jit(step)(parallel.replicate(state), strengths, parallel.shard(inputs))
     apart = distance(flat(many[0].params), flat(one[0].params))
     return f"## Several devices\n\nJ2-Lip on {count} devices and on one: {apart:.0e} apart."
 
