@@ -58,12 +58,17 @@ BAD = {
     "strengths of one's own objective": (
         TRAIN,
         [f"{DIGITS}:lipreg.objectives:j2_lip", "--workdir={out}", "--config.strengths.lam=0.1"],
-        ["config.strengths.eps = nan", "lipreg.objectives:j2_lip", "--config.strengths.eps=NUMBER"],
+        ["--config.strengths.eps=nan: it is not given, and lipreg.objectives:j2_lip needs it"],
     ),
     "module that is not there": (
         TRAIN,
         [f"{DIGITS}:my_parts:trades", "--workdir={out}"],
         ["No objective 'my_parts:trades'", "No module named 'my_parts'"],
+    ),
+    "processes of no address": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--processes=all"],
+        ["--processes=all; write auto or HOST:PORT,COUNT,NUMBER"],
     ),
     "mistyped field": (
         TRAIN,
@@ -85,8 +90,16 @@ BAD = {
         [f"{DIGITS}:j2", "--workdir={out}", "seed=3"],
         ["'seed=3'", "--name=value"],
     ),
-    "workdir that is a file": (TRAIN, [f"{DIGITS}:j2", "--workdir=setup.cfg"], ["setup.cfg"]),
-    "workdir with other things in it": (TRAIN, [f"{DIGITS}:j2", "--workdir=docs"], ["docs"]),
+    "workdir that is a file": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir=setup.cfg"],
+        ["--workdir=setup.cfg is"],
+    ),
+    "workdir with other things in it": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir=docs"],
+        ["--workdir=docs is"],
+    ),
     "a strength of another objective": (
         TRAIN,
         [f"{DIGITS}:j0", "--workdir={out}", "--config.strengths.eps=0.1"],
@@ -143,15 +156,15 @@ FIELDS = [
     ("data.name=folder", ["'folder'", "config.data.side"]),
     ("train.schedule=linear", ["'linear'", "cosine"]),
     ("train.batch_size=100000", ["100000", "1293"]),
-    ("train.batch_size=0", ["train.batch_size = 0"]),
-    ("train.accumulate=1000", ["train.accumulate = 1000", "600 steps"]),
-    ("train.momentum=1.0", ["train.momentum = 1.0"]),
-    ("train.learning_rate=-1.0", ["train.learning_rate = -1.0"]),
-    ("strengths.eps=-0.1", ["strengths.eps = -0.1"]),
-    ("strengths.eps=inf", ["strengths.eps = inf"]),
-    ("strengths.lam=nan", ["strengths.lam = nan"]),
+    ("train.batch_size=0", ["--config.train.batch_size=0"]),
+    ("train.accumulate=1000", ["--config.train.accumulate=1000", "600 steps"]),
+    ("train.momentum=1.0", ["--config.train.momentum=1.0"]),
+    ("train.learning_rate=-1.0", ["--config.train.learning_rate=-1.0"]),
+    ("strengths.eps=-0.1", ["--config.strengths.eps=-0.1"]),
+    ("strengths.eps=inf", ["--config.strengths.eps=inf"]),
+    ("strengths.lam=nan", ["--config.strengths.lam=nan"]),
     ("report.pgd.norm=l7", ["'l7'", "l1, l2, linf"]),
-    ("evaluation.radii=0", ["evaluation.radii = 0"]),
+    ("evaluation.radii=0", ["--config.evaluation.radii=0"]),
 ]
 for override, words in FIELDS:
     BAD[override] = (TRAIN, [f"{DIGITS}:j2_lip", "--workdir={out}", f"--config.{override}"], words)

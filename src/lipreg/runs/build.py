@@ -29,7 +29,7 @@ from lipreg import (
 )
 from lipreg.doors import called, named
 from lipreg.runs.checks import check
-from lipreg.runs.config import NORMS, Config, objective
+from lipreg.runs.config import Config, objective
 
 __all__ = ["Parts", "Program", "network", "parts", "program"]
 
@@ -87,7 +87,7 @@ def parts(config: Config) -> Parts:
 @lru_cache(maxsize=64)
 def _parts(config: Config) -> Parts:
     d, t, pgd = config.data, config.train, config.report.pgd
-    norm = _norm(pgd.norm)
+    norm = norms.by_name(pgd.norm)
 
     def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
         x_adv = attacks.pgd(
@@ -134,16 +134,10 @@ def bound_objective(config: Config) -> Callable[..., Any]:
     options = dict(config.options)
     for name, value in options.items():
         if isinstance(defaults[name].default, norms.Norm):
-            options[name] = _norm(value)
+            options[name] = norms.by_name(value)
     if "method" in options and ":" not in config.objective:
         options["method"] = objectives.method(options["method"])
     return partial(function, **options)
-
-
-def _norm(name: str) -> norms.Norm:
-    if name not in NORMS:
-        raise ValueError(f"No norm {name!r}; choose one of {', '.join(NORMS)}.")
-    return NORMS[name]
 
 
 def _loss(text: str) -> Callable[[Array, Array], Array]:

@@ -75,8 +75,7 @@ def _check_objective(config: Config) -> None:
     for strength, value in config.strengths.items():
         if value != value:
             raise ValueError(
-                f"config.strengths.{strength} = {value}: it is not given, and {name} needs it; "
-                f"write --config.strengths.{strength}=NUMBER."
+                f"config.strengths.{strength} = {value}: it is not given, and {name} needs it."
             )
 
 

@@ -14,7 +14,6 @@ from lipreg import norms, objectives
 from lipreg.doors import named
 
 __all__ = [
-    "NORMS",
     "Config",
     "base_config",
     "complete",
@@ -28,7 +27,6 @@ __all__ = [
 
 Config = Any  # a ConfigDict, whose fields have types that no checker can see
 
-NORMS = {"l1": norms.L1, "l2": norms.L2, "linf": norms.LINF}
 CONTRACT = ("loss", "frozen", "key")  # what `train.make_step` hands to an objective
 # Options of objectives in earlier versions that are now their method's own, and their defaults.
 FOLDED = {
@@ -154,7 +152,8 @@ def options(name: str) -> dict[str, Any]:
     parameters = inspect.signature(objective(name)).parameters.values()
     found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     by_name = {
-        k: v.name if isinstance(v, norms.Norm) and v.name in NORMS else v for k, v in found.items()
+        k: v.name if isinstance(v, norms.Norm) and v.name in norms.NORMS else v
+        for k, v in found.items()
     }
     return {k: v for k, v in by_name.items() if k not in CONTRACT and _plain(v)}
 
