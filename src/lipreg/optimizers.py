@@ -1,7 +1,6 @@
 """Optimisers and their learning rates: optax, by name, or an outsider's."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,8 +69,8 @@ def build(
     >>> build("adamw", 0.1, weight_decay=0.01, b2=0.95).init({"w": jnp.ones(2)})[1][0].mu["w"]
     Array([0., 0.], dtype=float32)
     """
-    own: dict[str, Callable[..., Any]] = {known: getattr(optax, known) for known in NAMES}
-    make = named("optimizer", f"optax:{name}" if name in _UNFIT else name, own)
+    own = {known: getattr(optax, known) for known in NAMES}
+    make: Any = named("optimizer", f"optax:{name}" if name in _UNFIT else name, own)
     if not callable(make):
         raise ValueError(
             f"{name!r} is a {type(make).__name__}; an optimizer is (learning_rate, **options) -> "
@@ -84,7 +83,7 @@ def build(
             known = ", ".join(word for word in takes if word != "weight_decay")
             raise ValueError(f"No option {option!r} of the optimizer {name!r}; it takes {known}.")
     try:
-        moves = make(rate, **options, **({"weight_decay": weight_decay} if decays else {}))
+        moves: Any = make(rate, **options, **({"weight_decay": weight_decay} if decays else {}))
         _try(moves)
     except Exception as error:  # whatever a transformation raises that wants something else
         why = (str(error).splitlines() or [""])[0]

@@ -142,14 +142,15 @@ def bound_objective(config: Config) -> Callable[..., Any]:
 
 def _loss(text: str) -> Callable[[Array, Array], Array]:
     name, options = called(text)
-    loss = named("loss", name, {known: getattr(losses, known) for known in losses.__all__})
+    loss: Any = named("loss", name, {known: getattr(losses, known) for known in losses.__all__})
     if not callable(loss):
         raise ValueError(f"{name} is a {type(loss).__name__}; a loss is (logits, y) -> [B].")
     takes = list(inspect.signature(loss).parameters)[2:]
     for option in options:
         if option not in takes:
             raise ValueError(f"No option {option!r} of {name}; it takes {', '.join(takes) or '-'}.")
-    return partial(loss, **options) if options else loss
+    bound: Any = partial(loss, **options) if options else loss
+    return bound
 
 
 def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:

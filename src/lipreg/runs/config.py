@@ -151,11 +151,13 @@ def options(name: str) -> dict[str, Any]:
     """
     parameters = inspect.signature(objective(name)).parameters.values()
     found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    by_name = {
-        k: v.name if isinstance(v, norms.Norm) and v.name in norms.NORMS else v
-        for k, v in found.items()
-    }
-    return {k: v for k, v in by_name.items() if k not in CONTRACT and _plain(v)}
+    held = {k: _held(default) for k, default in found.items() if k not in CONTRACT}
+    return {k: value for k, value in held.items() if _plain(value)}
+
+
+def _held(value: Any) -> Any:
+    known = isinstance(value, norms.Norm) and value.name in norms.NORMS
+    return value.name if known else value
 
 
 def _plain(value: Any) -> bool:

@@ -20,6 +20,7 @@ from lipreg.datasets import streamed
 from lipreg.runs import build, storage
 from lipreg.runs.config import Config, complete
 from lipreg.tracing import compiled, snapshot
+from lipreg.training import State
 
 __all__ = ["Experiment", "Loaded", "key_for", "largest", "load", "measure", "prepare"]
 
@@ -31,7 +32,7 @@ class Experiment(NamedTuple):
     training: datasets.Dataset | streamed.Stream
     validation: datasets.Dataset
     program: build.Program
-    state: training.State
+    state: State
     steps: int
 
 
@@ -155,19 +156,18 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
     network = build.network(config)(dataset.classes, dataset.x.shape[1:])
     x = jax.ShapeDtypeStruct((1, *dataset.x.shape[1:]), jnp.float32)
     params, model_state = jax.eval_shape(network.init, jax.random.key(0), x)
-    template = training.State(
-        params=params,
-        model_state=model_state,
-        opt_state=None,
-        ema=params if config.train.ema > 0 else None,
-        step=jax.ShapeDtypeStruct((), jnp.int32),
-        key=None,
-    )
-    fields = ("params", "model_state", "ema", "step")
+    template = {
+        "params": params,
+        "model_state": model_state,
+        "ema": params if config.train.ema > 0 else None,
+        "step": jax.ShapeDtypeStruct((), jnp.int32),
+    }
     with storage.checkpoints(workdir) as manager:
-        state = storage.restore(manager, template, fields=fields)
-    if state is None:
+        restored = storage.restore(manager, template, fields=tuple(template))
+    if restored is None:
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
+    unread: Any = None  # what only training needs
+    state = State(**restored, opt_state=unread, key=unread)
     step, path = int(state.step), Path(workdir) / "about.json"
     about = files.read(path) if path.is_file() else {}
     about = {"steps": step} | about  # earlier versions did not record it
