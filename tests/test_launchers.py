@@ -135,7 +135,7 @@ FIELDS = [
     ("objective=j0", ["strengths", "j0"]),
     ("options.norm=l3", ["'l3'", "l1, l2, linf"]),
     ("options.method=magic", ["'magic'", "attack", "penalty", "difference"]),
-    ("options.order=3", ["3"]),
+    ("options.method=difference(order=3)", ["No difference of order 3", "1 or 2"]),
     ("loss=hinge", ["'hinge'", "cross_entropy"]),
     ("data.name=imagenet", ["'imagenet'", "cifar10, cifar100, digits, mnist"]),
     ("data.validation=1.5", ["1.5"]),
@@ -155,7 +155,6 @@ FIELDS = [
 ]
 for override, words in FIELDS:
     BAD[override] = (TRAIN, [f"{DIGITS}:j2_lip", "--workdir={out}", f"--config.{override}"], words)
-BAD["options.order=3"][1].append("--config.options.method=difference")
 BAD["data set that is not prepared"] = (
     TRAIN,
     [f"--config={CONFIGS}/mnist.py:j0", "--workdir={out}", "--config.data.dir={out}-none"],
