@@ -10,7 +10,7 @@ from peers import by_foolbox as fb
 from peers import by_torchattacks as ta
 
 from lipreg import attacks
-from lipreg.attacks.start import likeliest_wrong
+from lipreg.attacks.copies import likeliest_wrong
 from lipreg.evaluation import Stage
 from lipreg.losses import dlr
 from lipreg.norms import L1, L2, LINF, Norm

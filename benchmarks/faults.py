@@ -42,8 +42,8 @@ from launched import (
     launched as training,
 )
 
-from lipreg.evaluation.store import fingerprint
 from lipreg.runs import storage
+from lipreg.trees import digest
 
 _OUT = flags.DEFINE_string("out", "results/faults", "where to write faults.md")
 _SEED = flags.DEFINE_integer("seed", 0, "of moments and places")
@@ -216,7 +216,7 @@ def evaluations(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iter
 
     def comes_to(workdir: Path) -> tuple[str, str]:
         with np.load(workdir / "robustness_deck.npz") as file:
-            return (workdir / "robustness_deck.md").read_text(), fingerprint(dict(file))
+            return (workdir / "robustness_deck.md").read_text(), digest(dict(file))
 
     copies = [shutil.copytree(whole.workdir, folder / f"evaluated{n}") for n in range(2)]
     parts = "robustness_deck/*[0-9].npz"

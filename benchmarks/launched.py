@@ -1,6 +1,5 @@
 """The launchers as processes that can be killed, what a run comes to, and small disks."""
 
-import dataclasses
 import subprocess
 import sys
 import time
@@ -9,11 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from lipreg import runs, training
-from lipreg.evaluation.store import fingerprint
 from lipreg.runs import storage
+from lipreg.trees import digest
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 CONFIG = (
@@ -54,7 +51,7 @@ def restored(workdir: Path, template: training.State, at_most: int | None = None
     """A hash of the newest sound checkpoint, read and verified."""
     with storage.checkpoints(workdir) as manager:
         state = storage.restore(manager, template, at_most)
-    return fingerprint(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+    return digest(state)
 
 
 def numbers(workdir: Path, template: training.State) -> tuple[bytes, str]:

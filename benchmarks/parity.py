@@ -35,8 +35,8 @@ from cases import SLOW, Case, cases
 from torch_networks import CNN
 
 from lipreg import batching, curves, datasets, runs
-from lipreg.attacks.start import example_keys
 from lipreg.evaluation import cascade
+from lipreg.keys import example_keys
 from lipreg.losses import cross_entropy
 from lipreg.norms import Norm
 from lipreg.runs import storage

@@ -23,7 +23,7 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "j1 by attack": ("j1", {"method": "attack"}),
     "j2 by attack": ("j2", {"method": "attack"}),
     "j2 by penalty": ("j2", {"method": "penalty"}),
-    "tikhonov by difference": ("tikhonov", {"method": "difference"}),
+    "tikhonov by difference": ("tikhonov", {"method": objectives.difference()}),
     "j2_lip": ("j2_lip", {"method": "attack"}),
     "j2_lip of all": ("j2_lip", {"method": "attack", "top_k": 0}),
 }

@@ -1,6 +1,7 @@
 """What the launchers share: processes, devices, and one line with exit code 2 for a mistake."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,8 +25,18 @@ _PROCESSES = flags.DEFINE_string(
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 
+def _as_flags(message: str) -> str:
+    """A library's `workdir = runs/x` as `--workdir=runs/x`, for those names that are flags here."""
+
+    def flag(assignment: re.Match[str]) -> str:
+        name = assignment[1]
+        return f"--{name}=" if name in flags.FLAGS else assignment[0]
+
+    return re.sub(r"(?<![\w.-])([\w.]+) = ", flag, message)
+
+
 def _fail(message: object) -> NoReturn:
-    line = " ".join(str(message).split())
+    line = _as_flags(" ".join(str(message).split()))
     print(f"{sys.argv[0]}: {line}", file=sys.stderr)
     sys.exit(2)
 

@@ -30,13 +30,13 @@ def _cost(prepared: runs.Experiment, devices: int) -> cost.Cost:
     config = prepared.config
     x = np.zeros((config.train.batch_size, *prepared.validation.x.shape[1:]), np.uint8)
     with parallel.over(jax.devices()[:devices]):
-        state = parallel.whole(prepared.state)
-        batch = parallel.split((x, np.zeros(len(x), np.int32)))
-        strengths = parallel.whole(config.strengths.to_dict())
+        state = parallel.replicate(prepared.state)
+        batch = parallel.shard((x, np.zeros(len(x), np.int32)))
+        strengths = parallel.replicate(config.strengths.to_dict())
 
         def step(state, strengths, batch):
             state, parts = prepared.program.step(state, strengths, batch)
-            return parallel.stay_whole(state), parts
+            return parallel.keep_replicated(state), parts
 
         step = jax.jit(step, donate_argnums=0)
         return cost.of(step.lower(state, strengths, batch).compile())

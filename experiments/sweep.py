@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import cli
+from lipreg.reports import sweeps
 from lipreg.runs import sweep
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -32,7 +33,10 @@ def _axes() -> dict:
     if _SWEEP.value:
         return sweep.parse(_SWEEP.value)
     path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    return runpy.run_path(path).get("get_sweep", dict)()
+    axes = runpy.run_path(path).get("get_sweep", dict)()
+    if not axes:
+        raise ValueError(f"No axes: give --sweep=NAME=VALUE,VALUE, or {path} a get_sweep().")
+    return axes
 
 
 def main(_: list[str]) -> None:
@@ -47,7 +51,7 @@ def main(_: list[str]) -> None:
         return
     print(f"{len(points)} points in {workdir}/points")
     sweep.run(points, workdir, engine=_ENGINE.value, silent=silent)
-    text, files = sweep.report(points, axes, workdir)
+    text, files = sweeps.report(points, axes, workdir)
     print(text)
     print("Written:", *files, sep="\n  ")
 

@@ -13,9 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lipreg import attacks
 from lipreg.attacks.apgd import _phases
-from lipreg.attacks.start import random_in_ball
 from lipreg.losses import cross_entropy, margin
-from lipreg.norms import L1, L2, LINF, lp
+from lipreg.norms import L1, L2, LINF, lp, random_in_ball
 
 KEY = jax.random.key(0)
 NORMS = [L1, L2, LINF, lp(1.5)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lipreg.attacks.decisions import boundary, hopskipjump
-from lipreg.attacks.start import misclassified
+from lipreg.boundary import misclassified
 from lipreg.norms import L1, L2, LINF
 
 KEY = jax.random.key(0)

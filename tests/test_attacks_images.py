@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lipreg import attacks
-from lipreg.attacks.start import example_keys
+from lipreg.keys import example_keys
 from lipreg.norms import L1, L2, LINF, wide
 
 KEY = jax.random.key(0)

@@ -23,14 +23,16 @@ def compiled(objective=objectives.j0, strengths=None, name="CNN", **settings):
     model_state = {k: v for k, v in variables.items() if k != "params"}
     tx = optimizers.sgd(0.1)
     step = training.make_step(models.functional(model), objective, tx)
-    state = parallel.whole(training.init(jax.random.key(0), variables["params"], model_state, tx))
+    state = parallel.replicate(
+        training.init(jax.random.key(0), variables["params"], model_state, tx)
+    )
 
     def one(state, strengths, batch):
         state, parts = step(state, strengths, batch)
-        return parallel.stay_whole(state), parts
+        return parallel.keep_replicated(state), parts
 
     strengths = {k: jnp.float32(v) for k, v in (strengths or {}).items()}
-    return jax.jit(one).lower(state, strengths, parallel.split((X, Y))).compile(), state
+    return jax.jit(one).lower(state, strengths, parallel.shard((X, Y))).compile(), state
 
 
 def test_a_convolution_counts_two_operations_a_product():
@@ -51,7 +53,7 @@ def test_a_convolution_counts_two_operations_a_product():
         (objectives.j1, "attack", {"eps": 0.1}),
         (objectives.j2, "attack", {"eps": 0.1}),
         (objectives.j2, "penalty", {"eps": 0.1}),
-        (objectives.tikhonov, "difference", {"lam": 0.1}),
+        (objectives.tikhonov, objectives.difference(), {"lam": 0.1}),
         (objectives.j2_lip, "attack", {"eps": 0.1, "lam": 0.1}),
     ],
 )

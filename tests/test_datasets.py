@@ -198,7 +198,7 @@ def test_a_folder_without_the_data_set_gets_the_command_that_prepares_it(tmp_pat
         f"mnist is not prepared as array_record in {folder}",
         f'tfds.builder("mnist", data_dir="{folder}").download_and_prepare('
         'file_format="array_record")',
-        *("network", "TensorFlow", "TFDS_DATA_DIR", "--config.data.dir", "digits"),
+        *("network", "TensorFlow", "TFDS_DATA_DIR", "config.data.dir", "digits"),
     ):
         assert part in message
     assert capfd.readouterr().err == ""

@@ -55,6 +55,11 @@ BAD = {
         [f"--config={CONFIGS}/cifar10.py:j2,vgg", "--workdir={out}"],
         ["'vgg'", "cnn"],
     ),
+    "processes of no address": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--processes=all"],
+        ["--processes=all; write auto or HOST:PORT,COUNT,NUMBER"],
+    ),
     "mistyped field": (
         TRAIN,
         [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epoch=3"],
@@ -75,8 +80,16 @@ BAD = {
         [f"{DIGITS}:j2", "--workdir={out}", "seed=3"],
         ["'seed=3'", "--name=value"],
     ),
-    "workdir that is a file": (TRAIN, [f"{DIGITS}:j2", "--workdir=setup.cfg"], ["setup.cfg"]),
-    "workdir with other things in it": (TRAIN, [f"{DIGITS}:j2", "--workdir=docs"], ["docs"]),
+    "workdir that is a file": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir=setup.cfg"],
+        ["--workdir=setup.cfg is"],
+    ),
+    "workdir with other things in it": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir=docs"],
+        ["--workdir=docs is"],
+    ),
     "a strength of another objective": (
         TRAIN,
         [f"{DIGITS}:j0", "--workdir={out}", "--config.strengths.eps=0.1"],
@@ -130,15 +143,15 @@ FIELDS = [
     ("data.name=folder", ["'folder'", "config.data.side"]),
     ("train.schedule=linear", ["'linear'", "cosine"]),
     ("train.batch_size=100000", ["100000", "1293"]),
-    ("train.batch_size=0", ["train.batch_size = 0"]),
-    ("train.accumulate=1000", ["train.accumulate = 1000", "600 steps"]),
-    ("train.momentum=1.0", ["train.momentum = 1.0"]),
-    ("train.learning_rate=-1.0", ["train.learning_rate = -1.0"]),
-    ("strengths.eps=-0.1", ["strengths.eps = -0.1"]),
-    ("strengths.eps=inf", ["strengths.eps = inf"]),
-    ("strengths.lam=nan", ["strengths.lam = nan"]),
+    ("train.batch_size=0", ["--config.train.batch_size=0"]),
+    ("train.accumulate=1000", ["--config.train.accumulate=1000", "600 steps"]),
+    ("train.momentum=1.0", ["--config.train.momentum=1.0"]),
+    ("train.learning_rate=-1.0", ["--config.train.learning_rate=-1.0"]),
+    ("strengths.eps=-0.1", ["--config.strengths.eps=-0.1"]),
+    ("strengths.eps=inf", ["--config.strengths.eps=inf"]),
+    ("strengths.lam=nan", ["--config.strengths.lam=nan"]),
     ("report.pgd.norm=l7", ["'l7'", "l1, l2, linf"]),
-    ("evaluation.radii=0", ["evaluation.radii = 0"]),
+    ("evaluation.radii=0", ["--config.evaluation.radii=0"]),
 ]
 for override, words in FIELDS:
     BAD[override] = (TRAIN, [f"{DIGITS}:j2_lip", "--workdir={out}", f"--config.{override}"], words)

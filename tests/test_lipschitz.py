@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lipreg import lipschitz
-from lipreg.attacks.start import example_keys
 from lipreg.convolution import conv
+from lipreg.keys import example_keys
 from lipreg.lipschitz import ascended_pairs, gradient_norms, of_data, of_linear, worst_pairs
 from lipreg.losses import cross_entropy
 from lipreg.norms import L1, L2, LINF, lp

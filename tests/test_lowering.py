@@ -41,7 +41,9 @@ def network():
 
 def step(name, method):
     """A traced training step."""
-    objective = partial(getattr(objectives, name), **{"method": method} if method else {})
+    objective = partial(
+        getattr(objectives, name), **{"method": objectives.method(method)} if method else {}
+    )
     apply, params = network()
     tx = optimizers.sgd(0.1)
     state = training.init(jax.random.key(0), params, {}, tx)
@@ -93,15 +95,14 @@ def compare(trace):
 
 def test_the_forms_are_all_that_there_are():
     assert {name for name, _ in FORMS} == set(objectives.__all__)
-    loss = lambda x, y: jnp.square(x).sum((1, 2, 3))
-    x = jnp.ones((2, 2, 2, 1))
+    logits_fn, x, y = (lambda x: x[:, 0, :, 0]), jnp.ones((2, 2, 2, 1)), jnp.zeros(2, jnp.int32)
     for name in objectives.__all__:
         objective = getattr(objectives, name)
         given = dict.fromkeys(objectives.strengths(objective), 0.1)
-        for method in (*objectives.METHODS, "gradient", "pairs"):
+        for method in ("attack", "penalty", "difference", "gradient", "pairs"):
             if (name, method) not in FORMS:
                 with pytest.raises((ValueError, TypeError), match="method"):
-                    objective(loss, x, None, method=method, **given)
+                    objective(logits_fn, x, y, method=objectives.method(method), **given)
 
 
 @each_form

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipreg.norms import L1, L2, LINF, expand, finite, lp
+from lipreg.norms import L1, L2, LINF, by_name, expand, finite, lp
 
 NORMS = [L1, L2, LINF, lp(1.5), lp(3)]
 each_norm = pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.name)
@@ -210,6 +210,12 @@ def test_equal_exponents_give_the_same_norm():
     assert lp(math.inf) is LINF
     assert lp(1.5) is lp(1.5)
     assert [norm.name for norm in NORMS] == ["l1", "l2", "linf", "l1.5", "l3"]
+
+
+def test_a_norm_has_one_name_by_which_configs_and_files_call_it():
+    assert [by_name(name) for name in ("l1", "l2", "linf")] == [L1, L2, LINF]
+    with pytest.raises(ValueError, match="No norm 'l3'; choose one of l1, l2, linf"):
+        by_name("l3")
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.5, "0.5"), (-1, "-1"), (0, "0"), (math.nan, "nan")])

@@ -82,12 +82,12 @@ def test_rows_are_shared_and_a_batch_is_reduced_across_the_devices():
     assert parallel.multiple(10) == 10
     with parallel.over():
         assert parallel.multiple(10) == 16
-        rows = parallel.split(np.arange(16.0, dtype=np.float32))
+        rows = parallel.shard(np.arange(16.0, dtype=np.float32))
         assert [shard.data.shape for shard in rows.addressable_shards] == [(2,)] * 8
         assert jax.jit(jnp.max)(rows).sharding.is_fully_replicated
-        assert parallel.whole(np.ones(3)).sharding.is_fully_replicated
+        assert parallel.replicate(np.ones(3)).sharding.is_fully_replicated
         with pytest.raises(ValueError, match="dimension size is 10"):
-            parallel.split(np.zeros(10))
+            parallel.shard(np.zeros(10))
         np.testing.assert_array_equal(parallel.gather(rows), np.arange(16))
 
 

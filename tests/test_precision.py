@@ -103,7 +103,7 @@ def network(dtype="float32"):
 
 @cache
 def step(dtype, method):
-    objective = partial(objectives.j2_lip, method=method)
+    objective = partial(objectives.j2_lip, method=objectives.method(method))
     return jax.jit(training.make_step(network(dtype)[0], objective, KEEP))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lipreg import datasets, objectives, parallel, runs, training
-from lipreg.reports import plots
+from lipreg.reports import plots, sweeps
 from lipreg.runs import build, storage, sweep
 from lipreg.runs.config import base_config
 
@@ -70,8 +70,8 @@ def test_axes_are_read_as_they_are_written():
     [
         (["seed"], "write NAME=VALUE,VALUE or NAME=START:STOP"),
         (["seed="], "write NAME=VALUE"),
-        (["seed=1", "seed=2"], "names seed twice"),
-        (["seed=3:3"], "has no values"),
+        (["seed=1", "seed=2"], "Axis seed: it is there twice"),
+        (["seed=3:3"], "Axis seed=3:3: no values"),
     ],
 )
 def test_an_axis_that_is_none_is_refused(axes, message):
@@ -87,8 +87,8 @@ def test_an_axis_that_is_none_is_refused(axes, message):
         ({"train.epochs": ("many",)}, "train.epochs=many"),
         ({"train.epochs": (0,)}, r"config.train.epochs = 0; it must be greater"),
         ({"objective": ("j9",)}, "No objective 'j9'"),
-        ({"seed": (0, 1, 0)}, "--sweep seed=0,1,0: a value is there twice"),
-        ({"strengths.lam": (0, 0.0)}, "--sweep strengths.lam=0,0.0: a value is there twice"),
+        ({"seed": (0, 1, 0)}, "Axis seed=0,1,0: a value is there twice"),
+        ({"strengths.lam": (0, 0.0)}, "Axis strengths.lam=0,0.0: a value is there twice"),
     ],
 )
 def test_a_point_that_is_no_config_is_refused(axes, message):
@@ -145,16 +145,16 @@ def test_a_sweep_that_was_killed_does_what_is_left_and_nothing_twice(swept, tmp_
     found = sweep.points(config(), AXES)
     extra = {**found, "lam=2.0,seed=0": config(**{"strengths.lam": 2.0})}
     with pytest.raises(ValueError, match=r"1 of 5 points are not done: lam=2.0,seed=0"):
-        sweep.report(extra, AXES, tmp_path / "sweep")
+        sweeps.report(extra, AXES, tmp_path / "sweep")
     shutil.rmtree(tmp_path / "sweep/points/lam=1.0,seed=1")
     with mock.patch.object(runs, "train_run", wraps=runs.train_run) as train_run:
         sweep.run(found, tmp_path / "sweep", silent=True)
     assert [call.args[1].name for call in train_run.call_args_list] == ["lam=1.0,seed=1"]
     (tmp_path / "sweep/points/lam=0.0,seed=1/point.json").write_text('{"validation_error": 0.1')
     with pytest.raises(ValueError, match=r"1 of 4 points are not done: lam=0.0,seed=1"):
-        sweep.report(found, AXES, tmp_path / "sweep")
+        sweeps.report(found, AXES, tmp_path / "sweep")
     sweep.run(found, tmp_path / "sweep", silent=True)
-    sweep.report(found, AXES, tmp_path / "sweep")
+    sweeps.report(found, AXES, tmp_path / "sweep")
     with pytest.raises(ValueError, match="holds a run with another config"):
         sweep.run({"lam=0.0,seed=0": config(seed=7)}, tmp_path / "sweep")
 
@@ -170,7 +170,7 @@ def test_the_report_has_a_row_a_setting_the_front_and_the_best_by_validation(swe
             record = {"failed": "Step 3: loss is nan."}
         (tmp_path / "points" / name).mkdir(parents=True)
         (tmp_path / "points" / name / "point.json").write_text(json.dumps(record))
-    text, files = sweep.report(found, axes, tmp_path)
+    text, files = sweeps.report(found, axes, tmp_path)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:1] == "|"}
     assert "11 ± 1.4 | 61 ± 1.4 | 2 of 2 | * |" in rows["lam=0.0"]
     assert "21 ± 1.4 | 31 ± 1.4 | 2 of 2 | * |" in rows["lam=1.0"]
@@ -194,7 +194,7 @@ def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_
     with mock.patch.object(build, "bound_objective", return_value=breaks):
         sweep.run(found, tmp_path, engine=engine, silent=True)
     build._compiled.cache_clear()
-    text, _ = sweep.report(found, {"strengths.lam": (0.0, 2.0, 1.0)}, tmp_path)
+    text, _ = sweeps.report(found, {"strengths.lam": (0.0, 2.0, 1.0)}, tmp_path)
     assert "diverged" in next(line for line in text.splitlines() if "lam=2.0" in line)
     assert "lip is nan" in text
     for name in ("lam=0.0", "lam=1.0"):

@@ -89,6 +89,20 @@ def test_new_strengths_do_not_compile_again():
     assert values[0] < values[1] < values[2]
 
 
+@pytest.mark.parametrize("per_dispatch", [1, 2])
+def test_a_step_that_changes_the_form_of_its_state_is_named(per_dispatch):
+    step, state, _ = setting(name="MLP")
+
+    def narrower(state, strengths, batch):
+        state, parts = step(state, strengths, batch)
+        params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), state.params)
+        return dataclasses.replace(state, params=params), parts
+
+    options = {"batch_size": 8, "steps": 2, "key": KEY, "per_dispatch": per_dispatch}
+    with pytest.raises(ValueError, match=r"'params/.*': types: float32 != bfloat16"):
+        next(training.fit(narrower, state, STRENGTHS, DATASET, **options))
+
+
 def test_running_statistics_move_and_only_with_batch_norm():
     step, state, _ = setting(batch_norm=True)
     after, _ = jax.jit(step)(state, STRENGTHS, (X[:8], Y[:8]))

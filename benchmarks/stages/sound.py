@@ -115,7 +115,7 @@ def sharded() -> str:
     step, strengths = steps.step(apply, "j2_lip")
     one = jax.jit(step)(state, strengths, inputs)
     with parallel.over():
-        many = jax.jit(step)(parallel.whole(state), strengths, parallel.split(inputs))
+        many = jax.jit(step)(parallel.replicate(state), strengths, parallel.shard(inputs))
     apart = distance(flat(many[0].params), flat(one[0].params))
     return f"## Several devices\n\nJ2-Lip on {count} devices and on one: {apart:.0e} apart."
 
@@ -153,6 +153,7 @@ def gradients(clock: Clock) -> Iterator[str]:
 def gradient(setting: Setting, name: str, options: dict, batch: int, side: int) -> Callable:
     """The program that computes one objective's gradient."""
     apply, state, inputs = small(batch, side, setting.dtype)
+    options = {k: objectives.method(v) if k == "method" else v for k, v in options.items()}
     objective = partial(getattr(objectives, name), **options)
     chosen = {s: np.float32(STRENGTHS[s]) for s in objectives.strengths(objective)}
     keep = optax.trace(0.0)  # the "momentum" after one step is the gradient itself

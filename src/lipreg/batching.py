@@ -52,7 +52,7 @@ def map_batches(
     outputs = []
     for start in progress(starts) if progress else starts:
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-        output = parallel.gather(f(*parallel.split([a[rows] for a in arrays])))
+        output = parallel.gather(f(*parallel.shard([a[rows] for a in arrays])))
         for leaf in jax.tree.leaves(output):
             if np.shape(leaf)[:1] != (batch_size,):
                 raise ValueError(f"f returned {np.shape(leaf)}; it must return {batch_size} rows.")

@@ -18,17 +18,11 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    check_radius,
-    example_keys,
-    fold_in,
-    misclassified,
-    select,
-    to_boundary,
-)
-from lipreg.norms import L2, Norm, wide
+from lipreg.boundary import misclassified, to_boundary
+from lipreg.box import Bounds
+from lipreg.contracts import LogitsFn, check_radius
+from lipreg.keys import example_keys, fold_in
+from lipreg.norms import L2, Norm, select, wide
 
 __all__ = [
     "distance",

@@ -15,7 +15,21 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-__all__ = ["L1", "L2", "LINF", "Norm", "expand", "finite", "largest", "lp", "wide"]
+__all__ = [
+    "L1",
+    "L2",
+    "LINF",
+    "NORMS",
+    "Norm",
+    "by_name",
+    "expand",
+    "finite",
+    "largest",
+    "lp",
+    "random_in_ball",
+    "select",
+    "wide",
+]
 
 
 class Norm(NamedTuple):
@@ -42,6 +56,11 @@ def expand(s: ArrayLike, v: Array) -> Array:
     """`s`, a number or `[B]`, in the type of `v [B, ...]` and shaped to broadcast against it."""
     s = jnp.asarray(s, v.dtype)
     return s.reshape(s.shape + (1,) * (v.ndim - s.ndim))
+
+
+def select(mask: Array, a: Array, b: Array) -> Array:
+    """Row i of `a` where `mask[i]`, of `b` elsewhere: `[B], [B, ...], [B, ...] -> [B, ...]`."""
+    return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
 
 
 def finite(g: Array) -> Array:
@@ -169,3 +188,40 @@ def _lp(p: float) -> Norm:
 
 
 L1, L2, LINF = lp(1.0), lp(2.0), lp(math.inf)
+NORMS = {norm.name: norm for norm in (L1, L2, LINF)}
+
+
+def by_name(name: str) -> Norm:
+    """The norm that a config or a file names: `l1`, `l2` or `linf`.
+
+    Raises: ValueError for another name.
+
+    >>> by_name("linf") is LINF
+    True
+    """
+    if name not in NORMS:
+        raise ValueError(f"No norm {name!r}; choose one of {', '.join(NORMS)}.")
+    return NORMS[name]
+
+
+def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
+    """A random point of the unit ball, one key per example; in l_inf uniform, in other norms its
+    size is: nearly all of a ball's volume is at its surface when there are hundreds of pixels, and
+    noise of full size is one that an attack has to undo.
+    """
+    shape, dtype, n = x.shape[1:], x.dtype, math.prod(x.shape[1:])
+    if not n:
+        return x
+
+    def start(key: Array) -> Array:
+        if norm.p == math.inf:
+            return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
+        to_point, to_size = jax.random.split(key)
+        if norm.p == 2:  # random.ball, for any p, draws slow gamma samples
+            point = jax.random.normal(to_point, (1, n), dtype)
+        else:
+            point = jax.random.ball(to_point, n, norm.p, dtype=dtype)[None]
+        size = jax.random.uniform(to_size, (1,), dtype) / jnp.maximum(norm.size(point), 1e-30)
+        return (point * size[:, None]).reshape(shape)
+
+    return jax.vmap(start)(keys)

@@ -1,8 +1,8 @@
 """One program on many devices and hosts.
 
-Inside `with over(): ...` every compiled program runs on all devices. `whole` replicates arrays and
-`split` shards a batch by rows; maxima and means over the batch, batch normalisation included, are
-then over all of it with no further code: XLA inserts the collectives. `gather` brings rows back.
+Inside `with over(): ...` every compiled program runs on all devices: `replicate` the weights and
+`shard` the rows of a batch. Maxima and means over the batch, batch normalisation included, are then
+over all of it with no further code: XLA inserts the collectives. `gather` brings rows back.
 Outside of it these functions return their arguments unchanged.
 
 The mesh is jax's own ambient one (`jax.set_mesh`), with automatic axes.
@@ -20,16 +20,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 __all__ = [
+    "assemble",
     "emulate",
     "gather",
     "is_main",
-    "join",
+    "keep_replicated",
     "multiple",
     "over",
-    "split",
+    "replicate",
+    "shard",
     "start",
-    "stay_whole",
-    "whole",
 ]
 
 AXIS = "batch"
@@ -50,15 +50,15 @@ def start(processes: str) -> None:
             jax.distributed.initialize()
         except ValueError as error:
             raise ValueError(
-                f"--processes=auto finds no scheduler ({error}); write HOST:PORT,COUNT,NUMBER."
+                f"processes = auto finds no scheduler ({error}); write HOST:PORT,COUNT,NUMBER."
             ) from None
         return
     address, *numbers = processes.split(",")
     if len(numbers) != 2 or not all(n.isdecimal() for n in numbers) or ":" not in address:
-        raise ValueError(f"--processes={processes}; write auto or HOST:PORT,COUNT,NUMBER.")
+        raise ValueError(f"processes = {processes}; write auto or HOST:PORT,COUNT,NUMBER.")
     count, number = map(int, numbers)
     if not number < count:
-        raise ValueError(f"--processes={processes}; NUMBER is from 0 to COUNT - 1.")
+        raise ValueError(f"processes = {processes}; NUMBER is from 0 to COUNT - 1.")
     jax.distributed.initialize(address, count, number)
 
 
@@ -86,7 +86,7 @@ def over(devices: Sequence[Any] | None = None) -> Iterator[None]:
 
 
 def multiple(rows: int) -> int:
-    """The least number of rows, `rows` or more, that `split` can cut.
+    """The least number of rows, `rows` or more, that `shard` can divide.
 
     >>> multiple(10)
     10
@@ -95,28 +95,28 @@ def multiple(rows: int) -> int:
     return rows if mesh.empty else -(-rows // mesh.size) * mesh.size
 
 
-def whole(tree: Any) -> Any:
-    """Arrays replicated on every device."""
+def replicate(tree: Any) -> Any:
+    """Arrays with a copy on every device."""
     return _put(tree, PartitionSpec())
 
 
-def stay_whole(tree: Any) -> Any:
-    """The same for the results of a compiled program, inside it."""
+def keep_replicated(tree: Any) -> Any:
+    """`replicate` for the results of a compiled program, called inside it."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
-def split(tree: Any, axis: int = 0) -> Any:
-    """Rows of arrays, those of `axis`, in equal shares over the devices.
+def shard(tree: Any, axis: int = 0) -> Any:
+    """Arrays whose rows, along `axis`, the devices share equally.
 
     Raises: ValueError where their number is no multiple of the devices'.
     """
     return _put(tree, PartitionSpec(*(None,) * axis, AXIS))
 
 
-def join(tree: Any) -> Any:
-    """Each process's own rows, as one array whose rows are split over the devices of all."""
+def assemble(tree: Any) -> Any:
+    """Each process's own rows as one global array, shared by the devices of all processes."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(AXIS))

@@ -9,22 +9,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.attacks.copies import Targets, strongest_copy
 from lipreg.attacks.precision import in_single
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    LogitsLoss,
-    Targets,
-    at_least_one,
-    check_inputs,
-    check_norm,
-    random_in_ball,
-    select,
-    strongest_copy,
-    within,
-)
+from lipreg.box import Bounds, within
+from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_norm
 from lipreg.losses import cross_entropy, dlr, margin, targeted_dlr
-from lipreg.norms import L1, L2, LINF, Norm, expand, finite
+from lipreg.norms import L1, L2, LINF, Norm, expand, finite, random_in_ball, select
 
 
 @in_single

@@ -11,20 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from lipreg.attacks.precision import in_single
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    at_least_one,
-    check_inputs,
-    check_norm,
-    check_scale,
-    example_keys,
-    fold_in,
-    misclassified,
-    select,
-    to_boundary,
-)
-from lipreg.norms import L2, LINF, Norm, expand
+from lipreg.boundary import misclassified, to_boundary
+from lipreg.box import Bounds, check_scale
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
+from lipreg.keys import example_keys, fold_in
+from lipreg.norms import L2, LINF, Norm, expand, select
 
 __all__ = ["boundary", "hopskipjump"]
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.attacks.start import LogitsFn, at_least_one
+from lipreg.contracts import LogitsFn, at_least_one
 
 
 def expectation(

@@ -5,22 +5,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.attacks.copies import Targets, strongest_copy
 from lipreg.attacks.precision import in_single
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    LogitsLoss,
-    Targets,
-    at_least_one,
-    check_inputs,
-    check_radius,
-    random_in_ball,
-    select,
-    strongest_copy,
-    within,
-)
+from lipreg.box import Bounds, within
+from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_radius
 from lipreg.losses import cross_entropy, margin
-from lipreg.norms import L2, LINF, Norm, expand, finite
+from lipreg.norms import L2, LINF, Norm, expand, finite, random_in_ball, select
 
 
 @in_single

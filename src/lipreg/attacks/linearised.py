@@ -7,24 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.attacks.copies import Targets, likeliest_wrong, strongest_copy
 from lipreg.attacks.precision import in_single
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    Targets,
-    at_least_one,
-    check_inputs,
-    check_norm,
-    likeliest_wrong,
-    misclassified,
-    nudge,
-    random_in_ball,
-    select,
-    strongest_copy,
-    to_boundary,
-    within,
-)
-from lipreg.norms import L1, L2, LINF, Norm, expand, finite
+from lipreg.boundary import misclassified, to_boundary
+from lipreg.box import Bounds, nudge, within
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
+from lipreg.norms import L1, L2, LINF, Norm, expand, finite, random_in_ball, select
 
 
 @in_single

@@ -5,21 +5,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from lipreg.attacks.precision import in_single
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    at_least_one,
-    check_inputs,
-    check_norm,
-    check_scale,
-    example_keys,
-    fold_in,
-    misclassified,
-    select,
-    to_boundary,
-)
+from lipreg.boundary import misclassified, to_boundary
+from lipreg.box import Bounds, check_scale
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
+from lipreg.keys import example_keys, fold_in
 from lipreg.losses import margin
-from lipreg.norms import L2, LINF, Norm, expand, finite
+from lipreg.norms import L2, LINF, Norm, expand, finite, select
 
 
 @in_single

@@ -8,18 +8,11 @@ import optax
 from jax import Array
 
 from lipreg.attacks.precision import in_single
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    at_least_one,
-    check_inputs,
-    check_norm,
-    check_scale,
-    misclassified,
-    select,
-)
+from lipreg.boundary import misclassified
+from lipreg.box import Bounds, check_scale
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
 from lipreg.losses import margin
-from lipreg.norms import L1, L2, Norm, finite
+from lipreg.norms import L1, L2, Norm, finite, select
 
 # One iteration, `(k, c [B], state) -> state, (point [B, ...], its logits)`.
 Step = Callable[[Array, Array, tuple], tuple[tuple, tuple[Array, Array]]]

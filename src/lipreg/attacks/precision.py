@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.attacks.start import LogitsFn
+from lipreg.contracts import LogitsFn
 
 __all__ = ["in_single"]
 

@@ -7,19 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from lipreg.attacks.precision import in_single
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    at_least_one,
-    check_inputs,
-    check_norm,
-    check_scale,
-    misclassified,
-    nudge,
-    select,
-)
+from lipreg.boundary import misclassified
+from lipreg.box import Bounds, check_scale, nudge
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
 from lipreg.losses import cross_entropy, margin
-from lipreg.norms import L1, L2, LINF, Norm, expand, finite
+from lipreg.norms import L1, L2, LINF, Norm, expand, finite, select
 
 
 @in_single

@@ -9,21 +9,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.attacks.copies import strongest_copy
 from lipreg.attacks.precision import in_single
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    LogitsLoss,
-    at_least_one,
-    check_inputs,
-    check_norm,
-    fold_in,
-    misclassified,
-    select,
-    strongest_copy,
-)
+from lipreg.boundary import misclassified
+from lipreg.box import Bounds
+from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_norm
+from lipreg.keys import fold_in
 from lipreg.losses import margin
-from lipreg.norms import L2, LINF, Norm, expand
+from lipreg.norms import L2, LINF, Norm, expand, select
 
 __all__ = ["square"]
 

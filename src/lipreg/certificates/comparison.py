@@ -8,7 +8,6 @@ import numpy as np
 from jax import Array
 
 from lipreg import attacks, curves
-from lipreg.attacks.start import LogitsFn, example_keys
 from lipreg.batching import map_batches
 from lipreg.certificates.constants import (
     Certificate,
@@ -18,6 +17,8 @@ from lipreg.certificates.constants import (
 )
 from lipreg.certificates.curvature import largest_curvature, second_order
 from lipreg.certificates.local import interval_bound, margin_local
+from lipreg.contracts import LogitsFn
+from lipreg.keys import example_keys
 from lipreg.lipschitz import Constant, of_function
 from lipreg.lipschitz.bounds import lipschitz
 from lipreg.losses import margin

@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.attacks.start import LogitsFn, check_inputs
+from lipreg.contracts import LogitsFn, check_inputs
 from lipreg.lipschitz.bounds import LipschitzBound
 from lipreg.lipschitz.functions import Constant
 from lipreg.losses import cross_entropy, margin

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.attacks.start import LogitsFn, at_least_one, example_keys
 from lipreg.certificates.constants import (
     Certificate,
     certificate,
@@ -19,6 +18,8 @@ from lipreg.certificates.constants import (
     checked_value,
     gaps,
 )
+from lipreg.contracts import LogitsFn, at_least_one
+from lipreg.keys import example_keys
 from lipreg.lipschitz.functions import Constant
 from lipreg.norms import L2
 from lipreg.tracing import output, snapshot

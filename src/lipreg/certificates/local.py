@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from lipreg.attacks.start import Bounds, LogitsFn, at_least_one, check_inputs
+from lipreg.box import Bounds
 from lipreg.certificates.constants import (
     Certificate,
     certificate,
@@ -18,6 +18,7 @@ from lipreg.certificates.constants import (
     gaps,
     others,
 )
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs
 from lipreg.lipschitz.bounds import bounder, interval
 from lipreg.losses import margin
 from lipreg.norms import expand

@@ -16,8 +16,9 @@ from jax.scipy.special import betainc
 from jax.typing import ArrayLike
 from scipy.special import betaincinv, ndtri
 
-from lipreg.attacks.start import LogitsFn, at_least_one, check_inputs, example_keys, fold_in
 from lipreg.certificates.constants import ANYWHERE
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs
+from lipreg.keys import example_keys, fold_in
 from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["Smoothed", "certify", "predict"]

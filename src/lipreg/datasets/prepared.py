@@ -94,5 +94,5 @@ def _how_to_prepare(name: str, dir: str, folder: str, found: str) -> str:
     return (
         f"{name} is not prepared as array_record in {folder}{instead}. Prepare it once by "
         f"`python -c {shlex.quote(code)}`, where there are network access and TensorFlow, or name "
-        "a prepared folder by TFDS_DATA_DIR or --config.data.dir; digits needs nothing."
+        "a prepared folder by TFDS_DATA_DIR or config.data.dir; digits needs nothing."
     )

@@ -10,20 +10,15 @@ from jax import Array
 from jax.tree_util import Partial
 
 from lipreg.attacks import apgd, fab, square
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    check_inputs,
-    check_radius,
-    example_keys,
-    fold_in,
-    likeliest_wrong,
-    misclassified,
-)
+from lipreg.attacks.copies import likeliest_wrong
+from lipreg.boundary import misclassified
+from lipreg.box import Bounds
+from lipreg.contracts import LogitsFn, check_inputs, check_radius
 from lipreg.evaluation.store import Store
+from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy, dlr
 from lipreg.norms import L1, LINF, Norm, wide
-from lipreg.parallel import gather, multiple, split
+from lipreg.parallel import gather, multiple, shard
 from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["VERSIONS", "Outcome", "Stage", "autoattack", "cascade", "stages"]
@@ -118,7 +113,7 @@ def cascade(
             unit = f"{name}-{label}-{round_}-{start}"
             found = store.get(unit) if store else None
             if found is None or not np.array_equal(found["rows"], rows[:count]):
-                images = split((fold_in(keys[jnp.asarray(rows)], round_), x[rows], y[rows]))
+                images = shard((fold_in(keys[jnp.asarray(rows)], round_), x[rows], y[rows]))
                 points, broken = gather(program(logits_fn, *images, eps, round_))
                 found = {"points": points[:count], "broken": broken[:count]}
                 if store:

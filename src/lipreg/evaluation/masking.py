@@ -20,17 +20,10 @@ from lipreg import curves
 from lipreg.attacks.apgd import apgd
 from lipreg.attacks.gradient import fgsm
 from lipreg.attacks.scores import square
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    at_least_one,
-    check_inputs,
-    check_norm,
-    check_scale,
-    example_keys,
-    fold_in,
-    misclassified,
-)
+from lipreg.boundary import misclassified
+from lipreg.box import Bounds, check_scale
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
+from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy, dlr, margin
 from lipreg.norms import L1, L2, LINF, Norm, expand
 from lipreg.tracing import compiled, output, snapshot

@@ -10,25 +10,22 @@ import numpy as np
 from jax import Array
 
 from lipreg import attacks, curves
-from lipreg.attacks.start import (
-    Bounds,
-    LogitsFn,
-    check_scale,
-    example_keys,
-    misclassified,
-)
+from lipreg.boundary import misclassified
+from lipreg.box import Bounds, check_scale
+from lipreg.contracts import LogitsFn
 from lipreg.evaluation.autoattack import Outcome, admitted, cascade, stages
 from lipreg.evaluation.masking import Check, check_surrogate, masking_report
-from lipreg.evaluation.store import Store, fingerprint
-from lipreg.norms import L2, LINF, Norm
-from lipreg.parallel import gather, multiple, split
+from lipreg.evaluation.store import Store
+from lipreg.keys import example_keys
+from lipreg.norms import NORMS, Norm
+from lipreg.parallel import gather, multiple, shard
 from lipreg.tracing import captured, compiled, output, snapshot
+from lipreg.trees import digest
 
 __all__ = ["PROTOCOLS", "RADII", "Evaluation", "evaluate", "to_json", "to_markdown"]
 
 # The radii of 1810.00953's table and those of RobustBench's CIFAR-10 boards, in pixels of [0, 1].
 RADII = {"l2": (0.1, 0.5), "linf": (8 / 255, 1 / 16)}
-NORMS = {"l2": L2, "linf": LINF}
 
 DECK = {"basic_iterative": attacks.basic_iterative}
 STRONG = {"deepfool": attacks.deepfool, "fmn": attacks.fmn}
@@ -124,9 +121,10 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"No protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    served = [name for name in NORMS if name in PROTOCOLS[protocol]]
     for name, values in radii.items():
-        if name not in NORMS:
-            raise ValueError(f"No norm {name!r} in radii; choose one of {', '.join(NORMS)}.")
+        if name not in served:
+            raise ValueError(f"No norm {name!r} in radii; choose one of {', '.join(served)}.")
         if not values or not all(eps > 0 for eps in values):
             raise ValueError(f"radii of {name} = {tuple(values)}; give radii greater than 0.")
     logits_fn = snapshot(logits_fn)
@@ -140,7 +138,7 @@ def evaluate(
         identity = {
             "protocol": protocol,
             "model": _identity(logits_fn, jnp.asarray(x[:8])),
-            "data": fingerprint((x, y)),
+            "data": digest((x, y)),
             "settings": settings | {"batch_size": batch_size},
             "seed": seed,
         }
@@ -192,7 +190,7 @@ def evaluate(
 
 def _identity(logits_fn: LogitsFn, x: Array) -> str:
     """A hash of a model: its leaves, the arrays that it reads besides, and some of its logits."""
-    return fingerprint((logits_fn, captured(logits_fn, x), logits_fn(x)))
+    return digest((logits_fn, captured(logits_fn, x), logits_fn(x)))
 
 
 def _wrong(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
@@ -232,7 +230,7 @@ def _batched(
         kept = store.get(f"{name}-{start}") if store else None
         if kept is None:
             rows = np.minimum(np.arange(start, start + multiple(size)), n - 1)
-            key, *images = split((keys[jnp.asarray(rows)], x[rows], y[rows]))
+            key, *images = shard((keys[jnp.asarray(rows)], x[rows], y[rows]))
             kept = {"found": gather(run(key, logits_fn, *images))[:size]}
             if store:
                 store.put(f"{name}-{start}", **kept)

@@ -1,31 +1,16 @@
 """A long evaluation's results so far, on disk, from which a killed one resumes."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from lipreg import files
 
-__all__ = ["Store", "fingerprint"]
-
-
-def fingerprint(tree: Any) -> str:
-    """A hash of all arrays of a tree, and of what its structure says."""
-    leaves, structure = jax.tree.flatten(tree)
-    digest = hashlib.sha256()
-    for leaf in leaves:
-        array = np.asarray(leaf)
-        digest.update(
-            f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
-        )
-    digest.update(str(structure.num_leaves).encode())
-    return digest.hexdigest()[:16]
+__all__ = ["Store"]
 
 
 class Store:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lipreg.batching import map_batches
 from lipreg.norms import L2, LINF, Norm
 
 __all__ = ["DataConstant", "of_data", "worst_pairs"]
@@ -121,20 +122,23 @@ def of_data(
         norm=norm,
         label_norm=label_norm,
     )
-    partners, quotients, distances = np.empty(n, np.int64), np.empty(n), np.empty(n)
-    starts = range(0, n, block)
-    for start in progress(starts) if progress else starts:
-        i = np.minimum(np.arange(start, start + min(block, n)), n - 1)  # one shape, one program
-        upper, likely = map(np.asarray, bounds(i))
-        best, _ = exactly(i, likely)
+
+    def best(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The partners of some rows, with quotients and distances."""
+        upper, likely = map(np.asarray, bounds(rows))
+        known, _ = exactly(rows, likely)
         # Not `>=`: data beyond the range of float32 make bounds that are not numbers.
-        candidates = ~(upper < best.astype(np.float32)[:, None])
-        candidates[np.arange(len(i)), likely] = True
+        candidates = ~(upper < known.astype(np.float32)[:, None])
+        candidates[np.arange(len(rows)), likely] = True
         row, j = np.nonzero(candidates)
-        quotient, distance = exactly(i[row], j)
+        quotient, distance = exactly(rows[row], j)
         order = np.lexsort((-quotient, row))
-        first = order[np.searchsorted(row, np.arange(len(i)))]
-        partners[i], quotients[i], distances[i] = j[first], quotient[first], distance[first]
+        first = order[np.searchsorted(row, np.arange(len(rows)))]
+        return j[first], quotient[first], distance[first]
+
+    partners, quotients, distances = map_batches(
+        best, min(block, n), np.arange(n), progress=progress
+    )
     worst = int(quotients.argmax())
     pair = (worst, int(partners[worst]))
     value = float(quotients[worst])

@@ -16,15 +16,10 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.attacks.start import (
-    Bounds,
-    at_least_one,
-    check_inside,
-    example_keys,
-    select,
-    within,
-)
-from lipreg.norms import L1, L2, LINF, Norm, expand, finite, largest, wide
+from lipreg.box import Bounds, check_inside, within
+from lipreg.contracts import at_least_one
+from lipreg.keys import example_keys
+from lipreg.norms import L1, L2, LINF, Norm, expand, finite, largest, select, wide
 from lipreg.tracing import output
 
 __all__ = [

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from lipreg.attacks.start import Bounds
+from lipreg.box import Bounds
 from lipreg.doors import called
 from lipreg.lipschitz.functions import ascended_pairs
 from lipreg.norms import Norm, largest, wide

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import FrozenConfigDict
 
-from lipreg import attacks, curves, datasets, losses, models, optimizers, training
-from lipreg.runs.config import NORMS, Config, bound_objective
+from lipreg import attacks, curves, datasets, losses, models, norms, optimizers, training
+from lipreg.runs.config import Config, bound_objective
 
 __all__ = ["Program", "of"]
 
@@ -72,7 +72,7 @@ def _compiled(config: Config, classes: int, shape: tuple[int, ...], steps: int) 
     )
 
     def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
-        norm = NORMS[pgd.norm]
+        norm = norms.by_name(pgd.norm)
         x_adv = attacks.pgd(keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps)
         found = curves.distance(logits_fn, x, y, x_adv, norm=norm)
         return {"validation_error": found == 0, "validation_error_pgd": found < jnp.inf}

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from lipreg import losses, norms, objectives
 
 __all__ = [
-    "NORMS",
     "Config",
     "base_config",
     "bound_objective",
@@ -23,12 +22,10 @@ __all__ = [
     "label",
     "leaves",
     "member",
-    "norm",
 ]
 
 Config = Any  # a ConfigDict, whose fields have types that no checker can see
 
-NORMS = {"l1": norms.L1, "l2": norms.L2, "linf": norms.LINF}
 PRECISIONS = ("default", "highest")
 
 
@@ -150,17 +147,10 @@ def bound_objective(config: Config) -> Callable[..., Any]:
             )
     options = dict(config.options)
     if "norm" in options:
-        options["norm"] = norm(options["norm"])
+        options["norm"] = norms.by_name(options["norm"])
     if "method" in options:
         options["method"] = objectives.method(options["method"])
     return partial(objective, **options)
-
-
-def norm(name: str) -> norms.Norm:
-    """The norm of a config's name for it."""
-    if name not in NORMS:
-        raise ValueError(f"No norm {name!r}; choose one of {', '.join(NORMS)}.")
-    return NORMS[name]
 
 
 def label(config: Config) -> str:
@@ -239,7 +229,7 @@ def check(config: Config) -> None:
             raise ValueError(f"config.{name} = inf; it must be finite.")
     bound_objective(config)
     member(losses, "loss", config.loss)
-    norm(config.report.pgd.norm)
+    norms.by_name(config.report.pgd.norm)
     if config.train.precision not in PRECISIONS:
         raise ValueError(
             f"No precision {config.train.precision!r}; choose one of {', '.join(PRECISIONS)}."

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg import attacks, batching, curves, datasets, files, parallel, training
+from lipreg import attacks, batching, curves, datasets, files, norms, parallel, training
 from lipreg.datasets import streamed
 from lipreg.runs import build
 from lipreg.runs import storage
-from lipreg.runs.config import NORMS, Config, check, complete, label
+from lipreg.runs.config import Config, check, complete, label
 from lipreg.tracing import compiled, snapshot
 from lipreg.training import State
 
@@ -326,7 +326,7 @@ def measure(
     logits_fn = snapshot(logits_fn)
     found = {}
     for name in ("l2", "linf"):
-        norm, radii = NORMS[name], evaluation[name]
+        norm, radii = norms.by_name(name), evaluation[name]
         end = largest(radii)
         grid = np.geomspace(end / 100, end, evaluation.radii)
         grid = np.append(grid, [radii.table, end])  # a geomspace of one radius is its start

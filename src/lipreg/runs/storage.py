@@ -11,7 +11,6 @@
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -34,6 +33,7 @@ from ml_collections import ConfigDict
 import lipreg
 from lipreg import files, parallel
 from lipreg.runs.config import complete, differing
+from lipreg.trees import by_path, digest
 
 __all__ = [
     "Log",
@@ -75,11 +75,11 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir={workdir} is a file; name a folder.")
+        raise ValueError(f"workdir = {workdir} is a file; name a folder.")
     begun = {"lock", "config.json.part"}  # by a start that was killed at once
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
         if not (workdir / "config.json").exists():
-            raise ValueError(f"--workdir={workdir} is not empty and not a run; name a new folder.")
+            raise ValueError(f"workdir = {workdir} is not empty and not a run; name a new folder.")
         changed = [
             f"{name} ({there!r} there, {asked!r} asked)"
             for name, (there, asked) in differing(
@@ -88,7 +88,7 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
         ]
         if changed:
             raise ValueError(
-                f"--workdir={workdir} holds a run with another config: {', '.join(changed)}. "
+                f"workdir = {workdir} holds a run with another config: {', '.join(changed)}. "
                 "Name a new folder, or ask for the same."
             )
 
@@ -121,7 +121,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"--workdir={workdir} is in use by another process.") from None
+            raise ValueError(f"workdir = {workdir} is in use by another process.") from None
         yield
 
 
@@ -209,34 +209,14 @@ def checkpoints(workdir: str | os.PathLike, *, keep: int = 2) -> ocp.training.Ch
     return ocp.training.Checkpointer(folder, preservation_policy=newest)
 
 
-def _leaves(tree: Any) -> dict[str, jax.Array]:
-    """The arrays of a tree by path, `params.Conv_0.kernel`; random keys as their raw words."""
-
-    def raw(leaf: jax.Array) -> jax.Array:
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(leaf) if is_key else leaf
-
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="."): raw(leaf) for p, leaf in paths}
-
-
 def _shapes(leaves: Mapping[str, jax.Array]) -> dict[str, list[Any]]:
     return {name: [str(leaf.dtype), *leaf.shape] for name, leaf in leaves.items()}
 
 
-def _digest(leaves: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(leaves):
-        array = np.asarray(leaves[name])
-        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def save(manager: ocp.training.Checkpointer, step: int, state: Any) -> None:
     """Keep a state under its step, with a hash of its content; returns before the disk is done."""
-    leaves = _leaves(state)
-    meta = {"sha256": _digest(leaves), "leaves": _shapes(leaves)}
+    leaves = by_path(state)
+    meta = {"sha256": digest(leaves), "leaves": _shapes(leaves)}
     manager.save_async(step, leaves, force=True, overwrite=True, custom_metadata=meta)
 
 
@@ -244,7 +224,7 @@ def _read(manager: ocp.training.Checkpointer, step: int, template: Any) -> Any:
     meta: Any = manager.metadata(step).custom_metadata
     if not meta:  # saved by Orbax's older interface
         meta = manager.load_checkpointables(step, {"meta": None})["meta"]
-    leaves = _leaves(template)
+    leaves = by_path(template)
     there, here = meta["leaves"], _shapes(leaves)
     # Orbax names no path where shapes differ, and casts to another type without a word.
     for name in sorted(there.keys() | here.keys()):
@@ -254,7 +234,7 @@ def _read(manager: ocp.training.Checkpointer, step: int, template: Any) -> Any:
                 f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} in the model."
             )
     found = manager.load(step, leaves)
-    if _digest(found) != meta["sha256"]:
+    if digest(found) != meta["sha256"]:
         raise OSError("its content is not what was saved")
 
     def rebuild(path: Any, leaf: jax.Array) -> jax.Array:

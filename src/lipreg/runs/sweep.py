@@ -1,13 +1,11 @@
-"""Many runs of one config that differ in a few values, and one report of them.
+"""Many runs of one config that differ in a few values.
 
     DIR/points/NAME/        each point's run, as train.py leaves it, and point.json: its last
                             validation errors, or why it has none; such a point is done
-    DIR/sweep.json          axes, points, command, commit and hardware
-    DIR/sweep.md, .csv      the table, seeds of one point in one row; the best row by validation
-    DIR/pareto.png, .svg    clean error against error under attack
 
 Points that differ in seed and strengths alone share one compiled step: `loop` runs them one after
 the other, `vmap` all at once, the devices sharing the runs. `ray` starts a process for each.
+`reports.sweeps` makes one table of them.
 """
 
 import ast
@@ -20,13 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from lipreg import curves, files, parallel, runs, training
-from lipreg.reports import plots
+from lipreg import files, parallel, runs, training
 from lipreg.runs import storage
-from lipreg.training import cpu
 from lipreg.runs.config import Config, check, leaves
+from lipreg.training import cpu
 
-__all__ = ["ENGINES", "parse", "points", "report", "run"]
+__all__ = ["CLEAN", "ENGINES", "ROBUST", "outcome", "parse", "points", "run"]
 
 ENGINES = ("auto", "loop", "vmap", "ray")
 CLEAN, ROBUST = "validation_error", "validation_error_pgd"
@@ -42,16 +39,16 @@ def parse(axes: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     for axis in axes:
         name, equals, text = axis.partition("=")
         if not (name and equals and text):
-            raise ValueError(f"--sweep={axis}; write NAME=VALUE,VALUE or NAME=START:STOP.")
+            raise ValueError(f"Axis {axis!r}: write NAME=VALUE,VALUE or NAME=START:STOP.")
         if name in found:
-            raise ValueError(f"--sweep names {name} twice.")
+            raise ValueError(f"Axis {name}: it is there twice.")
         ends = text.split(":")
         if len(ends) == 2 and all(end.isdecimal() for end in ends):
             found[name] = tuple(range(int(ends[0]), int(ends[1])))
         else:
             found[name] = tuple(_value(word) for word in text.split(","))
         if not found[name]:
-            raise ValueError(f"--sweep={axis} has no values.")
+            raise ValueError(f"Axis {axis}: no values.")
     return found
 
 
@@ -69,7 +66,7 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
     does not take.
     """
     if not axes:
-        raise ValueError("No axes: give --sweep NAME=VALUE,VALUE or a get_sweep() in the config.")
+        raise ValueError("No axes; give one, {NAME: (VALUE, VALUE)}.")
     short = [name.rpartition(".")[2] for name in axes]
     fields = ", ".join(leaves(config))
     # The short name "seed" is for the training seed only: the report averages over its values.
@@ -78,17 +75,17 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
     for name, values in axes.items():
         if len(set(values)) < len(values):
             listed = ",".join(map(str, values))
-            raise ValueError(f"--sweep {name}={listed}: a value is there twice.")
+            raise ValueError(f"Axis {name}={listed}: a value is there twice.")
     found: dict[str, Config] = {}
     for values in itertools.product(*axes.values()):
         point = config.copy_and_resolve_references()
         for name, value in zip(axes, values, strict=True):
             if name not in leaves(config):
-                raise ValueError(f"--sweep {name}: no such field; choose one of {fields}.")
+                raise ValueError(f"Axis {name}: no such field; choose one of {fields}.")
             try:
                 point.update_from_flattened_dict({name: value})
             except TypeError as error:
-                raise ValueError(f"--sweep {name}={value}: {error}.") from None
+                raise ValueError(f"Axis {name}={value}: {error}.") from None
         check(point)
         parts = (f"{label}={value}" for label, value in zip(labels, values, strict=True))
         found[",".join(parts)] = point
@@ -114,7 +111,7 @@ def run(
     folder = Path(workdir) / "points"
     for name, config in found.items():
         storage.check_workdir(folder / name, config.to_dict())
-    left = {name: config for name, config in found.items() if not _point(folder / name)}
+    left = {name: config for name, config in found.items() if not outcome(folder / name)}
     if engine == "ray":
         _by_ray(left, folder, silent)
         return
@@ -182,7 +179,7 @@ def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
         import ray
         from ray.exceptions import RayError
     except ImportError:
-        raise ValueError("--engine=ray needs ray: pip install 'lipreg[ray]'.") from None
+        raise ValueError("engine = ray needs ray: pip install 'lipreg[ray]'.") from None
     from tqdm import tqdm
 
     ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
@@ -207,8 +204,8 @@ def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
         raise ValueError(f"{len(lost)} of {len(left)} points were lost; {name}: {why}")
 
 
-def _point(workdir: Path) -> dict[str, Any]:
-    """What `_record` wrote; empty if the point is not done, or its file is damaged."""
+def outcome(workdir: Path) -> dict[str, Any]:
+    """A point's last validation errors, or why it has none; empty if it is not done, or damaged."""
     path = workdir / "point.json"
     try:
         found = files.read(path) if path.is_file() else {}
@@ -222,65 +219,3 @@ def _record(workdir: Path, failed: str = "") -> None:
     record = {"failed": failed} if failed else {CLEAN: last[CLEAN], ROBUST: last[ROBUST]}
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / "point.json", record)
-
-
-def report(
-    found: Mapping[str, Config], axes: Mapping[str, Sequence[Any]], workdir: str | Path
-) -> tuple[str, list[Path]]:
-    """The table as Markdown with what is best by validation, and the files written into `workdir`.
-
-    A row is the mean over the seeds of a point, ± their standard deviation. The best is the row of
-    the least error under the config's validation attack; on the Pareto front are those that no row
-    beats in both errors. The test split has not been looked at.
-
-    Raises: ValueError, with their number, while points are missing.
-    """
-    workdir = Path(workdir)
-    records = {name: _point(workdir / "points" / name) for name in found}
-    missing = [name for name, record in records.items() if not record]
-    if missing:
-        raise ValueError(f"{len(missing)} of {len(found)} points are not done: {missing[0]}, ...")
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for name, record in records.items():
-        parts = (part for part in name.split(",") if not part.startswith("seed="))
-        groups.setdefault(",".join(parts) or "all seeds", []).append(record)
-    errors = {
-        name: np.array([[100 * r[CLEAN], 100 * r[ROBUST]] for r in group if "failed" not in r])
-        for name, group in groups.items()
-    }
-    means = {name: found.mean(0) for name, found in errors.items() if len(found)}
-    front = _front(means)
-    rows = {
-        name: {
-            "% clean error": curves.spread(found[:, 0]) if len(found) else "diverged",
-            "% error under attack": curves.spread(found[:, 1]) if len(found) else "diverged",
-            "seeds": f"{len(found)} of {len(groups[name])}",
-            "Pareto": "*" if name in front else "",
-        }
-        for name, found in errors.items()
-    }
-    lines = [curves.to_markdown(rows), ""]
-    if means:
-        best = min(means, key=lambda name: means[name][1])
-        lines.append(f"Best by error under attack, validation split: {best}.")
-    failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
-    lines += [f"{name}: {why}" for name, why in failed.items()]
-    text = "\n".join(lines) + "\n"
-    files.write(workdir / "sweep.md", text)
-    files.write(workdir / "sweep.csv", curves.to_csv(rows))
-    record = {"axes": dict(axes), "points": records, "about": storage.about()}
-    files.write_json(workdir / "sweep.json", record)
-    written = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
-    if means:
-        figure = plots.pareto(errors, front=front)
-        written += plots.save(figure, workdir / "pareto")
-    return text, written
-
-
-def _front(means: Mapping[str, np.ndarray]) -> set[str]:
-    """Those that no other beats in one error without losing in the other."""
-
-    def beats(a: np.ndarray, b: np.ndarray) -> bool:
-        return bool((a <= b).all() and (a < b).any())
-
-    return {n for n, b in means.items() if not any(beats(a, b) for a in means.values())}

@@ -36,14 +36,16 @@ PRICES: dict[tuple[str, str], float] = {
 }
 
 
-def price(objective: str, method: str, batch_size: int) -> float:
-    """Forward units of one step.
+def price(objective: str, method: Any, batch_size: int) -> float:
+    """Forward units of one step of an objective with a method, `""` where it has none.
 
     J2-Lip adds `6/B` to J2: second derivatives of the one example that attains the maximum.
 
     >>> price("j2_lip", "attack", 32)
     5.1875
     """
+    if not isinstance(method, str):
+        method = type(method).__name__  # one that carries its options
     if objective == "j2_lip":
         return price("j2", method, batch_size) + 6 / batch_size
     if (objective, method) not in PRICES:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,21 +54,22 @@ def fit(
     vmapped over all three of its arguments. Inside `parallel.over` the devices share the batch, or
     the K runs.
 
-    Raises: Diverged, naming the step and the part, when a part is not finite.
+    Raises: Diverged, naming the step and the part, when a part is not finite; ValueError, naming
+    the leaf, where a step changes the form of its state.
     """
     together = state.step.ndim > 0
-    place = parallel.split if together else parallel.whole
+    place = parallel.shard if together else parallel.replicate
     state = jax.tree.map(jnp.copy, place(state))  # the caller's own is not the one donated
     strengths = place({name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()})
     done = int(np.ravel(parallel.gather(state.step))[0])
     size = datasets.size(dataset)
     if isinstance(dataset, datasets.Dataset):
-        source = parallel.whole((jnp.asarray(dataset.x), jnp.asarray(dataset.y)))
-        share = parallel.split
+        source = parallel.replicate((jnp.asarray(dataset.x), jnp.asarray(dataset.y)))
+        share = parallel.shard
         batches = _batches(key, size, batch_size, done)
         per_dispatch = per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
     else:
-        source, share, per_dispatch = (), parallel.join, 1
+        source, share, per_dispatch = (), parallel.assemble, 1
         seed = int(jax.random.key_data(key)[-1])
         batches = dataset.batches(batch_size, seed=seed, first_step=done)
     per_epoch = size // batch_size
@@ -82,7 +84,7 @@ def fit(
                 done += 1
             else:
                 rows = np.stack(list(itertools.islice(batches, per_dispatch)))
-                state, parts = several(state, strengths, source, parallel.split(rows, axis=1))
+                state, parts = several(state, strengths, source, parallel.shard(rows, axis=1))
                 done += per_dispatch
             if begun:
                 jax.block_until_ready(parts)
@@ -99,8 +101,13 @@ def _programs(step: Callable) -> tuple[Callable, Callable]:
     def one(state: State, strengths: dict, source: tuple[Array, ...], batch: Any):
         together = state.step.ndim > 0
         batch = tuple(a[batch] for a in source) or batch  # rows of the source, or images and labels
-        state, parts = step(state, strengths, batch)
-        return (state if together else parallel.stay_whole(state)), parts
+        given = state
+        state, parts = step(given, strengths, batch)
+        # Else each step would compile anew, or a scan fail without the name of what changed.
+        chex.assert_trees_all_equal_shapes_and_dtypes(
+            given, state, custom_message="before and after a step", exception_type=ValueError
+        )
+        return (state if together else parallel.keep_replicated(state)), parts
 
     def several(state: State, strengths: dict, source: tuple[Array, ...], batches: Any):
         return jax.lax.scan(lambda state, b: one(state, strengths, source, b), state, batches)

@@ -1,0 +1,83 @@
+"""One table and one picture of a sweep's points, which `runs.sweep` has trained.
+
+DIR/sweep.json          axes, points, command, commit and hardware
+DIR/sweep.md, .csv      the table, seeds of one point in one row; the best row by validation
+DIR/pareto.png, .svg    clean error against error under attack
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lipreg import curves, files
+from lipreg.reports import plots
+from lipreg.runs import storage, sweep
+from lipreg.runs.config import Config
+
+__all__ = ["report"]
+
+
+def report(
+    points: Mapping[str, Config], axes: Mapping[str, Sequence[Any]], workdir: str | Path
+) -> tuple[str, list[Path]]:
+    """The table as Markdown with what is best by validation, and the files written into `workdir`.
+
+    A row is the mean over the seeds of a point, ± their standard deviation. The best is the row of
+    the least error under the config's validation attack; on the Pareto front are those that no row
+    beats in both errors. The test split has not been looked at.
+
+    Raises: ValueError, with their number, while points are missing.
+    """
+    workdir = Path(workdir)
+    records = {name: sweep.outcome(workdir / "points" / name) for name in points}
+    missing = [name for name, record in records.items() if not record]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(points)} points are not done: {missing[0]}, ...")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, record in records.items():
+        parts = (part for part in name.split(",") if not part.startswith("seed="))
+        groups.setdefault(",".join(parts) or "all seeds", []).append(record)
+    errors = {
+        name: np.array(
+            [[100 * r[sweep.CLEAN], 100 * r[sweep.ROBUST]] for r in group if "failed" not in r]
+        )
+        for name, group in groups.items()
+    }
+    means = {name: seeds.mean(0) for name, seeds in errors.items() if len(seeds)}
+    front = _front(means)
+    rows = {
+        name: {
+            "% clean error": curves.spread(seeds[:, 0]) if len(seeds) else "diverged",
+            "% error under attack": curves.spread(seeds[:, 1]) if len(seeds) else "diverged",
+            "seeds": f"{len(seeds)} of {len(groups[name])}",
+            "Pareto": "*" if name in front else "",
+        }
+        for name, seeds in errors.items()
+    }
+    lines = [curves.to_markdown(rows), ""]
+    if means:
+        best = min(means, key=lambda name: means[name][1])
+        lines.append(f"Best by error under attack, validation split: {best}.")
+    failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
+    lines += [f"{name}: {why}" for name, why in failed.items()]
+    text = "\n".join(lines) + "\n"
+    files.write(workdir / "sweep.md", text)
+    files.write(workdir / "sweep.csv", curves.to_csv(rows))
+    record = {"axes": dict(axes), "points": records, "about": storage.about()}
+    files.write_json(workdir / "sweep.json", record)
+    written = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
+    if means:
+        figure = plots.pareto(errors, front=front)
+        written += plots.save(figure, workdir / "pareto")
+    return text, written
+
+
+def _front(means: Mapping[str, np.ndarray]) -> set[str]:
+    """Those that no other beats in one error without losing in the other."""
+
+    def beats(a: np.ndarray, b: np.ndarray) -> bool:
+        return bool((a <= b).all() and (a < b).any())
+
+    return {n for n, b in means.items() if not any(beats(a, b) for a in means.values())}
