@@ -256,6 +256,27 @@ def test_a_network_without_modes_is_called_with_x_alone(model):
     assert net.apply(*net.init(KEY, X), X, True, KEY)[0].shape == (6, CLASSES)
 
 
+class Asking(nnx.Module):
+    """Dropout whose random numbers come with the call."""
+
+    def __init__(self, *, rngs):
+        self.dropout, self.last = nnx.Dropout(0.5), nnx.Linear(16, CLASSES, rngs=rngs)
+
+    def __call__(self, x, *, rngs):
+        return self.last(self.dropout(x.reshape(len(x), -1), rngs=rngs))
+
+
+def test_an_nnx_call_that_asks_for_rngs_is_given_them():
+    net = models.outsider(Asking, X, classes=CLASSES)
+    params, state = net.init(KEY, X)
+    frozen, *drawn = (
+        net.apply(params, state, X, train, key)[0]
+        for train, key in ((False, None), (True, KEY), (True, KEY), (True, jax.random.key(9)))
+    )
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert all((a != b).any() for a, b in ((frozen, drawn[0]), (drawn[1], drawn[2])))
+
+
 class Restless(linen.Module):
     @linen.compact
     def __call__(self, x):
