@@ -3,7 +3,8 @@
 import pytest
 
 from lipreg import datasets, objectives
-from lipreg.runs.config import base_config, check, complete, differing
+from lipreg.runs.checks import check
+from lipreg.runs.config import base_config, complete, differing
 
 
 def config(row="j2_lip", **changes):

@@ -100,7 +100,7 @@ def test_wrong_labels_are_so_many_and_each_other_class_is_as_likely():
         (
             ("foo", "train"),
             {},
-            r"^No data set 'foo'; choose one of cifar10, cifar100, digits, mnist, or set",
+            r"^No data set 'foo'; choose one of cifar10, cifar100, digits, mnist, name another of",
         ),
         (
             ("digits", "valid"),
@@ -127,27 +127,30 @@ def png(image):
     return file.getvalue()
 
 
+def prepare(name, folder, splits):
+    """What TFDS's own builder of a set writes of these examples."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=folder)
+    builder._split_generators = lambda *_, **__: {
+        split: enumerate(examples) for split, examples in splits.items()
+    }
+    builder.download_and_prepare(file_format="array_record")
+
+
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
     """A folder with a small cifar100 that TFDS's own builder wrote, and what was put into it."""
-    import tensorflow_datasets as tfds
-
     folder = tmp_path_factory.mktemp("tfds")
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (50, 32, 32, 3), np.uint8)
     y = random.permutation(100)[:50].astype(np.int32)
 
-    def examples(first, last):
-        for i in range(first, last):
-            # Bytes: TFDS would encode an array with TensorFlow.
-            yield i, {"image": png(x[i]), "label": int(y[i]), "coarse_label": 0, "id": str(i)}
-
-    builder = tfds.builder("cifar100", data_dir=folder)
-    builder._split_generators = lambda *_, **__: {
-        "train": examples(0, 30),
-        "test": examples(30, 50),
-    }
-    builder.download_and_prepare(file_format="array_record")
+    # Bytes: TFDS would encode an array with TensorFlow.
+    examples = [
+        {"image": png(x[i]), "label": int(y[i]), "coarse_label": 0, "id": str(i)} for i in range(50)
+    ]
+    prepare("cifar100", folder, {"train": examples[:30], "test": examples[30:]})
     return folder, datasets.Dataset(x[:30], y[:30], 100), datasets.Dataset(x[30:], y[30:], 100)
 
 
@@ -161,6 +164,20 @@ def test_a_prepared_folder_is_read_exactly_and_without_tensorflow(stand_in):
         assert d.x.shape[1:] == (32, 32, 3)
         assert (d.x.dtype, d.y.dtype, d.classes) == (np.uint8, np.int32, 100)
     assert "tensorflow" not in sys.modules
+
+
+def test_any_set_of_images_of_one_size_is_read_and_one_of_many_sizes_is_told_how(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), np.uint8)
+    examples = [{"image": png(image[..., 0]), "label": i} for i, image in enumerate(x)]
+    prepare("fashion_mnist", tmp_path, {"train": examples[:3], "test": examples[3:]})
+    training, validation, test = three("fashion_mnist", dir=tmp_path)
+    assert rows(test) == rows(datasets.Dataset(x[3:], np.arange(3, 5, dtype=np.int32), 10))
+    assert (len(training.y), len(validation.y), training.classes) == (2, 1, 10)
+    colours = [{"image": png(x[0].repeat(3, -1)), "label": 7}]
+    prepare("food101", tmp_path, {"train": colours, "validation": colours})
+    message = r"^food101 has images of uint8\[None, None, 3\].*config\.data\.side, in pixels"
+    with pytest.raises(ValueError, match=message):
+        datasets.load("food101", "train", dir=tmp_path)
 
 
 def test_the_folder_comes_from_the_environment_where_no_argument_names_it(stand_in, monkeypatch):
@@ -224,6 +241,126 @@ def test_importing_the_module_imports_no_data_library():
     code = f"import sys, lipreg.datasets; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# An outsider's arrays
+
+
+def four(x, y, n=20):
+    return {"x_train": x[n:], "y_train": y[n:], "x_test": x[:n], "y_test": y[:n]}
+
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (60, 4, 5, 3), np.uint8)
+CLASSES = np.arange(60) % 3
+ARRAYS = four(PIXELS, CLASSES)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder, where `write` puts a file of arrays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    return tmp_path
+
+
+def write(arrays, **changes):
+    kept = {name: a for name, a in (arrays | changes).items() if a is not None}
+    np.savez("mine.npz", **kept)
+    return "mine.npz"
+
+
+def test_a_file_of_arrays_is_split_like_any_set(folder):
+    training, validation, test = three(write(ARRAYS), validation=0.25)
+    assert [len(d.y) for d in (training, validation, test)] == [30, 10, 20]
+    assert rows(test) == rows(datasets.Dataset(PIXELS[:20], CLASSES[:20], 3))
+    both = sorted(rows(training) + rows(validation))
+    assert both == rows(datasets.Dataset(PIXELS[20:], CLASSES[20:], 3))
+    for d in (training, validation, test):
+        assert (d.x.dtype, d.y.dtype, d.classes) == (np.uint8, np.int32, 3)
+    os.makedirs("elsewhere")
+    os.chdir("elsewhere")
+    assert rows(datasets.load("mine.npz", "test", dir=folder)) == rows(test)
+
+
+def test_a_file_that_was_written_again_is_read_again(folder):
+    first = datasets.load(write(ARRAYS), "test")
+    write(four(255 - PIXELS, CLASSES))
+    os.utime("mine.npz", ns=(0, 0))
+    np.testing.assert_array_equal(datasets.load("mine.npz", "test").x, 255 - first.x)
+
+
+@pytest.mark.parametrize(
+    ("x", "bounds", "shape", "dtype"),
+    [
+        (PIXELS[..., 0], (0, 1), (4, 5, 1), np.uint8),
+        (PIXELS / 255, (0.0, 1.0), (4, 5, 3), np.float32),
+        (RNG.normal(size=(60, 7)), (-6.0, 6.0), (7,), np.float32),
+        (np.full((60, 2), 0.1), (-0.1, 0.1), (2,), np.float32),  # beyond 0.1 as float32
+        (PIXELS.reshape(60, -1), (0.0, 1.0), (60,), np.uint8),
+    ],
+)
+def test_grey_images_floats_and_features_are_data(x, bounds, shape, dtype, folder):
+    found = datasets.load(write(four(x, CLASSES)), "test", bounds=bounds)
+    assert found.x.shape == (20, *shape)
+    assert found.x.dtype == dtype
+    np.testing.assert_allclose(found.x.ravel(), x[:20].ravel(), rtol=1e-6)
+    same = datasets.augment(KEY, jnp.asarray(found.x), flip=False, pad=0)
+    np.testing.assert_array_equal(same, found.x)
+
+
+def test_a_function_returns_arrays_once_and_keeps_its_own(folder):
+    (folder / "data_of_mine.py").write_text(
+        "import numpy as np\ncalls = []\nx = np.full((9, 2), 0.5)\ny = np.arange(9) % 2\n"
+        "def both():\n    calls.append(1)\n    return x, y, x, y\n"
+        "def named():\n    return dict(x_train=x, y_train=y, x_test=x[:4], y_test=y[:4])\n"
+        "number = 3\ndef nothing(): return None\n"
+    )
+    found = three("data_of_mine:both")
+    assert [len(d.y) for d in found] == [8, 1, 9]
+    mine = sys.modules["data_of_mine"]
+    assert mine.calls == [1]
+    assert mine.x.flags.writeable
+    assert len(datasets.load("data_of_mine:named", "test").y) == 4
+    for name, message in (
+        ("number", "data_of_mine:number is int; it must be a function of no arguments"),
+        ("nothing", "returns NoneType; it must return x_train, y_train, x_test, y_test, as a"),
+        ("missing", "No data set 'data_of_mine:missing'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            datasets.load(f"data_of_mine:{name}", "test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "bounds", "message"),
+    [
+        ({"y_test": None}, (0, 1), "mine.npz has no y_test; it must have x_train, y_train, x_test"),
+        ({"y_test": CLASSES[:19]}, (0, 1), "has 20 x_test and 19 y_test; it must have one class"),
+        ({"x_train": PIXELS[:0], "y_train": CLASSES[:0]}, (0, 1), "has 0 x_train and 0 y_train"),
+        ({"x_train": PIXELS[20:, :3]}, (0, 1), r"x_train uint8\[40, 3, 5, 3\] and x_test uint8"),
+        ({"x_train": PIXELS[20:].astype(int)}, (0, 1), "x_train is int64; it must be uint8, 0"),
+        ({"x_train": PIXELS[20:, 0, 0, 0]}, (0, 1), r"x_train has shape \(40,\); it must be"),
+        ({"x_test": PIXELS[:20] / 200}, (0, 1), r"x_test has values from 0 to 1.275, and"),
+        ({"x_test": np.full((20, 3), np.nan)}, (0, 1), "x_test has values that are not finite"),
+        ({"y_train": CLASSES[20:] - 1}, (0, 1), "y_train has classes from -1 to 1; they must be 0"),
+        ({"y_train": CLASSES[20:] / 2}, (0, 1), r"y_train is float64\[40\]; it must be integers"),
+        ({"y_test": np.array([{}] * 20)}, (0, 1), "mine.npz cannot be read: Object arrays"),
+        ({}, (0, 2), r"x_train is uint8, .* and bounds = \(0, 2\)"),
+        ({}, (1, 0), r"bounds = \(1, 0\); they must be two finite numbers, the lower first"),
+        ({}, (0, np.inf), r"bounds = \(0, inf\); they must be two finite numbers"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_arrays_is_told_in_one_line(changes, bounds, message, folder):
+    with pytest.raises(ValueError, match=message) as raised:
+        datasets.load(write(ARRAYS, **changes), "train", bounds=bounds)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_and_bounds_of_pixels_are_refused(folder):
+    with pytest.raises(ValueError, match=f"No data set 'none.npz': .* no file {folder}/none.npz"):
+        datasets.load("none.npz", "train")
+    with pytest.raises(ValueError, match=r"bounds = \(0, 2\); the images of digits are within"):
+        datasets.load("digits", "train", bounds=(0, 2))
 
 
 # Pixels

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_runs import a_state, assert_same
+from test_storage import a_state, assert_same
 
 from lipreg import reports, runs
 from lipreg.evaluation.store import Store

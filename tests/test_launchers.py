@@ -55,6 +55,16 @@ BAD = {
         [f"--config={CONFIGS}/cifar10.py:j2,vgg", "--workdir={out}"],
         ["'vgg'", "cnn"],
     ),
+    "strengths of one's own objective": (
+        TRAIN,
+        [f"{DIGITS}:lipreg.objectives:j2_lip", "--workdir={out}", "--config.strengths.lam=0.1"],
+        ["--config.strengths.eps=nan: it is not given, and lipreg.objectives:j2_lip needs it"],
+    ),
+    "module that is not there": (
+        TRAIN,
+        [f"{DIGITS}:my_parts:trades", "--workdir={out}"],
+        ["No objective 'my_parts:trades'", "No module named 'my_parts'"],
+    ),
     "processes of no address": (
         TRAIN,
         [f"{DIGITS}:j2", "--workdir={out}", "--processes=all"],
@@ -137,6 +147,9 @@ FIELDS = [
     ("options.method=magic", ["'magic'", "attack", "penalty", "difference"]),
     ("options.method=difference(order=3)", ["No difference of order 3", "1 or 2"]),
     ("loss=hinge", ["'hinge'", "cross_entropy"]),
+    ("train.optimizer=adan2", ["'adan2'", "sgd, adam, adamw"]),
+    ("train.optimizer=lbfgs", ["'lbfgs'", "gradients and a schedule"]),
+    ("train.optimizer=adam(1)", ["adam(1)", "name(option=value, ...)"]),
     ("data.name=imagenet", ["'imagenet'", "cifar10, cifar100, digits, mnist"]),
     ("data.validation=1.5", ["1.5"]),
     ("data.cutout=-1", ["-1"]),

@@ -11,7 +11,8 @@ from lowered import products
 
 from lipreg import datasets, losses, models, objectives, training
 from lipreg.runs import build, storage
-from lipreg.runs.config import base_config, check, complete
+from lipreg.runs.checks import check
+from lipreg.runs.config import base_config, complete
 
 SMALL = {
     "CNN": {"channels": (4,), "hidden": 4},
@@ -38,7 +39,7 @@ def config(name="CNN", **changes):
 
 def start(**changes):
     """A config's program, its first state, and the other arguments of its step."""
-    made = build.of(config(**changes), IMAGES, 1)
+    made = build.program(build.parts(config(**changes)), IMAGES, 1)
     state = jax.eval_shape(made.init, jax.random.key(0), jax.random.key(1))
     return made, state, ({"eps": jnp.float32(EPS), "lam": jnp.float32(LAM)}, (IMAGES.x, IMAGES.y))
 

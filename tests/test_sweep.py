@@ -115,14 +115,14 @@ def swept(tmp_path_factory):
 def test_every_engine_gives_each_point_the_numbers_of_its_single_run(swept):
     found = sweep.points(config(), AXES)
     for name, one in found.items():
-        with mock.patch.object(build, "_compiled", build._compiled.__wrapped__):
+        with mock.patch.object(build, "_program", build._program.__wrapped__):
             runs.train_run(runs.prepare(one), swept / "single/points" / name)
     chex.clear_trace_counter()
     traced = chex.assert_max_traces(objectives.j2_lip, n=2)  # prepare's look, and the compilation
     with mock.patch.object(build, "bound_objective", return_value=keep_signature(traced)):
-        build._compiled.cache_clear()
+        build._parts.cache_clear()
         sweep.run(found, swept / "loop", engine="loop", silent=True)
-    build._compiled.cache_clear()
+    build._parts.cache_clear()
     sweep.run(found, swept / "vmap", engine="vmap", silent=True)
     single = numbers(swept / "single")
     for engine in ("loop", "vmap"):
@@ -190,10 +190,10 @@ def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_
         return value, parts | {"lip": jnp.where(lam > 1, jnp.nan, 0.0) + 0 * eps}
 
     found = sweep.points(config(), {"strengths.lam": (0.0, 2.0, 1.0)})
-    build._compiled.cache_clear()
+    build._parts.cache_clear()
     with mock.patch.object(build, "bound_objective", return_value=breaks):
         sweep.run(found, tmp_path, engine=engine, silent=True)
-    build._compiled.cache_clear()
+    build._parts.cache_clear()
     text, _ = sweeps.report(found, {"strengths.lam": (0.0, 2.0, 1.0)}, tmp_path)
     assert "diverged" in next(line for line in text.splitlines() if "lam=2.0" in line)
     assert "lip is nan" in text

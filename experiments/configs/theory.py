@@ -5,8 +5,7 @@ python experiments/theory.py --config=experiments/configs/theory.py:covering --o
 
 from ml_collections import ConfigDict
 
-from lipreg import theory
-from lipreg.runs.config import Config, member
+from lipreg.runs.config import Config
 
 NETWORK = {"dir": "", "widths": (128,), "batch_size": 64, "learning_rate": 0.1}
 
@@ -58,5 +57,6 @@ SETTINGS = {
 
 
 def get_config(name: str = "covering") -> Config:
-    member(theory, "experiment", name)
+    if name not in SETTINGS:
+        raise ValueError(f"No experiment {name!r}; choose one of {', '.join(SETTINGS)}.")
     return ConfigDict({"name": name, "seed": 0, "repeats": 5} | SETTINGS[name])

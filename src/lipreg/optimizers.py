@@ -1,9 +1,26 @@
-"""Optimisers and their learning rates: optax, by name."""
+"""Optimisers and their learning rates: optax, by name, or an outsider's."""
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["schedule", "sgd"]
+from lipreg.doors import named
+
+__all__ = ["NAMES", "build", "schedule", "sgd"]
+
+# Those of optax that move weights by gradients alone, at a learning rate that may change. Others,
+# optax.contrib:muon for instance, are named as an outsider's are.
+NAMES = (
+    *("sgd", "adam", "adamw", "lion", "adabelief", "adadelta", "adafactor", "adagrad", "adamax"),
+    *("adamaxw", "adan", "amsgrad", "fromage", "lamb", "lars", "nadam", "nadamw", "noisy_sgd"),
+    *("novograd", "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop"),
+    *("sign_sgd", "signum", "yogi"),
+)
+_UNFIT = ("lbfgs", "optimistic_adam", "polyak_sgd", "rprop", "sm3")  # `build` says why
 
 
 def schedule(name: str, learning_rate: float, steps: int) -> optax.Schedule:
@@ -28,6 +45,68 @@ def schedule(name: str, learning_rate: float, steps: int) -> optax.Schedule:
     return lambda step: rate(jnp.asarray(step, jnp.float32))  # strict promotion takes no integer
 
 
+def build(
+    name: str,
+    rate: optax.Schedule | float,
+    /,
+    *,
+    weight_decay: float = 0.0,
+    clip: float = 0.0,
+    accumulate: int = 1,
+    **options: Any,
+) -> optax.GradientTransformation:
+    """The optimiser called `name`, one of `NAMES` or `package.module:name`, with its `options`.
+
+    An outsider's is a function `(learning_rate, **options) -> optax.GradientTransformation`.
+    `weight_decay` is handed to an optimiser that takes it, as adamw does. Otherwise it is added to
+    the gradient: the derivative of `weight_decay/2 ||w||^2`. `clip` bounds the gradient's global
+    norm before the decay; 0 leaves it alone. The weights move every `accumulate` steps, by the mean
+    of those steps' gradients: what looks at the whole batch, a maximum of gradient norms or batch
+    normalisation, then looks at each of the parts. `rate` counts the moves.
+
+    Raises: ValueError for an unknown name or option, and for an optimiser that needs more than
+    gradients (lbfgs) or takes no schedule.
+
+    >>> build("adamw", 0.1, weight_decay=0.01, b2=0.95).init({"w": jnp.ones(2)})[1][0].mu["w"]
+    Array([0., 0.], dtype=float32)
+    """
+    own: dict[str, Callable[..., Any]] = {known: getattr(optax, known) for known in NAMES}
+    make = named("optimizer", f"optax:{name}" if name in _UNFIT else name, own)
+    if not callable(make):
+        raise ValueError(
+            f"{name!r} is a {type(make).__name__}; an optimizer is (learning_rate, **options) -> "
+            "optax.GradientTransformation."
+        )
+    takes = list(inspect.signature(make).parameters)[1:]
+    decays = "weight_decay" in takes
+    for option in options:
+        if option not in takes:
+            known = ", ".join(word for word in takes if word != "weight_decay")
+            raise ValueError(f"No option {option!r} of the optimizer {name!r}; it takes {known}.")
+    try:
+        moves = make(rate, **options, **({"weight_decay": weight_decay} if decays else {}))
+        _try(moves)
+    except Exception as error:  # whatever a transformation raises that wants something else
+        why = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"The optimizer {name!r} makes no step of gradients and a schedule of the learning "
+            f"rate alone ({type(error).__name__}: {why})."
+        ) from error
+    tx = optax.chain(
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        optax.identity() if decays else optax.add_decayed_weights(weight_decay),
+        moves,
+    )
+    return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
+
+
+def _try(tx: optax.GradientTransformation) -> None:
+    """Trace a step on a small tree."""
+    w = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    with jax.numpy_dtype_promotion("standard"):
+        jax.eval_shape(lambda w: tx.update(w, tx.init(w), w), w)
+
+
 def sgd(
     rate: optax.Schedule | float,
     *,
@@ -39,15 +118,15 @@ def sgd(
 ) -> optax.GradientTransformation:
     """SGD: `v <- momentum v + g + weight_decay w`, `w <- w - rate v`.
 
-    `weight_decay` is the derivative's coefficient, of `weight_decay/2 ||w||^2`; the papers add
-    `5e-4 ||w||^2` over all weights, which is 1e-3 here. `clip` bounds the gradient's global norm
-    before the decay; 0 leaves it alone. The weights move every `accumulate` steps, by the mean of
-    those steps' gradients: what looks at the whole batch, a maximum of gradient norms or batch
-    normalisation, then looks at each of the parts. `rate` counts the moves.
+    The papers add `5e-4 ||w||^2` over all weights, which is a `weight_decay` of 1e-3. The other
+    arguments are those of `build`.
     """
-    tx = optax.chain(
-        optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(rate, momentum, nesterov),
+    return build(
+        "sgd",
+        rate,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        clip=clip,
+        accumulate=accumulate,
     )
-    return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx

@@ -38,10 +38,10 @@ def augment(key: Array, x: Array, *, flip: bool = True, pad: int = 4, cutout: in
     """
     if pad < 0 or cutout < 0:
         raise ValueError(f"pad = {pad}, cutout = {cutout}; both must be 0 or more pixels.")
-    if x.ndim != 4:
-        raise ValueError(f"x has shape {x.shape}; augment takes images [B, H, W, C].")
     if not (flip or pad or cutout):
         return x
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {x.shape}; augment takes images [B, H, W, C].")
 
     def one(row: Array, image: Array) -> Array:
         to_crop, to_flip, to_cut = jax.random.split(jax.random.fold_in(key, row), 3)

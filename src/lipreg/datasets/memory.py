@@ -1,7 +1,7 @@
 """A data set as two arrays in memory.
 
-`digits` comes with scikit-learn; the others are read from a folder that tensorflow-datasets
-prepared as array_record, without TensorFlow and without a download.
+`digits` comes with scikit-learn; others are read from a folder that tensorflow-datasets prepared as
+array_record, without TensorFlow and without a download; an outsider's own are four arrays.
 """
 
 import os
@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lipreg.datasets import prepared
+from lipreg.datasets import arrays, prepared
 
 __all__ = ["NAMES", "SPLITS", "Dataset", "check_split", "load", "part", "size", "wrong_labels"]
 
-NAMES = ("cifar10", "cifar100", "digits", "mnist")
+NAMES = ("cifar10", "cifar100", "digits", "mnist")  # those that the experiments have configs for
 SPLITS = ("train", "validation", "test")
 
 
 class Dataset(NamedTuple):
-    """Images and their classes.
+    """Images, or vectors of features, and their classes.
 
     Attributes:
-      x: uint8 `[N, H, W, C]`.
+      x: uint8 `[N, H, W, C]`; an outsider's may also be float32, and `[N, D]`.
       y: int32 `[N]`, in 0 … classes - 1.
       classes: their number.
     """
@@ -39,32 +39,42 @@ def load(
     dir: str | os.PathLike[str] = "",
     seed: int = 0,
     validation: float = 0.1,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Dataset:
     """One split of a data set; `train` and `validation` partition the official training split.
 
-    `validation` is the fraction held out, drawn by `seed`, at least one image. `test` is the
-    official test split and knows neither; digits has none, so 360 of its 1797 images, the same for
-    every seed, are its own. `dir` is the folder of prepared TFDS data sets; "" stands for the
-    environment variable TFDS_DATA_DIR, then for TFDS's own default. The arrays may be read-only.
+    `name` is digits, any set of TFDS with images of one size, a file of arrays, `my_data.npz`, or
+    `package.module:name`, a function that returns them (`lipreg.datasets.arrays`). `validation` is
+    the fraction held out, drawn by `seed`, at least one example. `test` is the official test split
+    and knows neither; digits has none, so 360 of its 1797 images, the same for every seed, are its
+    own. `dir` is the folder of prepared TFDS data sets; "" stands for the environment variable
+    TFDS_DATA_DIR, then for TFDS's own default. `bounds` are those of floating x. The arrays may be
+    read-only.
 
-    Raises: ValueError for an unknown name or split, for a fraction outside (0, 1), and, with the
-    command to run, for a data set that is not prepared.
+    Raises: ValueError for an unknown name or split, for a fraction outside (0, 1), for arrays that
+    are not as they must be, and, with the command to run, for a data set that is not prepared.
 
     >>> load("digits", "test").x.shape
     (360, 8, 8, 1)
     """
-    if name not in NAMES:
-        raise ValueError(
-            f"No data set {name!r}; choose one of {', '.join(NAMES)}, or set config.data.side, in "
-            "pixels, to stream another set from TFDS or a folder."
-        )
     check_split(split, validation)
     official = "test" if split == "test" else "train"
-    x, y, classes = _official(name, official, prepared.folder(dir))
+    if arrays.is_outside(name):
+        dataset = _outside(name, official, os.fspath(dir), bounds)
+    elif bounds != (0, 1):
+        raise ValueError(f"bounds = {bounds}; the images of {name} are within (0.0, 1.0).")
+    else:
+        dataset = _official(name, official, prepared.folder(dir))
     if split == "test":
-        return Dataset(x, y, classes)
-    rows = part(len(y), split, seed=seed, validation=validation)
-    return Dataset(x[rows], y[rows], classes)
+        return dataset
+    rows = part(len(dataset.y), split, seed=seed, validation=validation)
+    return dataset._replace(x=dataset.x[rows], y=dataset.y[rows])
+
+
+def _outside(name: str, split: str, dir: str, bounds: tuple[float, float]) -> Dataset:
+    found = arrays.load(name, dir=dir, bounds=bounds)
+    classes = 1 + max(int(found[f"y_{which}"].max()) for which in ("train", "test"))
+    return Dataset(found[f"x_{split}"], found[f"y_{split}"], classes)
 
 
 def check_split(split: str, validation: float) -> None:
@@ -106,9 +116,14 @@ def _digits(split: str) -> Dataset:
 
 def _prepared(name: str, split: str, dir: str) -> Dataset:
     with prepared.quiet():
-        builder = prepared.builder(name, dir)
-        source, features = builder.as_data_source(split=split), builder.info.features
-        x = np.empty((len(source), *features["image"].shape), np.uint8)
+        source, features, _ = prepared.source(name, split, dir)
+        shape, dtype = features["image"].shape, features["image"].np_dtype
+        if None in shape or dtype != np.uint8:
+            raise ValueError(
+                f"{name} has images of {np.dtype(dtype)}{list(shape)}, and in memory are those of "
+                "uint8 and one size; set config.data.side, in pixels, to stream it."
+            )
+        x = np.empty((len(source), *shape), np.uint8)
         y = np.empty(len(source), np.int32)
         for start in range(0, len(y), 1024):  # a record at a time is slower, all at once is big
             rows = range(start, min(start + 1024, len(y)))

@@ -25,7 +25,6 @@ from lipreg.datasets import prepared
 __all__ = ["Stream", "centre_box", "load", "random_box"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-TESTS = ("test", "validation", "val")  # what the official test split is called, the first labelled
 
 # From a row to its file, its class, and what to call it when it is broken.
 Read = Callable[[int], tuple[Any, int, str]]
@@ -206,11 +205,10 @@ def load(
     datasets.check_split(split, validation)
     if side < 1:
         raise ValueError(f"side = {side}; it must be 1 or more pixels.")
-    official = TESTS if split == "test" else ("train",)
     if name == "folder":
-        read, n, classes, where = _folder(Path(dir), official)
+        read, n, classes, where = _folder(Path(dir), split)
     else:
-        read, n, classes, where = _prepared(name, official, prepared.folder(dir))
+        read, n, classes, where = _prepared(name, split, prepared.folder(dir))
     if split == "test":  # in random order, too: a folder's first images are of one class
         rows = np.random.default_rng(0).permutation(n)
     else:
@@ -220,7 +218,8 @@ def load(
     return Stream(read, rows, classes, side, threads, workers)
 
 
-def _folder(dir: Path, official: tuple[str, ...]) -> tuple[Read, int, int, str]:
+def _folder(dir: Path, split: str) -> tuple[Read, int, int, str]:
+    official = prepared.TESTS if split == "test" else ("train",)
     root = next((dir / name for name in official if (dir / name).is_dir()), dir / official[0])
     classes, here = _classes(dir / "train"), _classes(root)
     unknown = sorted(set(here) - set(classes))
@@ -253,31 +252,14 @@ def _read_file(files: list[tuple[str, int]], row: int) -> tuple[str, int, str]:
     return path, label, path
 
 
-def _prepared(name: str, official: tuple[str, ...], dir: str) -> tuple[Read, int, int, str]:
+def _prepared(name: str, split: str, dir: str) -> tuple[Read, int, int, str]:
     import tensorflow_datasets as tfds
 
-    builder = prepared.builder(name, dir)
-    features, splits = builder.info.features, builder.info.splits
-    if not {"image", "label"} <= set(features):
-        raise ValueError(f"{name} has {', '.join(features)}; it must have image and label.")
-    image, label = features["image"], features["label"]
-    # TFDS stores floating-point images as their raw bytes, in the four channels of a PNG.
-    if image.np_dtype not in (np.uint8, np.uint16) or not hasattr(label, "num_classes"):
-        raise ValueError(
-            f"{name} has images of {np.dtype(image.np_dtype)} and labels as "
-            f"{type(label).__name__}; want images of uint8 or uint16, and labels as ClassLabel."
-        )
-    for split in (split for split in official if split in splits):
-        # The bytes of the files: decoding is ours, in threads.
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        source = builder.as_data_source(split=split, decoders=decoders)
-        if source[0]["label"] >= 0:  # a test split without labels has -1
-            where = f"{name}, {split}"
-            read = partial(_read_record, source, where)
-            return read, len(source), label.num_classes, where
-    raise ValueError(
-        f"{name} has the splits {', '.join(splits)}; none of {', '.join(official)} has labels."
-    )
+    # The bytes of the files: decoding is ours, in threads.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    source, features, where = prepared.source(name, split, dir, decoders)
+    classes = features["label"].num_classes
+    return partial(_read_record, source, where), len(source), classes, where
 
 
 def _read_record(source: Any, where: str, row: int) -> tuple[io.BytesIO, int, str]:

@@ -1,22 +1,22 @@
 """The networks that the experiments train, in flax linen: convolutional, residual, and plain.
 
-Every model is called as `model(x, train=...)`: images `x [B, H, W, C]` in [0, 1] to logits
-`[B, classes]` in float32, whatever `dtype` it computes in. With `train=True` batch normalisation
-uses the batch's statistics and the `batch_stats` collection must be mutable; `functional` takes
-care of that. There are no strided convolutions: resolution falls by 2 x 2 average pooling, and
-`convolution.conv` keeps the derivatives fast inside loops on CPU.
+Every model of the library is called as `model(x, train=...)`: images `x [B, H, W, C]` in [0, 1] to
+logits `[B, classes]` in float32, whatever `dtype` it computes in. With `train=True` batch
+normalisation uses the batch's statistics. There are no strided convolutions: resolution falls by
+2 x 2 average pooling, and `convolution.conv` keeps the derivatives fast inside loops on CPU.
+
+`network` makes two pure functions of a model, and of an outsider's own in nnx, linen or plain JAX.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import jax
 from flax import linen as nn
-from jax import Array
 
+from lipreg.models.adapters import Network, functional, network
 from lipreg.models.layers import ACTIVATIONS, DTYPES, HEADS, Head, c2relu, check
+from lipreg.models.outsiders import outsider
 from lipreg.models.plain import CNN, MLP
 from lipreg.models.residual import BottleneckResNet, PreActResNet, ResNeXt
 
@@ -29,6 +29,7 @@ __all__ = [
     "NAMES",
     "BottleneckResNet",
     "Head",
+    "Network",
     "PreActResNet",
     "ResNeXt",
     "ResNeXt34_2x32",
@@ -38,6 +39,8 @@ __all__ = [
     "c2relu",
     "count_parameters",
     "functional",
+    "network",
+    "outsider",
 ]
 
 ResNeXt34_2x32 = partial(ResNeXt, stages=(5, 5, 5), channels=(32, 64, 128), branches=2)
@@ -63,33 +66,6 @@ def build(
     for setting in settings:
         check(f"field of {name}", setting, sorted(set(fields) - {"parent", "name"}))
     return model(classes=classes, head=head, activation=activation, **settings)
-
-
-def functional(
-    module: nn.Module, *, precision: str = "default"
-) -> Callable[[Any, Any, Array, bool], tuple[Array, Any]]:
-    """`apply(params, model_state, x, train) -> (logits, model_state)`, a module as a pure function.
-
-    `model_state` is every collection of `module.init` but "params"; it changes where `train`.
-    `precision` is that of its products, in derivatives as well: "highest" for full float32 where
-    an accelerator would use TF32 or bfloat16, "default" for jax_default_matmul_precision.
-
-    >>> apply = functional(build("MLP", classes=10))
-    >>> variables = build("MLP", classes=10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), False)
-    >>> apply(variables["params"], {}, jnp.zeros((2, 8, 8, 1)), True)[0].shape
-    (2, 10)
-    """
-
-    def apply(
-        params: Any, model_state: Any, x: Array, train: bool, key: Array | None = None
-    ) -> tuple[Array, Any]:
-        variables = {"params": params, **model_state}
-        mutable = list(model_state) if train else []
-        with nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
-            logits, changed = module.apply(variables, x, train=train, mutable=mutable)
-        return logits, {**model_state, **changed}
-
-    return apply
 
 
 def count_parameters(params: Any) -> int:

@@ -1,28 +1,71 @@
-"""What is compiled for a config, made once for all configs that can share it."""
+"""From a config to what it names, and to what is compiled; both made once for all that share them.
 
+parts(config)                     objective, loss, optimiser, ... looked up, checked and bound
+program(parts, dataset, steps)    the step and the validation attack, compiled when first called
+network(config)                   the network alone: all that reading a run needs
+"""
+
+import inspect
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 from ml_collections import FrozenConfigDict
 
-from lipreg import attacks, curves, datasets, losses, models, norms, optimizers, training
-from lipreg.runs.config import Config, bound_objective
+from lipreg import (
+    attacks,
+    curves,
+    datasets,
+    losses,
+    models,
+    norms,
+    objectives,
+    optimizers,
+    training,
+)
+from lipreg.doors import called, named
+from lipreg.runs.checks import check
+from lipreg.runs.config import Config, objective
 
-__all__ = ["Program", "of"]
+__all__ = ["Parts", "Program", "network", "parts", "program"]
+
+
+class Parts(NamedTuple):
+    """What configs share that differ in their seeds and strengths alone.
+
+    Attributes:
+      network: `(classes, shape of an input) -> models.Network`.
+      objective: with its static options bound, ready for `training.make_step`.
+      loss: see `lipreg.losses`.
+      optimizer: `number of steps -> optax.GradientTransformation`.
+      augment: see `training.make_step`.
+      wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
+      ema: decay of the averaged weights; 0 for none.
+      ramp: a strength and the fraction of training over which it grows.
+    """
+
+    network: Callable[[int, tuple[int, ...]], models.Network]
+    objective: Callable[..., Any]
+    loss: Callable[[Array, Array], Array]
+    optimizer: Callable[[int], optax.GradientTransformation]
+    augment: Callable[[Array, Array], Array]
+    wrong: Callable[..., dict[str, Array]]
+    ema: float
+    ramp: tuple[str, float]
 
 
 class Program(NamedTuple):
-    """What configs share that differ in their seeds and strengths alone: all that is compiled.
+    """What is compiled.
 
     Attributes:
-      apply: the model as a function.
+      apply: the network as a function, see `models.Network`.
       init: the first state of a run, `(key of the weights, key of the steps) -> State`.
       step: see `training.make_step`.
-      wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
+      wrong: that of `Parts`.
     """
 
     apply: training.Apply
@@ -31,50 +74,125 @@ class Program(NamedTuple):
     wrong: Callable[..., dict[str, Array]]
 
 
-def of(config: Config, dataset: datasets.Dataset, steps: int) -> Program:
-    """The program of a config for images like the data set's; the same for all that share it."""
+def parts(config: Config) -> Parts:
+    """The parts of a config; ValueError, in one sentence, for a config that is no good one."""
+    check(config)
     shared = config.copy_and_resolve_references()
     shared.seed = 0
     for name in shared.strengths:
         shared.strengths[name] = 0.0
-    return _compiled(FrozenConfigDict(shared), dataset.classes, dataset.x.shape[1:], steps)
+    return _parts(FrozenConfigDict(shared))
+
+
+@lru_cache(maxsize=64)
+def _parts(config: Config) -> Parts:
+    d, t, pgd = config.data, config.train, config.report.pgd
+    norm = norms.by_name(pgd.norm)
+
+    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
+        x_adv = attacks.pgd(
+            keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps, bounds=d.bounds
+        )
+        distances = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=d.bounds)
+        return {"validation_error": distances == 0, "validation_error_pgd": distances < jnp.inf}
+
+    made = Parts(
+        network(config),
+        bound_objective(config),
+        _loss(config.loss),
+        partial(_optimizer, t),
+        partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
+        jax.jit(wrong),
+        t.ema,
+        (t.ramped, t.ramp),
+    )
+    made.optimizer(1)  # refused now, not when the data have been read
+    return made
+
+
+def network(config: Config) -> Callable[[int, tuple[int, ...]], models.Network]:
+    """A config's network for so many classes and inputs of such a shape."""
+    return partial(_network, FrozenConfigDict(config.model), config.train.precision)
+
+
+# One function for equal configs: its identity is a key of jit's cache.
+@lru_cache(maxsize=64)
+def _network(model: Config, precision: str, classes: int, shape: tuple[int, ...]) -> models.Network:
+    name, options = called(model.name)
+    found = named("model", name, {known: partial(models.build, known) for known in models.NAMES})
+    options = {"classes": classes, "head": model.head, "activation": model.activation} | options
+    if ":" in name:
+        x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        return models.outsider(found, x, precision=precision, **options)
+    return models.network(found(**{**model.settings, **options}), precision=precision)
+
+
+def bound_objective(config: Config) -> Callable[..., Any]:
+    """The config's objective with its static options bound, ready for `training.make_step`."""
+    function = objective(config.objective)
+    defaults = inspect.signature(function).parameters
+    options = dict(config.options)
+    for name, value in options.items():
+        if isinstance(defaults[name].default, norms.Norm):
+            options[name] = norms.by_name(value)
+    if "method" in options and ":" not in config.objective:
+        options["method"] = objectives.method(options["method"])
+    return partial(function, **options)
+
+
+def _loss(text: str) -> Callable[[Array, Array], Array]:
+    name, options = called(text)
+    loss = named("loss", name, {known: getattr(losses, known) for known in losses.__all__})
+    if not callable(loss):
+        raise ValueError(f"{name} is a {type(loss).__name__}; a loss is (logits, y) -> [B].")
+    takes = list(inspect.signature(loss).parameters)[2:]
+    for option in options:
+        if option not in takes:
+            raise ValueError(f"No option {option!r} of {name}; it takes {', '.join(takes) or '-'}.")
+    return partial(loss, **options) if options else loss
+
+
+def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
+    name, options = called(train.optimizer)
+    for field in {"weight_decay", "clip", "accumulate"} & {*options}:
+        raise ValueError(
+            f"config.train.optimizer = {train.optimizer}; write config.train.{field} = "
+            f"{options[field]}."
+        )
+    if name == "sgd":
+        options = {"momentum": train.momentum, "nesterov": train.nesterov} | options
+    rate = optimizers.schedule(train.schedule, train.learning_rate, -(-steps // train.accumulate))
+    return optimizers.build(
+        name,
+        rate,
+        weight_decay=train.weight_decay,
+        clip=train.clip,
+        accumulate=train.accumulate,
+        **options,
+    )
 
 
 @lru_cache(maxsize=8)
-def _compiled(config: Config, classes: int, shape: tuple[int, ...], steps: int) -> Program:
-    m, t, d, pgd = config.model, config.train, config.data, config.report.pgd
-    model = models.build(
-        m.name, classes=classes, head=m.head, activation=m.activation, **m.settings
-    )
-    apply = models.functional(model, precision=t.precision)
-    tx = optimizers.sgd(
-        optimizers.schedule(t.schedule, t.learning_rate, -(-steps // t.accumulate)),
-        momentum=t.momentum,
-        nesterov=t.nesterov,
-        weight_decay=t.weight_decay,
-        clip=t.clip,
-        accumulate=t.accumulate,
-    )
+def _program(parts: Parts, classes: int, shape: tuple[int, ...], steps: int) -> Program:
+    net, tx = parts.network(classes, shape), parts.optimizer(steps)
 
     def init(weights: Array, key: Array) -> training.State:
-        variables = model.init(weights, jnp.zeros((1, *shape), jnp.float32), train=False)
-        model_state = {name: value for name, value in variables.items() if name != "params"}
-        return training.init(key, variables["params"], model_state, tx, ema=t.ema > 0)
+        params, model_state = net.init(weights, jnp.zeros((1, *shape), jnp.float32))
+        return training.init(key, params, model_state, tx, ema=parts.ema > 0)
 
+    name, fraction = parts.ramp
     step = training.make_step(
-        apply,
-        bound_objective(config),
+        net.apply,
+        parts.objective,
         tx,
-        loss=getattr(losses, config.loss),
-        augment=partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
-        ema_decay=t.ema,
-        ramp=("lam", ramp) if (ramp := round(t.ramp * steps)) else None,
+        loss=parts.loss,
+        augment=parts.augment,
+        ema_decay=parts.ema,
+        ramp=(name, round(fraction * steps)) if round(fraction * steps) else None,
     )
+    return Program(net.apply, jax.jit(init), step, parts.wrong)
 
-    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
-        norm = norms.by_name(pgd.norm)
-        x_adv = attacks.pgd(keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps)
-        found = curves.distance(logits_fn, x, y, x_adv, norm=norm)
-        return {"validation_error": found == 0, "validation_error_pgd": found < jnp.inf}
 
-    return Program(apply, jax.jit(init), step, jax.jit(wrong))
+def program(parts: Parts, dataset: datasets.Dataset, steps: int) -> Program:
+    """The program of these parts for inputs like the data set's and a run of so many steps."""
+    return _program(parts, dataset.classes, dataset.x.shape[1:], steps)

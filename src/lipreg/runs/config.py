@@ -4,60 +4,78 @@ The files in `experiments/configs` start from `base_config` and set the values o
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lipreg import losses, norms, objectives
+from lipreg import norms, objectives
+from lipreg.doors import named
 
 __all__ = [
     "Config",
     "base_config",
-    "bound_objective",
-    "check",
     "complete",
     "differing",
     "label",
     "leaves",
-    "member",
+    "objective",
+    "options",
+    "strengths",
 ]
 
 Config = Any  # a ConfigDict, whose fields have types that no checker can see
 
-PRECISIONS = ("default", "highest")
+CONTRACT = ("loss", "frozen", "key")  # what `train.make_step` hands to an objective
+# Options of objectives in earlier versions that are now their method's own, and their defaults.
+FOLDED = {
+    "difference": {"h": 1e-2, "order": 1},
+    "pairs": {"steps": 5, "bounds": (0.0, 1.0)},
+}
 
 
-def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
-    """Every field of an experiment. `row` is an objective, with `_tanh` for the tanh head.
+def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
+    """Every field of an experiment.
 
-    `strengths` gives the data set's strengths for each objective that its config file offers.
+    `row` is an objective of the library, with `_tanh` for the tanh head, or an outsider's as
+    `package.module:name`. `known` gives the data set's strengths for each objective that its config
+    file offers. Those of an outsider's objective are read from its signature; they are NaN until
+    they are given.
 
     >>> base_config("j2_lip_tanh", {"j2_lip": {"eps": 0.1, "lam": 0.01}}).model.head
     'tanh'
     """
-    objective = row.removesuffix("_tanh")
-    if objective not in strengths:
-        rows = ", ".join(sorted(strengths))
-        raise ValueError(f"No row {row!r}; choose one of {rows}, each also with _tanh.")
+    outside = ":" in row
+    name = row if outside else row.removesuffix("_tanh")
+    if not outside and name not in known:
+        rows = ", ".join(sorted(known))
+        raise ValueError(
+            f"No row {row!r}; choose one of {rows}, each also with _tanh, or name your own as "
+            "package.module:name."
+        )
+    given = dict.fromkeys(strengths(name), math.nan) | dict(known.get(name, {}))
     config: Config = ConfigDict()
     config.seed = 0
-    config.objective = objective
+    config.objective = name
     # Traced: a change of strength does not compile again.
-    config.strengths = {name: float(value) for name, value in strengths[objective].items()}
-    config.options = _options(objective)
+    config.strengths = {strength: float(value) for strength, value in given.items()}
+    config.options = options(name)
     config.loss = "cross_entropy"
     config.model = {
         "name": "CNN",
-        "head": "tanh" if row.endswith("_tanh") else "linear",
+        "head": "tanh" if name != row else "linear",
         "activation": "relu",
-        "settings": {"dtype": "float32"},  # further fields of the model, e.g. channels
+        # Further fields of a network of the library's, e.g. channels. An outsider's has its own in
+        # its name: "my_parts:Net(width=64)"; `head` and `activation` are handed to it if it takes
+        # them, and these settings are not.
+        "settings": {"dtype": "float32"},
     }
     config.data = {
         "name": "digits",
+        "bounds": (0.0, 1.0),  # of a pixel or feature; attacks stay inside
         "dir": "",  # a folder of prepared TFDS data sets; "" for $TFDS_DATA_DIR
-        "side": 0,  # pixels; of a set that is streamed, see lipreg.datasets.streamed; 0: one held in memory
+        "side": 0,  # pixels; of a set that is streamed (datasets.streamed); 0: one held in memory
         "threads": 4,  # that decode what is streamed
         "workers": 0,  # processes with so many threads each; 0: threads of the training process
         "validation": 0.1,  # fraction of the training split
@@ -72,12 +90,14 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
         "batch_size": 128,
         "learning_rate": 0.1,
         "schedule": "papers",
-        "momentum": 0.9,
-        "nesterov": False,
-        "weight_decay": 1e-3,  # the papers' 5e-4 ||w||^2
+        "optimizer": "sgd",  # or another of optax's with its options: "adamw(b2=0.95)"
+        "momentum": 0.9,  # of sgd
+        "nesterov": False,  # of sgd
+        "weight_decay": 1e-3,  # the papers' 5e-4 ||w||^2; as adamw has it, where it is that
         "clip": 0.0,  # of the gradient's global norm; 0 is off
         "ema": 0.0,  # decay of the averaged weights; 0 is off
-        "ramp": 0.0,  # fraction of training over which strengths.lam grows from 0
+        "ramp": 0.0,  # fraction of training over which a strength grows from 0
+        "ramped": "lam",  # that strength
         "accumulate": 1,  # steps whose gradients make one move of the weights
         "per_dispatch": 0,  # steps of one compiled program; 0: 1 on CPU, 16 elsewhere
         "precision": "default",  # of float32 products: TF32 where a card has it; or highest
@@ -104,59 +124,79 @@ def base_config(row: str, strengths: dict[str, dict[str, float]]) -> Config:
     return config
 
 
+def objective(name: str) -> Callable[..., Any]:
+    """The objective called `name`, one of `lipreg.objectives` or an outsider's.
+
+    Raises: ValueError where there is none, and for what is no function.
+    """
+    own = {known: getattr(objectives, known) for known in objectives.__all__}
+    found = named("objective", name, own)
+    if not callable(found):
+        raise ValueError(
+            f"{name} is a {type(found).__name__}; an objective is a function of (logits_fn, x, y) "
+            "and keyword-only strengths and options."
+        )
+    return found
+
+
+def strengths(name: str) -> tuple[str, ...]:
+    """The strengths of an objective: keyword-only arguments without a default."""
+    return tuple(s for s in objectives.strengths(objective(name)) if s not in CONTRACT)
+
+
+def options(name: str) -> dict[str, Any]:
+    """The static options of an objective that a config can hold, with the function's defaults.
+
+    A norm goes by its name. An option whose default is a function, None or the like stays as it is.
+    """
+    parameters = inspect.signature(objective(name)).parameters.values()
+    found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    by_name = {
+        k: v.name if isinstance(v, norms.Norm) and v.name in norms.NORMS else v
+        for k, v in found.items()
+    }
+    return {k: v for k, v in by_name.items() if k not in CONTRACT and _plain(v)}
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_plain, value))
+    return isinstance(value, bool | int | float | str)
+
+
 def complete(config: Config) -> Config:
-    """A run's config with the fields that its version did not have yet: they are off by default."""
-    whole = base_config("j0", {"j0": {}})
+    """A run's config in the form of today: what its version did not have is off by default.
+
+    Options that its objective no longer has are left out. An objective that cannot be imported any
+    more keeps the options of its time: a run is read without it.
+    """
+    now = base_config("j0", {"j0": {}})
     for name in {"model", "data", "train", "report", "evaluation"} & {*config}:
-        whole[name].update(config[name])
-        config[name] = whole[name]
+        now[name].update(config[name])
+        config[name] = now[name]
+    if {"objective", "options"} <= {*config}:
+        try:
+            defaults = options(config.objective)
+        except ValueError:
+            return config
+        config.options = _renewed(config.options.to_dict(), defaults)
     return config
 
 
-def _options(objective: str) -> dict[str, Any]:
-    """The static options of an objective that a config can set, with the function's defaults."""
-    parameters = inspect.signature(member(objectives, "objective", objective)).parameters
-    defaults = {
-        name: p.default
-        for name, p in parameters.items()
-        if p.kind is p.KEYWORD_ONLY
-        and p.default is not p.empty
-        and name not in ("loss", "frozen", "output")
-    }
-    return {k: v.name if isinstance(v, norms.Norm) else v for k, v in defaults.items()}
-
-
-def member(module: Any, kind: str, name: str) -> Any:
-    """`getattr(module, name)` for a name in its `__all__`; the module is the registry."""
-    if name not in module.__all__:
-        raise ValueError(f"No {kind} {name!r}; choose one of {', '.join(module.__all__)}.")
-    return getattr(module, name)
-
-
-def bound_objective(config: Config) -> Callable[..., Any]:
-    """The config's objective with its static options bound, ready for `train.make_step`."""
-    objective = member(objectives, "objective", config.objective)
-    for name, got, takes in (
-        ("strengths", set(config.strengths), set(objectives.strengths(objective))),
-        ("options", set(config.options), set(_options(config.objective))),
-    ):
-        if got != takes:
-            raise ValueError(
-                f"config.{name} has {sorted(got)}; {config.objective} takes {sorted(takes)}. "
-                f"Choose the objective by the config's row: FILE.py:{config.objective}."
-            )
-    options = dict(config.options)
-    if "norm" in options:
-        options["norm"] = norms.by_name(options["norm"])
-    if "method" in options:
-        options["method"] = objectives.method(options["method"])
-    return partial(objective, **options)
+def _renewed(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Options of an earlier version as those of today, of which `defaults` has all."""
+    found = defaults | {name: value for name, value in old.items() if name in defaults}
+    own = FOLDED.get(old.get("method", ""), {})
+    moved = {n: old[n] for n in own if n in old and n not in defaults and old[n] != own[n]}
+    if moved:
+        found["method"] += f"({', '.join(f'{name}={value!r}' for name, value in moved.items())})"
+    return found
 
 
 def label(config: Config) -> str:
-    """The row's name in tables and legends: `J2-Lip & tanh`."""
-    name = config.objective
-    if name[0] == "j":
+    """The row's name in tables and legends: `J2-Lip & tanh`; an outsider's without its module."""
+    _, outside, name = config.objective.rpartition(":")
+    if not outside and name[0] == "j":
         name = "-".join(word.capitalize() for word in name.split("_"))
     return f"{name} & {config.model.head}" if config.model.head != "linear" else name
 
@@ -179,62 +219,3 @@ def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     a, b = leaves(a), leaves(b)
     pairs = {name: (a.get(name, "absent"), b.get(name, "absent")) for name in sorted({**a, **b})}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-# Numbers that may be 0, meaning off or none, as all strengths may. All others must be greater.
-_MAY_BE_ZERO = (
-    *("seed", "options.top_k", "data.seed"),
-    *("data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
-    *("data.side", "data.threads", "data.workers"),
-    *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
-    "train.per_dispatch",
-)
-_FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
-
-
-def _names(config: Config) -> set[str]:
-    """The fields that every config has."""
-    own = ("strengths.", "options.", "model.settings.")
-    return {name for name in leaves(config) if not name.startswith(own)}
-
-
-def check(config: Config) -> None:
-    """What a field's type does not check; ValueError with the field, its value and the choices.
-
-    A ConfigDict accepts None for any field, so it is refused here, as is a field that a config file
-    has added and that nothing would read.
-    """
-    odd = sorted(_names(config) ^ _names(base_config("j0", {"j0": {}})))
-    if odd:
-        known = odd[0] not in leaves(config)
-        raise ValueError(f"config.{odd[0]} {'is missing' if known else 'is no field'}.")
-    for name, value in leaves(config).items():
-        if value is None:
-            raise ValueError(f"config.{name} = None; give it a value.")
-        sizes = isinstance(value, tuple) and name.startswith("model.settings.")
-        if sizes and not all(type(n) is int and n > 0 for n in value):
-            raise ValueError(f"config.{name} = {value}; it must be whole numbers greater than 0.")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        may_be_zero = name in _MAY_BE_ZERO or name.startswith("strengths.")
-        if may_be_zero and not value >= 0:
-            raise ValueError(f"config.{name} = {value}; it must be 0 or more.")
-        if not may_be_zero and not value > 0:
-            raise ValueError(f"config.{name} = {value}; it must be greater than 0.")
-        if name in _FRACTIONS and not value < 1:
-            raise ValueError(f"config.{name} = {value}; it must be less than 1.")
-        if name in ("seed", "data.seed") and not value < 2**32:  # JAX takes its last 32 bits
-            raise ValueError(f"config.{name} = {value}; it must be less than 2^32.")
-        if value == float("inf") and name != "options.p":
-            raise ValueError(f"config.{name} = inf; it must be finite.")
-    bound_objective(config)
-    member(losses, "loss", config.loss)
-    norms.by_name(config.report.pgd.norm)
-    if config.train.precision not in PRECISIONS:
-        raise ValueError(
-            f"No precision {config.train.precision!r}; choose one of {', '.join(PRECISIONS)}."
-        )
-    if config.train.ramp and "lam" not in config.strengths:
-        raise ValueError(
-            f"config.train.ramp = {config.train.ramp}; {config.objective} has no lam to grow."
-        )

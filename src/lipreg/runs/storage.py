@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -220,20 +220,23 @@ def save(manager: ocp.training.Checkpointer, step: int, state: Any) -> None:
     manager.save_async(step, leaves, force=True, overwrite=True, custom_metadata=meta)
 
 
-def _read(manager: ocp.training.Checkpointer, step: int, template: Any) -> Any:
+def _read(
+    manager: ocp.training.Checkpointer, step: int, template: Any, fields: Sequence[str]
+) -> Any:
     meta: Any = manager.metadata(step).custom_metadata
     if not meta:  # saved by Orbax's older interface
         meta = manager.load_checkpointables(step, {"meta": None})["meta"]
-    leaves = by_path(template)
-    there, here = meta["leaves"], _shapes(leaves)
+    there, here = meta["leaves"], _shapes(by_path(template))
     # Orbax names no path where shapes differ, and casts to another type without a word.
     for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
+        wanted = not fields or name.split(".")[0] in fields
+        if wanted and there.get(name) != here.get(name):
             raise ValueError(
                 f"Checkpoint {step} of {manager.directory} does not fit: {name} is "
                 f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} in the model."
             )
-    found = manager.load(step, leaves)
+    # All of it, whatever is wanted: the hash is that of all.
+    found = manager.load(step, {n: jnp.zeros(shape, dtype) for n, (dtype, *shape) in there.items()})
     if digest(found) != meta["sha256"]:
         raise OSError("its content is not what was saved")
 
@@ -245,10 +248,17 @@ def _read(manager: ocp.training.Checkpointer, step: int, template: Any) -> Any:
     return jax.tree_util.tree_map_with_path(rebuild, template)
 
 
-def restore(manager: ocp.training.Checkpointer, template: Any, at_most: int | None = None) -> Any:
+def restore(
+    manager: ocp.training.Checkpointer,
+    template: Any,
+    at_most: int | None = None,
+    *,
+    fields: Sequence[str] = (),
+) -> Any:
     """The newest sound checkpoint in the form of `template`, or None where there is none at all.
 
-    Or the newest of step `at_most` or before.
+    Or the newest of step `at_most` or before. The template is a state, or its arrays' shapes and
+    types. With `fields` it has those fields of a state alone, and the others are not looked at.
 
     A damaged one (unreadable, or with a content that is not what was saved) is passed over for the
     one before it, with a warning that names it.
@@ -261,7 +271,7 @@ def restore(manager: ocp.training.Checkpointer, template: Any, at_most: int | No
         steps = [step for step in steps if step <= at_most]
     for step in steps:
         try:
-            return _read(manager, step, template)
+            return _read(manager, step, template, fields)
         except ValueError as e:
             if "does not fit" in str(e):
                 raise

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from lipreg import files, parallel, runs, training
-from lipreg.runs import storage
-from lipreg.runs.config import Config, check, leaves
+from lipreg.runs import build, storage
+from lipreg.runs.config import Config, leaves
 from lipreg.training import cpu
 
 __all__ = ["CLEAN", "ENGINES", "ROBUST", "outcome", "parse", "points", "run"]
@@ -86,7 +86,7 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
                 point.update_from_flattened_dict({name: value})
             except TypeError as error:
                 raise ValueError(f"Axis {name}={value}: {error}.") from None
-        check(point)
+        build.parts(point)
         parts = (f"{label}={value}" for label, value in zip(labels, values, strict=True))
         found[",".join(parts)] = point
     return found

@@ -1,0 +1,132 @@
+"""An outsider's data: four arrays from an `.npz` file or from a function of theirs.
+
+    x_train, y_train, x_test, y_test
+
+x are images, uint8 or floating, `[N, H, W, C]` or `[N, H, W]`, or vectors of features `[N, D]`;
+floating numbers are within bounds, which are 0 and 1 where nothing else is said. y are the classes,
+integers from 0 on.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lipreg import doors
+
+__all__ = ["NAMES", "is_outside", "load"]
+
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+def is_outside(name: str) -> bool:
+    """Whether it names a file or a function, and not a set: TFDS writes `mnist:3.0.1`."""
+    return name.endswith(".npz") or name.partition(":")[2].isidentifier()
+
+
+def load(name: str, *, dir: str = "", bounds: tuple[float, float] = (0.0, 1.0)) -> dict[str, Any]:
+    """The four arrays by name, checked: x uint8 or float32, read-only, and y int32.
+
+    `name` is a file, `my_data.npz`, in `dir` where its path is relative, or a function without
+    arguments, `package.module:name`, that returns a tuple or a dict of the four. It is read once.
+
+    Raises: ValueError, in one line, for what is missing or not as above.
+    """
+    lower, upper = bounds
+    if not -np.inf < lower < upper < np.inf:
+        raise ValueError(f"bounds = {bounds}; they must be two finite numbers, the lower first.")
+    bounds = lower, upper
+    if not name.endswith(".npz"):
+        return _checked(name, "", 0, bounds)
+    path = Path(dir) / name
+    if not path.is_file():
+        raise ValueError(f"No data set {name!r}: there is no file {path.absolute()}.")
+    return _checked(name, str(path), path.stat().st_mtime_ns, bounds)
+
+
+# One set is kept, like one split of the others; a file that has changed is read again.
+@lru_cache(maxsize=1)
+def _checked(name: str, path: str, changed: int, bounds: tuple[float, float]) -> dict[str, Any]:
+    found = _file(path) if path else _returned(name)
+    for key in NAMES:
+        if key not in found:
+            raise ValueError(f"{name} has no {key}; it must have {', '.join(NAMES)}.")
+    arrays = {}
+    for split in ("train", "test"):
+        x = _inputs(f"{name}: x_{split}", np.asarray(found[f"x_{split}"]), bounds)
+        y = _classes(f"{name}: y_{split}", np.asarray(found[f"y_{split}"]))
+        if len(x) != len(y) or not len(x):
+            raise ValueError(
+                f"{name} has {len(x)} x_{split} and {len(y)} y_{split}; it must have one class for "
+                "each example, and an example."
+            )
+        arrays |= {f"x_{split}": x, f"y_{split}": y}
+    first, second = (arrays[f"x_{split}"] for split in ("train", "test"))
+    if (first.shape[1:], first.dtype) != (second.shape[1:], second.dtype):
+        raise ValueError(
+            f"{name} has x_train {first.dtype}{list(first.shape)} and x_test "
+            f"{second.dtype}{list(second.shape)}; they must differ in their number alone."
+        )
+    for array in arrays.values():
+        array.flags.writeable = False  # a view of its own: what was returned stays as it is
+    return arrays
+
+
+def _file(path: str) -> Mapping[str, Any]:
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in NAMES if name in file}
+    except Exception as error:  # whatever a broken file, or a pickled object, makes of NumPy
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read: {why}") from error
+
+
+def _returned(name: str) -> Mapping[str, Any]:
+    made = doors.named("data set", name, {})
+    if not callable(made):
+        raise ValueError(f"{name} is {type(made).__name__}; it must be a function of no arguments.")
+    made = made()
+    if isinstance(made, tuple | list) and len(made) == len(NAMES):
+        return dict(zip(NAMES, made, strict=True))
+    if not isinstance(made, Mapping):
+        raise ValueError(
+            f"{name} returns {type(made).__name__}; it must return {', '.join(NAMES)}, as a tuple "
+            "or a dict."
+        )
+    return made
+
+
+def _inputs(what: str, x: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"{what} is {x.dtype}; it must be uint8, 0 … 255, or floating.")
+    if x.ndim not in (2, 3, 4):
+        raise ValueError(
+            f"{what} has shape {x.shape}; it must be images [N, H, W, C] or [N, H, W], or vectors "
+            "[N, D]."
+        )
+    if x.dtype == np.uint8:
+        if bounds != (0, 1):
+            raise ValueError(
+                f"{what} is uint8, within (0.0, 1.0) as x / 255, and bounds = {bounds}."
+            )
+    else:
+        x = x.astype(np.float32)
+        if not np.isfinite(x).all():
+            raise ValueError(f"{what} has values that are not finite.")
+        lower, upper = np.float32(bounds[0]), np.float32(bounds[1])
+        if x.size and not lower <= x.min() <= x.max() <= upper:
+            raise ValueError(
+                f"{what} has values from {x.min():g} to {x.max():g}, and bounds = {bounds}; name "
+                "those of the data, config.data.bounds."
+            )
+    return x[..., None] if x.ndim == 3 else x.view()
+
+
+def _classes(what: str, y: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
+        raise ValueError(f"{what} is {y.dtype}{list(y.shape)}; it must be integers [N].")
+    if y.size and not 0 <= y.min() <= y.max() < 2**31:
+        raise ValueError(f"{what} has classes from {y.min()} to {y.max()}; they must be 0 or more.")
+    return y.astype(np.int32)

@@ -1,0 +1,107 @@
+"""What a field's type does not check: ranges, fields that nothing reads, what fits together."""
+
+import math
+from typing import Any
+
+from lipreg.runs.config import Config, base_config, leaves, options, strengths
+
+__all__ = ["check"]
+
+PRECISIONS = ("default", "highest")
+# Numbers that may be 0, meaning off or none, as all strengths may. All others must be greater.
+_MAY_BE_ZERO = (
+    *("seed", "options.top_k", "data.seed"),
+    *("data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
+    *("data.side", "data.threads", "data.workers"),
+    *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
+    "train.per_dispatch",
+)
+_FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
+
+
+def check(config: Config) -> None:
+    """ValueError with the field, its value and the choices, for what does not make a run.
+
+    A ConfigDict accepts None for any field, so it is refused here, as is a field that a config file
+    has added and that nothing would read. The names of parts are looked up in `build.parts`.
+    """
+    odd = sorted(_names(config) ^ _names(base_config("j0", {"j0": {}})))
+    if odd:
+        known = odd[0] not in leaves(config)
+        raise ValueError(f"config.{odd[0]} {'is missing' if known else 'is no field'}.")
+    _check_objective(config)
+    outside = ":" in config.objective
+    for name, value in leaves(config).items():
+        if not (outside and name.startswith("options.")):  # its own business
+            _check_value(name, value)
+    low, high = _pair(config.data.bounds)
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(
+            f"config.data.bounds = {config.data.bounds}; it must be two numbers, (low, high)."
+        )
+    t = config.train
+    if not t.optimizer.startswith("sgd"):
+        for name, default in (("momentum", 0.9), ("nesterov", False)):
+            if t[name] != default:
+                raise ValueError(
+                    f"config.train.{name} = {t[name]}; only sgd reads it: write the options of "
+                    f"another optimizer into its name, {t.optimizer}(...)."
+                )
+    if t.precision not in PRECISIONS:
+        raise ValueError(f"No precision {t.precision!r}; choose one of {', '.join(PRECISIONS)}.")
+    if t.ramp and t.ramped not in config.strengths:
+        has = ", ".join(config.strengths) or "no strengths"
+        raise ValueError(
+            f"config.train.ramp = {t.ramp}; {config.objective} has no {t.ramped} to grow: it has "
+            f"{has}, and config.train.ramped names the one that grows."
+        )
+
+
+def _names(config: Config) -> set[str]:
+    """The fields that every config has."""
+    own = ("strengths.", "options.", "model.settings.")
+    return {name for name in leaves(config) if not name.startswith(own)}
+
+
+def _check_objective(config: Config) -> None:
+    """Strengths and options are the objective's, and all strengths are given."""
+    name = config.objective
+    for field, takes in (("strengths", strengths(name)), ("options", options(name))):
+        if set(config[field]) != set(takes):
+            raise ValueError(
+                f"config.{field} has {sorted(config[field])}; {name} takes {sorted(takes)}. Choose "
+                f"the objective by the config's row: FILE.py:{name}."
+            )
+    for strength, value in config.strengths.items():
+        if value != value:
+            raise ValueError(
+                f"config.strengths.{strength} = {value}: it is not given, and {name} needs it."
+            )
+
+
+def _check_value(name: str, value: Any) -> None:
+    if value is None:
+        raise ValueError(f"config.{name} = None; give it a value.")
+    sizes = isinstance(value, tuple) and name.startswith("model.settings.")
+    if sizes and not all(type(n) is int and n > 0 for n in value):
+        raise ValueError(f"config.{name} = {value}; it must be whole numbers greater than 0.")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    may_be_zero = name in _MAY_BE_ZERO or name.startswith("strengths.")
+    if may_be_zero and not value >= 0:
+        raise ValueError(f"config.{name} = {value}; it must be 0 or more.")
+    if not may_be_zero and not value > 0:
+        raise ValueError(f"config.{name} = {value}; it must be greater than 0.")
+    if name in _FRACTIONS and not value < 1:
+        raise ValueError(f"config.{name} = {value}; it must be less than 1.")
+    if name in ("seed", "data.seed") and not value < 2**32:  # JAX takes its last 32 bits
+        raise ValueError(f"config.{name} = {value}; it must be less than 2^32.")
+    if value == math.inf and name != "options.p":
+        raise ValueError(f"config.{name} = inf; it must be finite.")
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    """Two numbers, or two that are none."""
+    numbers = isinstance(value, tuple) and len(value) == 2
+    numbers = numbers and all(isinstance(v, int | float) for v in value)
+    return value if numbers else (math.nan, math.nan)
