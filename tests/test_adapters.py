@@ -5,10 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen, nnx
 
-from lipreg import models, training
+from lipreg import models, objectives, training
 from lipreg.runs import storage
 
 KEY, CLASSES = jax.random.key(0), 3
@@ -193,8 +194,6 @@ def test_the_state_of_an_nnx_module_is_its_arrays_without_its_random_streams():
 
 
 def test_the_state_of_an_nnx_run_comes_back_from_a_checkpoint(tmp_path):
-    import optax
-
     net, tx = models.network(Nnx), optax.adam(0.1)
     start = lambda seed: training.init(KEY, *net.init(jax.random.key(seed), X), tx, ema=True)
     state = start(0)
@@ -204,6 +203,19 @@ def test_the_state_of_an_nnx_run_comes_back_from_a_checkpoint(tmp_path):
         back = storage.restore(manager, start(1))
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, *(a.params | a.model_state for a in (back, state)))
+
+
+def test_two_runs_of_an_nnx_network_in_one_program_are_those_of_two():
+    net, tx = models.network(Nnx), optax.sgd(0.1)
+    step = training.make_step(net.apply, partial(objectives.j2, method="penalty"), tx)
+    keys, strengths = jax.random.split(KEY, 2), {"eps": jnp.array([0.1, 0.2])}
+    start = lambda key: training.init(key, *net.init(key, X), tx)
+    batch = X[None].repeat(2, 0), Y[None].repeat(2, 0)
+    together, parts = jax.jit(jax.vmap(step))(jax.vmap(start)(keys), strengths, batch)
+    of = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
+    for i in range(2):
+        alone = jax.jit(step)(start(keys[i]), of(strengths, i), of(batch, i))
+        same((of(together.params, i), of(parts, i)), (alone[0].params, alone[1]), atol=1e-5)
 
 
 # How a network is told its mode
@@ -242,6 +254,27 @@ def test_the_mode_is_told_in_the_networks_own_word(word):
 def test_a_network_without_modes_is_called_with_x_alone(model):
     net = models.outsider(model, X, classes=CLASSES)
     assert net.apply(*net.init(KEY, X), X, True, KEY)[0].shape == (6, CLASSES)
+
+
+class Asking(nnx.Module):
+    """Dropout whose random numbers come with the call."""
+
+    def __init__(self, *, rngs):
+        self.dropout, self.last = nnx.Dropout(0.5), nnx.Linear(16, CLASSES, rngs=rngs)
+
+    def __call__(self, x, *, rngs):
+        return self.last(self.dropout(x.reshape(len(x), -1), rngs=rngs))
+
+
+def test_an_nnx_call_that_asks_for_rngs_is_given_them():
+    net = models.outsider(Asking, X, classes=CLASSES)
+    params, state = net.init(KEY, X)
+    frozen, *drawn = (
+        net.apply(params, state, X, train, key)[0]
+        for train, key in ((False, None), (True, KEY), (True, KEY), (True, jax.random.key(9)))
+    )
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert all((a != b).any() for a, b in ((frozen, drawn[0]), (drawn[1], drawn[2])))
 
 
 class Restless(linen.Module):

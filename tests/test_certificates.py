@@ -553,10 +553,10 @@ def test_wrong_inputs_of_lanczos_are_named():
 
 def test_an_estimate_that_says_too_much_is_counted_and_a_proof_never_does():
     """Two units that turn on only away from the images: gradients there see half of the slope."""
-    f = lambda x: jnp.concatenate([0.5 - x, 0.5 * x + 4 * jax.nn.relu(x - 0.25)], 1)
-    x = jnp.array([[0.0], [0.125], [0.2]])
-    found = comparison.compare(KEY, f, x, jnp.zeros(3, jnp.int32))
-    exact = 1.5 / 5.5 - x[:, 0]  # 0.5 - x = 0.5 x + 4 (x - 0.25)
+    unit = lambda x: jnp.concatenate([0.5 - x, 0.5 * x + 4 * jax.nn.relu(x - 0.25)], 1)
+    f, x = lambda x: unit(x / 6 + 0.5), 6 * jnp.array([[0.0], [0.125], [0.2]]) - 3
+    found = comparison.compare(KEY, f, x, jnp.zeros(3, jnp.int32), bounds=(-3.0, 3.0))
+    exact = 6 * (1.5 / 5.5 - 0.5) - x[:, 0]  # 0.5 - x = 0.5 x + 4 (x - 0.25)
     np.testing.assert_allclose(found.distance, exact, rtol=2e-3)
     assert found.violations["first order"] == 3
     for name, (radius, kind) in found.certificates.items():

@@ -58,7 +58,7 @@ BAD = {
     "strengths of one's own objective": (
         TRAIN,
         [f"{DIGITS}:lipreg.objectives:j2_lip", "--workdir={out}", "--config.strengths.lam=0.1"],
-        ["config.strengths.eps = nan: it is not given, and lipreg.objectives:j2_lip needs it"],
+        ["--config.strengths.eps=nan: it is not given, and lipreg.objectives:j2_lip needs it"],
     ),
     "module that is not there": (
         TRAIN,
@@ -145,7 +145,7 @@ FIELDS = [
     ("objective=j0", ["strengths", "j0"]),
     ("options.norm=l3", ["'l3'", "l1, l2, linf"]),
     ("options.method=magic", ["'magic'", "attack", "penalty", "difference"]),
-    ("options.method=difference(order=3)", ["No difference of order 3; choose 1 or 2"]),
+    ("options.method=difference(order=3)", ["No difference of order 3", "1 or 2"]),
     ("loss=hinge", ["'hinge'", "cross_entropy"]),
     ("train.optimizer=adan2", ["'adan2'", "sgd, adam, adamw"]),
     ("train.optimizer=lbfgs", ["'lbfgs'", "gradients and a schedule"]),

@@ -135,8 +135,8 @@ def test_every_engine_gives_each_point_the_numbers_of_its_single_run(swept):
 
 
 def keep_signature(traced):
-    return lambda loss, x, y, *, eps, lam, frozen: traced(
-        loss, x, y, eps=eps, lam=lam, frozen=frozen
+    return lambda logits_fn, x, y, *, eps, lam, **views: traced(
+        logits_fn, x, y, eps=eps, lam=lam, **views
     )
 
 
@@ -185,8 +185,8 @@ def test_the_report_has_a_row_a_setting_the_front_and_the_best_by_validation(swe
 
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
 def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_path):
-    def breaks(loss, x, y, *, eps, lam, frozen=None):
-        value, parts = objectives.j0(loss, x, y)
+    def breaks(logits_fn, x, y, *, eps, lam, **views):
+        value, parts = objectives.j0(logits_fn, x, y, **views)
         return value, parts | {"lip": jnp.where(lam > 1, jnp.nan, 0.0) + 0 * eps}
 
     found = sweep.points(config(), {"strengths.lam": (0.0, 2.0, 1.0)})

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from test_launchers import DRIVER
 
@@ -82,11 +81,8 @@ def test_own_parts_are_trained_attacked_tabled_and_certified(name, folder):
 @pytest.mark.parametrize("name", ["images", "features"])
 def test_a_run_of_own_parts_that_was_killed_ends_as_if_it_had_not_been(name, folder):
     """The masks of dropout are those that the steps would have drawn."""
-    from lipreg import runs
-
     workdir = folder / "runs" / name
     last = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    weights = lambda: {f: f.read_bytes() for f in last.rglob("*") if f.is_file()}
     before = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     shutil.rmtree(last)
     (train,) = [argv for argv in COMMANDS if f"--workdir=runs/{name}" in argv]

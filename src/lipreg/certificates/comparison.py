@@ -51,6 +51,7 @@ def compare(
     x: Array,
     y: Array,
     *,
+    bounds: tuple[float, float] = (0.0, 1.0),
     smooth: bool = False,
     batch_size: int = 250,
     progress: Callable[[str], object] = lambda text: None,
@@ -58,8 +59,9 @@ def compare(
     """Each image's radius by every rule, and the l2 distance that DDN, FMN and DeepFool find to it.
 
     A certified radius never exceeds a distance. One of kind "estimate" may, and is counted where it
-    does: its constant is the largest over these very images. `smooth` adds the second-order rule,
-    which has a meaning for networks that are twice differentiable.
+    does: its constant is the largest over these very images. Attacks, and the rules that look at
+    regions, stay inside `bounds`. `smooth` adds the second-order rule, which has a meaning for
+    networks that are twice differentiable.
 
     Raises: ValueError where the network has a primitive that `lipschitz.bounds` has no rule for.
 
@@ -73,15 +75,15 @@ def compare(
     jit = partial(compiled, logits_fn)
     certificates = {}
     progress("global bound")
-    everywhere = lipschitz(logits_fn, x[:1])
+    everywhere = lipschitz(logits_fn, x[:1], bounds=bounds)
     loss_constant = Constant(float(everywhere.margins.max()), "certified")
     certificates["log 2 rule, global"] = loss_lipschitz(logits_fn, x, y, constant=loss_constant)
     everywhere = everywhere._replace(margins=everywhere.margins[0])
     certificates["margin, global"] = margin_lipschitz(logits_fn, x, y, constant=everywhere)
     progress("local bounds")
-    certificates["margin, local"] = margin_local(logits_fn, x, y)
+    certificates["margin, local"] = margin_local(logits_fn, x, y, bounds=bounds)
     progress("interval bounds")
-    certificates["intervals"] = interval_bound(logits_fn, x, y)
+    certificates["intervals"] = interval_bound(logits_fn, x, y, bounds=bounds)
     progress("gradients")
     slope = of_function(margin_of(y), x)
     certificates["first order"] = first_order(logits_fn, x, y, constant=slope)
@@ -93,8 +95,8 @@ def compare(
     found = []
     for name in ATTACKS:
         progress(name)
-        attack = partial(getattr(attacks, name), norm=L2)
-        measure = jit(partial(_distances, attack, logits_fn))
+        attack = partial(getattr(attacks, name), norm=L2, bounds=bounds)
+        measure = jit(partial(_distances, attack, bounds, logits_fn))
         keys = example_keys(key, len(x))
         found.append(map_batches(measure, min(batch_size, len(x)), keys, x, y))
     distance = np.min(found, 0)
@@ -105,8 +107,16 @@ def compare(
     return Comparison(certificates, distance, violations)
 
 
-def _distances(attack: Callable, logits_fn: LogitsFn, keys: Array, x: Array, y: Array) -> Array:
-    return curves.distance(logits_fn, x, y, attack(keys, logits_fn, x, y), norm=L2)
+def _distances(
+    attack: Callable,
+    bounds: tuple[float, float],
+    logits_fn: LogitsFn,
+    keys: Array,
+    x: Array,
+    y: Array,
+) -> Array:
+    x_adv = attack(keys, logits_fn, x, y)
+    return curves.distance(logits_fn, x, y, x_adv, norm=L2, bounds=bounds)
 
 
 def to_markdown(found: Comparison, eps: float) -> str:

@@ -93,7 +93,7 @@ def _parts(config: Config) -> Parts:
         x_adv = attacks.pgd(
             keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps, bounds=d.bounds
         )
-        distances = curves.distance(logits_fn, x, y, x_adv, norm=norm)
+        distances = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=d.bounds)
         return {"validation_error": distances == 0, "validation_error_pgd": distances < jnp.inf}
 
     made = Parts(
