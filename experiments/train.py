@@ -1,8 +1,9 @@
 """Train one run: `experiments/train.py --config=FILE.py:ROW --workdir=DIR [--config.x.y=z ...]`.
 
 ROW is an objective of the config file (j0, j1, j2, j2_lip, ...), `_tanh` appended for the tanh
-head. Every field of lipreg/runs/config.py can be overridden. The same command on the same folder
-goes on where the run stopped. All devices share each batch, and those of all `--processes`.
+head, or your own, package.module:name (docs/your_own.md). Every field of lipreg/runs/config.py can
+be overridden. The same command on the same folder goes on where the run stopped. All devices share
+each batch, and those of all `--processes`.
 """
 
 from absl import flags
