@@ -1,8 +1,10 @@
-"""From a config to what it names, and to what is compiled; both made once for all that share them.
+"""From a config to what it names, and to what is compiled.
 
-parts(config)                     objective, loss, optimiser, ... looked up, checked and bound
-program(parts, dataset, steps)    the step and the validation attack, compiled when first called
-network(config)                   the network alone: all that reading a run needs
+    parts(config)                     objective, loss, optimiser, ... looked up, checked and bound
+    program(parts, dataset, steps)    the step and the validation attack, compiled when first called
+    network(config)                   the network alone: all that reading a run needs
+
+Configs that differ in their seeds and strengths alone share all of these.
 """
 
 import inspect
