@@ -11,7 +11,8 @@ import pytest
 
 from lipreg import attacks, evaluation
 from lipreg.attacks.expectation import expectation
-from lipreg.evaluation.autoattack import Stage, _packed, stages
+from lipreg.evaluation.autoattack import stages
+from lipreg.evaluation.cascade import Stage
 from lipreg.norms import L1, L2, LINF
 
 KEY = jax.random.key(0)

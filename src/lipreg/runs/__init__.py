@@ -1,11 +1,9 @@
-"""Runs: a config made into parts, trained in a folder, read back and measured."""
+"""Runs: a config made into parts, trained in a folder, read back."""
 
 from lipreg.runs.experiment import (
     Experiment,
     Loaded,
-    largest,
     load,
-    measure,
     prepare,
     train_run,
     train_together,
@@ -14,9 +12,7 @@ from lipreg.runs.experiment import (
 __all__ = [
     "Experiment",
     "Loaded",
-    "largest",
     "load",
-    "measure",
     "prepare",
     "train_run",
     "train_together",
