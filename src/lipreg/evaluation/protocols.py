@@ -64,7 +64,7 @@ def grid(largest: float, radii: int = 31, *also: float) -> np.ndarray:
     >>> grid(1.0, 3, 0.5)
     array([0.01, 0.1 , 0.5 , 1.  ], dtype=float32)
     """
-    end = max(largest, *also)
+    end = max([largest, *also])
     steps = np.append(np.geomspace(end / 100, end, radii), [*also, end])  # one radius is its start
     return np.unique(steps.astype(np.float32))
 

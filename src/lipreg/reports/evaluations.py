@@ -5,7 +5,7 @@ RUN/evaluations/PROTOCOL_SPLIT_N/   N images; _NORMS is added where they are not
                           attack, distance_NORM_ATTACK, and what a radius breaks, broken_NORM_EPS
     curve.jsonl           one line per norm and radius: norm, eps, error, attack, n
     curve_NORM.*          the same as pictures, PNG and SVG
-    attacked_NORM.*       images before and after PGD
+    attacked_NORM.*       with pgd: images before and after it
     adversarial_*.npz     with `keep`: adv_complete [N, C, H, W] and y, as RobustBench's users have
                           them. _NORM: the nearest misclassified image that was found, and its
                           distance; _NORM_EPS: one within eps. The image itself where there is none.
@@ -83,7 +83,7 @@ def evaluate(
     )
     heading = f"{label(config)}, {config.data.name}, {split} split, {whole}"
     text = f"# {heading}\n\n{evaluation.to_markdown(found)}"
-    attacked = _attacked(loaded, radii, seed)
+    attacked = _attacked(loaded, radii, seed) if protocol == "pgd" else {}
     if not parallel.is_main():
         return text
     record = _described(config, whole, split, seed, norms)

@@ -57,11 +57,11 @@ def _choices(workdir: Path, wanted: _Wanted) -> list[tuple[str, int]]:
         had = ", ".join("_".join(map(str, key)) for key in there)
         if not had and (workdir / "evaluation.json").is_file():
             had = "that of an earlier version"
-        asked = [f"{name} = {value}" for name, value in wanted._asdict().items() if value]
+        images = f"{wanted.examples or ''} {wanted.split} images".replace("  ", " ").strip()
         raise ValueError(
-            f"{workdir} has not been evaluated with {', '.join(asked)}"
-            f"{f', it has {had}' if had else ''}: run "
-            f"{evaluations.command(workdir, wanted.protocol)}."
+            f"{workdir} has not been evaluated by {wanted.protocol} in {', '.join(wanted.norms)}"
+            f"{f' on {images}' if images != 'images' else ''}{f', it has {had}' if had else ''}: "
+            f"run {evaluations.command(workdir, wanted.protocol)}."
         )
     return found
 
