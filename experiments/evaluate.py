@@ -8,8 +8,8 @@ Protocols (lipreg.evaluate):
 All but pgd come with the masking report, which says what the numbers are worth. All distances are
 upper bounds of the true ones: a stronger attack can only lower them.
 
-Everything goes into DIR/evaluations/PROTOCOL_SPLIT_N (N images): report.md, evaluation.json with the
-table's row, distances.npz (per image), curve.jsonl (error at each radius), and pictures of the
+Everything goes into DIR/evaluations/PROTOCOL_SPLIT_N (N images): report.md, evaluation.json with
+the table's row, distances.npz (per image), curve.jsonl (error at each radius), and pictures of the
 curves and of attacked images. A killed evaluation resumes where it was. All devices share the
 images, and those of all `--processes`.
 """

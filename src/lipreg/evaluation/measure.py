@@ -95,9 +95,9 @@ def evaluate(
 
     def report(norm: str) -> tuple[Check, ...]:
         """The masking report at the smallest radius."""
-        few = (jnp.asarray(a[:checked]) for a in (subject.x, subject.y))
+        x, y = jnp.asarray(subject.x[:checked]), jnp.asarray(subject.y[:checked])
         options = {"norm": NORMS[norm], "bounds": bounds, "surrogate": surrogate}
-        return masking_report(key, subject.model, *few, min(radii[norm]), **options)
+        return masking_report(key, subject.model, x, y, min(radii[norm]), **options)
 
     clean = subject.each("clean", _wrong)["wrong"]
     searched = {norm: _searched(subject, plan, norm, keep) for norm in radii}

@@ -100,7 +100,7 @@ def pgd(
 
     radii = {norm: np.asarray(values, np.float32) for norm, values in grids.items()}
     searches = {norm: {"pgd": along(values)} for norm, values in radii.items()}
-    settings = {"steps": steps, "restarts": restarts}
+    settings: dict[str, Any] = {"steps": steps, "restarts": restarts}
     settings["grids"] = {norm: values.tolist() for norm, values in radii.items()}
     return Protocol("pgd", searches, masking=False, settings=settings)
 
