@@ -38,7 +38,6 @@ __all__ = ["USUAL", "command", "evaluate", "evaluated", "places", "read"]
 
 USUAL = ("l2", "linf")
 ROBUSTBENCH = {"l1": 12.0, "l2": 0.5, "linf": 8 / 255}
-L1 = {"largest": 40.0, "table": 12.0}  # where a config has none of its own: as in 2103.01208
 
 
 def evaluate(
@@ -74,7 +73,7 @@ def evaluate(
         protocol=_protocol(protocol, config, radii),
         radii={norm: _measured_at(protocol, norm, r["table"]) for norm, r in radii.items()},
         attacks=attacks,
-        bounds=_bounds(config),
+        bounds=config.data.bounds,
         seed=seed,
         batch_size=settings.batch_size,
         surrogate=surrogate.logits_fn if surrogate else None,
@@ -181,19 +180,12 @@ def _suffix(norms: Sequence[str]) -> str:
     return "" if set(norms) == set(USUAL) else "_" + "-".join(sorted(norms))
 
 
-def _bounds(config: Config) -> tuple[float, float]:
-    """Of the data's values: [0, 1] for images."""
-    low, high = config.data.bounds if "bounds" in config.data else (0.0, 1.0)
-    return float(low), float(high)
-
-
 def _radii(config: Config, norms: Sequence[str]) -> dict[str, dict[str, float]]:
     """The largest radius of the grid, and the table's, for each norm."""
     for norm in norms:
         if norm not in NORMS:
             raise ValueError(f"No norm {norm!r}; choose one of {', '.join(NORMS)}.")
-    settings = {"l1": L1} | config.evaluation.to_dict()
-    return {norm: settings[norm] for norm in norms}
+    return {norm: config.evaluation[norm].to_dict() for norm in norms}
 
 
 def _measured_at(protocol: str, norm: str, table: float) -> list[float]:
@@ -294,7 +286,7 @@ def _attacked(
     loaded: Loaded, radii: Mapping[str, Mapping[str, float]], seed: int, n: int = 8
 ) -> dict[str, Any]:
     """The first images, each above its PGD image at the table's radius of the first norm."""
-    (norm, radius), bounds = next(iter(radii.items())), _bounds(loaded.config)
+    (norm, radius), bounds = next(iter(radii.items())), loaded.config.data.bounds
     x, y, eps = datasets.to_unit(loaded.dataset.x[:n]), loaded.dataset.y[:n], radius["table"]
     if x.ndim != 4 or x.shape[-1] not in (1, 3):
         return {}  # nothing to look at
