@@ -57,6 +57,7 @@ def run(folder, commands):
         "PYTHONPATH": os.pathsep.join(paths),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     done = subprocess.run(
         [sys.executable, "-P", "-c", FORKING],  # -P: the folder is not on sys.path
