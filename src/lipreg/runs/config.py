@@ -161,7 +161,7 @@ def _held(value: Any) -> Any:
 
 
 def _plain(value: Any) -> bool:
-    if isinstance(value, tuple):
+    if type(value) is tuple:  # and no record, such as a norm
         return all(map(_plain, value))
     return isinstance(value, bool | int | float | str)
 
