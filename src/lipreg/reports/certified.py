@@ -37,7 +37,8 @@ def certify(
     x, y = datasets.to_unit(loaded.dataset.x[:examples]), jnp.asarray(loaded.dataset.y[:examples])
     key, eps, config = jax.random.key(seed), loaded.config.evaluation.l2.table, loaded.config
     smooth = config.model.activation != "relu"
-    found = comparison.compare(key, loaded.logits_fn, x, y, smooth=smooth, progress=progress)
+    options = {"bounds": tuple(config.data.bounds), "smooth": smooth, "progress": progress}
+    found = comparison.compare(key, loaded.logits_fn, x, y, **options)
     lines = [f"# {label(config)}, {config.data.name}, {examples} {split} images, l2", ""]
     lines.append(comparison.to_markdown(found, eps))
     arrays: dict[str, Any] = {n: np.asarray(c.radius) for n, c in found.certificates.items()}
