@@ -58,7 +58,7 @@ BAD = {
     "strengths of one's own objective": (
         TRAIN,
         [f"{DIGITS}:lipreg.objectives:j2_lip", "--workdir={out}", "--config.strengths.lam=0.1"],
-        ["--config.strengths.eps=nan: it is not given, and lipreg.objectives:j2_lip needs it"],
+        ["config.strengths.eps = nan: it is not given, and lipreg.objectives:j2_lip needs it"],
     ),
     "module that is not there": (
         TRAIN,
