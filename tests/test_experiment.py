@@ -351,7 +351,7 @@ def test_linen_nnx_and_a_plain_function_have_one_loss_gradient_and_attack():
     for apply in (lambda params, x: Linen().apply({"params": params}, x), plain, of_nnx):
 
         def objective(params, apply=apply):
-            return objectives.j2_lip(partial(apply, params), x, y, eps=0.1, lam=0.1)
+            return objectives.j2_lip(jax.tree_util.Partial(apply, params), x, y, eps=0.1, lam=0.1)
 
         value_and_grad = jax.jit(jax.value_and_grad(objective, has_aux=True))(weights)
         logits_fn = jax.tree_util.Partial(apply, weights)
