@@ -13,9 +13,9 @@ __all__ = ["epoch_batches", "map_batches"]
 
 
 def epoch_batches(key: Array, n: int, batch_size: int) -> np.ndarray:
-    """The rows of one epoch's batches, int32 `[n // batch_size, batch_size]`: a permutation of n.
+    """The rows of an epoch's batches, int32 `[n // batch_size, batch_size]`: a permutation of n.
 
-    What does not fill a batch is left out, a different rest for each key.
+    Rows that would not fill a batch are dropped, different ones for each key.
 
     >>> epoch_batches(jax.random.key(0), 10, 3).shape
     (3, 3)
@@ -36,8 +36,9 @@ def map_batches(
 
     Every batch has `batch_size` rows, so a jitted f compiles once: the last is filled up with the
     last row, whose outputs are cut off. f treats rows one by one, and every array that it returns
-    has `batch_size` rows; inside `parallel.over` the devices share them, and `batch_size` is raised
-    to a multiple. `progress` wraps the iterator, as `tqdm` does.
+    has `batch_size` rows. Inside `parallel.over` a batch is sharded over the devices, and
+    `batch_size` is raised to a multiple of their number. `progress` wraps the iterator, as `tqdm`
+    does.
 
     >>> map_batches(jnp.sqrt, 2, np.array([1, 4, 9], np.float32))
     array([1., 2., 3.], dtype=float32)
