@@ -1,7 +1,7 @@
 """Runs: a config made into parts, trained in a folder, read back and measured."""
 
 from lipreg.runs.experiment import Experiment, Loaded, largest, load, measure, prepare
-from lipreg.runs.train import train_run, train_together
+from lipreg.runs.train import train_run, train_vmapped
 
 __all__ = [
     "Experiment",
@@ -11,5 +11,5 @@ __all__ = [
     "measure",
     "prepare",
     "train_run",
-    "train_together",
+    "train_vmapped",
 ]
