@@ -35,7 +35,9 @@ FORMS: dict[str, dict[str, Any]] = {
 PAIRS = (("one", "attacked"), ("one", "full"))
 
 
-def trained(objective: Callable, strengths: dict, images: datasets.Dataset, seed: int) -> Any:
+def trained(
+    objective: Callable, strengths: dict, images: datasets.Dataset, seed: int
+) -> tuple[Callable, training.State]:
     """The network's apply and the state after training."""
     model = models.build("CNN", classes=images.classes, channels=(32, 64), batch_norm=True)
     key, x = jax.random.key(seed), datasets.to_unit(images.x[:1])

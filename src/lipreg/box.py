@@ -38,7 +38,7 @@ def check_scale(attack: str, bounds: Bounds) -> None:
 
 def nudge(x: Array, norm: Norm, bounds: Bounds) -> Array:
     """The length of a step where the linearised boundary passes through x itself: the size in
-    `norm` of a millionth of the box's width in every pixel; of 1 if the box is infinite.
+    `norm` of a millionth of the box's width in every pixel (of 1 if the box is infinite).
     """
     width = bounds[1] - bounds[0] if np.isfinite(bounds).all() else 1.0
     return norm.size(jnp.full((1, *x.shape[1:]), 1e-6 * width, x.dtype))[0]

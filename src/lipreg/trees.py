@@ -35,7 +35,7 @@ def by_path(tree: Any) -> dict[str, Any]:
 def digest(tree: Any) -> str:
     """The SHA-256 of all arrays of a tree, with their paths, types and shapes.
 
-    Checkpoints and unfinished evaluations store it: if its form changed, all of them were refused.
+    Checkpoints and unfinished evaluations store it: another form would refuse all of them.
     """
     leaves, hashed = by_path(tree), hashlib.sha256()
     for path in sorted(leaves):

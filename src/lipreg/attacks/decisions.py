@@ -119,7 +119,7 @@ def hopskipjump(
         return misclassified(logits_fn, points, y)
 
     def nearest(x_adv: Array) -> Array:
-        """The boundary point towards x; by balls, in l_inf much nearer than along the segment."""
+        """The boundary towards x by shrinking balls: in l_inf much nearer than by the segment."""
         size = norm.size(x_adv - x)
 
         def at(fraction: Array) -> Array:

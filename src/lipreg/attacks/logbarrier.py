@@ -96,7 +96,7 @@ def log_barrier(
         u = descend(u, weight * shrink ** k.astype(x.dtype))
         near = to_boundary(logits_fn, x, y, u)
         size = distance(near, x)
-        # A size of 0 is x itself: by its last bit u is not misclassified any more.
+        # At 0 it is x itself: rounding has moved u back over the boundary.
         return u, select((size > 0) & (size < distance(kept, x)), near, kept)
 
     first = x if start is None else jnp.clip(start.astype(x.dtype), low, high)

@@ -19,7 +19,7 @@ __all__ = ["Diverged", "fit"]
 
 
 class Diverged(FloatingPointError):
-    """A part is not finite; `runs` are the indices of the runs in question, of several at once."""
+    """A part is not finite; of several runs at once, in those whose indices are `runs`."""
 
     def __init__(self, message: str, runs: tuple[int, ...]):
         super().__init__(message)
