@@ -314,7 +314,7 @@ def test_a_function_returns_arrays_once_and_keeps_its_own(folder):
         "import numpy as np\ncalls = []\nx = np.full((9, 2), 0.5)\ny = np.arange(9) % 2\n"
         "def both():\n    calls.append(1)\n    return x, y, x, y\n"
         "def named():\n    return dict(x_train=x, y_train=y, x_test=x[:4], y_test=y[:4])\n"
-        "number = 3\ndef nothing(): return None\n"
+        "number = 3\ndef nothing(): return None\ndef asks(x): return x\n"
     )
     found = three("data_of_mine:both")
     assert [len(d.y) for d in found] == [8, 1, 9]
@@ -323,7 +323,8 @@ def test_a_function_returns_arrays_once_and_keeps_its_own(folder):
     assert mine.x.flags.writeable
     assert len(datasets.load("data_of_mine:named", "test").y) == 4
     for name, message in (
-        ("number", "data_of_mine:number is int; it must be a function of no arguments"),
+        ("number", "data_of_mine:number is no function without arguments"),
+        ("asks", "data_of_mine:asks is no function without arguments"),
         ("nothing", "returns NoneType; it must return x_train, y_train, x_test, y_test, as a"),
         ("missing", "No data set 'data_of_mine:missing'"),
     ):

@@ -6,6 +6,7 @@ x are images, uint8 or floating, `[N, H, W, C]` or `[N, H, W]`, or vectors of fe
 floating x lie within `bounds`, by default (0, 1). y are the classes, integers from 0 on.
 """
 
+import inspect
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -84,8 +85,10 @@ def _file(path: str) -> Mapping[str, Any]:
 
 def _returned(name: str) -> Mapping[str, Any]:
     made = doors.named("data set", name, {})
-    if not callable(made):
-        raise ValueError(f"{name} is {type(made).__name__}; it must be a function of no arguments.")
+    try:
+        inspect.signature(made).bind()
+    except TypeError:
+        raise ValueError(f"{name} is no function without arguments, which returns data.") from None
     made = made()
     if isinstance(made, tuple | list) and len(made) == len(NAMES):
         return dict(zip(NAMES, made, strict=True))

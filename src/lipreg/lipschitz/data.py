@@ -208,8 +208,7 @@ def _distances(a: np.ndarray, i: np.ndarray, j: np.ndarray, norm: Norm) -> np.nd
 def _upper_bounds(
     i: Array, x: _Points, y: _Points | None, labels: Array, norm: Norm, label_norm: Norm
 ) -> tuple[Array, Array]:
-    """Upper bounds of the quotients of rows i with all rows, `[B, n]`, and the largest's place,
-    `[B]`.
+    """Upper bounds of the quotients of rows i with all rows, `[B, n]`, and their argmax, `[B]`.
 
     -1 for equal labels. A sum of d products in float32 is wrong by at most `d u` times the sum of
     their sizes, u = 2^-24, in whatever order (Higham 2002, section 3.1). With the norms and the

@@ -10,8 +10,8 @@ attack directions come from it. It defaults to `logits_fn`. An objective that dr
 declares `key` and is handed one per step; what it draws for an example comes from
 `fold_in(key, row)`, so that it does not depend on the rest of the batch.
 
-Every name in `__all__` is an objective. Its keyword-only arguments without a default, but for
-`key`, are its strengths: they may be traced, so one compilation serves a sweep. The others (`norm`,
+Every name in `__all__` is an objective. Its keyword-only arguments without a default, but for those
+three, are its strengths: they may be traced, so one compilation serves a sweep. The others (`norm`,
 `method`, `top_k`, ...) are static. `norm` is the norm of the *attack*; what is penalised is its
 dual norm of the gradient. `parts` are scalars that name the pieces: `loss` (mean at the clean x),
 `grad_norm` and `max_grad_norm` (over the batch, in the dual norm). Entries of a gradient that are

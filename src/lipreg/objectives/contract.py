@@ -12,6 +12,7 @@ from lipreg.losses import cross_entropy
 from lipreg.norms import Norm, expand, finite, wide
 
 __all__ = [
+    "GIVEN",
     "BatchLoss",
     "LogitsFn",
     "Loss",
@@ -32,11 +33,14 @@ BatchLoss = Callable[[Array, Array], tuple[Array, Any]]  # of images and classes
 Parts = dict[str, Any]
 
 
+GIVEN = ("loss", "frozen", "key")  # what a training step hands to an objective by these names
+
+
 def strengths(objective: Callable[..., Any]) -> tuple[str, ...]:
     """The names of an objective's traced strengths: `strengths(j2_lip) == ("eps", "lam")`."""
     parameters = inspect.signature(objective).parameters.values()
     required = (p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
-    return tuple(p.name for p in required if p.name != "key")
+    return tuple(p.name for p in required if p.name not in GIVEN)
 
 
 def bind(logits_fn: LogitsFn, loss: Loss) -> BatchLoss:

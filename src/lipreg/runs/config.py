@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from lipreg import norms, objectives
 from lipreg.doors import named
+from lipreg.objectives.contract import GIVEN
 
 __all__ = [
     "Config",
@@ -27,7 +28,6 @@ __all__ = [
 
 Config = Any  # a ConfigDict, whose fields have types that no checker can see
 
-CONTRACT = ("loss", "frozen", "key")  # what `training.make_step` hands to an objective
 # Options of objectives in earlier versions that are now their method's own, and their defaults.
 FOLDED = {
     "difference": {"h": 1e-2, "order": 1},
@@ -141,7 +141,7 @@ def objective(name: str) -> Callable[..., Any]:
 
 def strengths(name: str) -> tuple[str, ...]:
     """The strengths of an objective: keyword-only arguments without a default."""
-    return tuple(s for s in objectives.strengths(objective(name)) if s not in CONTRACT)
+    return objectives.strengths(objective(name))
 
 
 def options(name: str) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def options(name: str) -> dict[str, Any]:
     """
     parameters = inspect.signature(objective(name)).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    held = {k: _held(default) for k, default in defaults.items() if k not in CONTRACT}
+    held = {k: _held(default) for k, default in defaults.items() if k not in GIVEN}
     return {k: value for k, value in held.items() if _plain(value)}
 
 
@@ -161,7 +161,7 @@ def _held(value: Any) -> Any:
 
 
 def _plain(value: Any) -> bool:
-    if isinstance(value, tuple):
+    if type(value) is tuple:  # and no record, such as a norm
         return all(map(_plain, value))
     return isinstance(value, bool | int | float | str)
 
