@@ -66,7 +66,7 @@ def build(
     Raises: ValueError for an unknown name or option, and for an optimiser that needs more than
     gradients (lbfgs) or takes no schedule.
 
-    >>> build("adamw", 0.1, weight_decay=0.01, b2=0.95).init({"w": jnp.ones(2)})[1][0].mu["w"]
+    >>> build("adamw", 0.1, weight_decay=0.01, b2=0.95).init({"w": jnp.ones(2)})[2][0].mu["w"]
     Array([0., 0.], dtype=float32)
     """
     own = {known: getattr(optax, known) for known in NAMES}
