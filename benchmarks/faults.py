@@ -214,12 +214,14 @@ def evaluations(reference: Unbroken, rng: np.random.Generator, folder: Path) -> 
     def argv(workdir: Path) -> list[str]:
         return command("evaluate", f"--run={workdir}", "--protocol=deck", "--examples=180")
 
+    place = lambda workdir: workdir / "evaluations/deck_test_180"
+
     def comes_to(workdir: Path) -> tuple[str, str]:
-        with np.load(workdir / "robustness_deck.npz") as file:
-            return (workdir / "robustness_deck.md").read_text(), digest(dict(file))
+        with np.load(place(workdir) / "distances.npz") as file:
+            return (place(workdir) / "report.md").read_text(), digest(dict(file))
 
     copies = [shutil.copytree(reference.workdir, folder / f"evaluated{n}") for n in range(2)]
-    parts = "robustness_deck/*[0-9].npz"
+    parts = "evaluations/deck_test_180/step_*/*[0-9].npz"
     yield killed_thrice("evaluating", argv, parts, comes_to, copies, rng)
 
 

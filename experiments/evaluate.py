@@ -1,46 +1,44 @@
 """Attack a run: `python experiments/evaluate.py --run=DIR [--protocol=full --examples=1000 ...]`.
 
-Without a protocol, PGD finds each test image's smallest perturbation in l_2 and in the maximum
-norm; the run gets distances.npz (per image), curve.jsonl (error at each radius), the table's row,
-and pictures of both curves and of attacked images. All distances are upper bounds of the true ones:
-a stronger attack can only lower them. That is what the protocols are for (lipreg.evaluate): `deck`
-measures as 1810.00953 did, `autoattack` at the table's and at RobustBench's radii, `full` does both
-and more; each writes robustness_PROTOCOL.md, .json and .npz with the masking report, which says
-what the numbers are worth. A killed one resumes where it was. All devices share the images.
+Protocols (lipreg.evaluate):
+  pgd         each image's smallest perturbation by PGD at radii that are bisected
+  deck        distances as 1810.00953 measured them
+  autoattack  AutoAttack at the table's and at RobustBench's radii
+  full        both of these, and smaller distances by DeepFool, FMN and DDN
+All but pgd come with the masking report, which says what the numbers are worth. All distances are
+upper bounds of the true ones: a stronger attack can only lower them.
+
+Everything goes into DIR/evaluations/PROTOCOL_SPLIT_N (N images): report.md, evaluation.json with
+the table's row, distances.npz (per image), curve.jsonl (error at each radius), and pictures of the
+curves and of attacked images. A killed evaluation resumes where it was. All devices share the
+images, and those of all `--processes`.
 """
 
-from functools import partial
-
-import jax
 from absl import flags
 from tqdm import tqdm
 
 import cli
-from lipreg import curves, evaluation, parallel, reports, runs
-from lipreg.runs.config import label
+from lipreg import attacks, doors, evaluation, parallel, reports, runs
 
 _RUN = flags.DEFINE_string("run", None, "a run that has a checkpoint", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "tune on validation only")
 _EXAMPLES = flags.DEFINE_integer("examples", None, "images, from the first; default: the config's")
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol", "pgd", ["pgd", *evaluation.PROTOCOLS], "how to measure; see above"
+_PROTOCOL = flags.DEFINE_enum("protocol", "pgd", list(evaluation.PROTOCOLS), "see above")
+_NORMS = flags.DEFINE_list("norms", ["l2", "linf"], "some of l1, l2, linf")
+_ATTACK = flags.DEFINE_multi_string(
+    "attack", [], "one more attack: the library's or package.module:name; may be repeated"
 )
 _SURROGATE = flags.DEFINE_string(
     "surrogate", None, "an undefended run whose adversarial images the masking report tries"
 )
-_KEEP = flags.DEFINE_bool("keep", False, "write the adversarial images of AutoAttack as .npz")
+_KEEP = flags.DEFINE_bool("keep", False, "write the adversarial images as .npz")
 _STEPS = flags.DEFINE_integer("steps", None, "steps of PGD; default: the config's")
 _RESTARTS = flags.DEFINE_integer("restarts", None, "of PGD; default: the config's")
 _SEED = flags.DEFINE_integer("seed", 0, "of the attack")
-_SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
+_SILENT = flags.DEFINE_bool("silent", False, "no progress")
 
-_CASCADES = [name for name, plan in evaluation.PROTOCOLS.items() if plan["autoattack"]]
-_USED_BY = (
-    (_STEPS, ["pgd"]),
-    (_RESTARTS, ["pgd"]),
-    (_SURROGATE, list(evaluation.PROTOCOLS)),
-    (_KEEP, _CASCADES),
-)
+_MASKING = [name for name, plan in evaluation.PROTOCOLS.items() if plan.masking]
+_USED_BY = ((_STEPS, ["pgd"]), (_RESTARTS, ["pgd"]), (_SURROGATE, _MASKING))
 
 
 def main(_: list[str]) -> None:
@@ -54,43 +52,28 @@ def main(_: list[str]) -> None:
                 f"--{flag.name}={flag.value}: --protocol={_PROTOCOL.value} does not use it, only "
                 f"{', '.join(protocols)}."
             )
+    own = {name: getattr(attacks, name) for name in attacks.__all__}
+    others = {name.rpartition(":")[2]: doors.named("attack", name, own) for name in _ATTACK.value}
     loaded = runs.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
     if loaded.step != loaded.steps and parallel.is_main():
         print(f"The weights are those of step {loaded.step} of {loaded.steps}.")
     loaded.config.evaluation.update({k: v for k, v in overrides.items() if v is not None})
-    if _PROTOCOL.value != "pgd":
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"--protocol={_PROTOCOL.value} runs in one process: leave --processes."
-            )
-        _robustness(loaded)
-        return
-    main_process = parallel.is_main()
-    silent = _SILENT.value or not main_process
-    progress = partial(tqdm, desc=label(loaded.config), unit="batch", disable=silent)
-    row = reports.evaluate(
-        loaded, _RUN.value, split=_SPLIT.value, seed=_SEED.value, progress=progress
-    )
-    if main_process:
-        print(curves.to_markdown({label(loaded.config): row}))
-        print(f"Written to {_RUN.value}: curve.jsonl, distances.npz, curve_*.png, attacked_l2.png")
-
-
-def _robustness(loaded: runs.Loaded) -> None:
-    surrogate = runs.load(_SURROGATE.value, _SPLIT.value, 1) if _SURROGATE.value else None
-    with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
-        text = reports.robustness(
+    silent = _SILENT.value or not parallel.is_main()
+    with tqdm(bar_format="{elapsed} {desc}", disable=silent) as bar:
+        text = reports.evaluate(
             loaded,
             _RUN.value,
-            _PROTOCOL.value,
+            protocol=_PROTOCOL.value,
+            norms=_NORMS.value,
+            attacks=others,
             split=_SPLIT.value,
             seed=_SEED.value,
-            surrogate=surrogate,
+            surrogate=runs.load(_SURROGATE.value, _SPLIT.value, 1) if _SURROGATE.value else None,
             keep=_KEEP.value,
             progress=bar.set_description_str,
         )
-    print(text)
-    print(f"Written to {_RUN.value}: robustness_{_PROTOCOL.value}.md, .json, .npz")
+    if parallel.is_main():
+        print(text)
 
 
 if __name__ == "__main__":

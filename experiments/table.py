@@ -1,8 +1,9 @@
 """The table and both curves of some runs: `python experiments/table.py RUN RUN ... --out=DIR`.
 
-Prints the table as Markdown and writes table.md, table.csv and the error curves in l_2 and in the
-maximum norm (PNG and SVG). Every run must have been evaluated with the same settings. Runs that
-differ in their seeds alone make one row: mean ± standard deviation.
+Prints the table as Markdown and writes table.md, table.csv and the error curves (PNG and SVG).
+Every run must have been evaluated (experiments/evaluate.py) on the same images by the same protocol
+with the same settings; `--split` and `--examples` choose where a run has several evaluations. Runs
+that differ in their seeds alone make one row: mean ± standard deviation.
 """
 
 from absl import flags
@@ -11,12 +12,23 @@ import cli
 from lipreg import reports
 
 _OUT = flags.DEFINE_string("out", "runs/table", "where to write")
+_PROTOCOL = flags.DEFINE_string("protocol", "pgd", "whose numbers; with others' attacks: pgd+NAME")
+_NORMS = flags.DEFINE_list("norms", ["l2", "linf"], "those of the evaluation")
+_SPLIT = flags.DEFINE_enum("split", "", ["", "test", "validation"], "of the evaluation; any")
+_EXAMPLES = flags.DEFINE_integer("examples", 0, "images of the evaluation; 0: any", lower_bound=0)
 
 
 def main(workdirs: list[str]) -> None:
     if not workdirs:
         raise ValueError("No runs: python experiments/table.py RUN RUN ... --out=DIR.")
-    text, files = reports.table(workdirs, _OUT.value)
+    text, files = reports.table(
+        workdirs,
+        _OUT.value,
+        protocol=_PROTOCOL.value,
+        norms=_NORMS.value,
+        split=_SPLIT.value,
+        examples=_EXAMPLES.value,
+    )
     print(text)
     print("Written:", *files, sep="\n  ")
 

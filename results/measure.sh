@@ -22,7 +22,7 @@ for seed in "$@"; do
     run="runs/$name/$row-$seed"
     python experiments/train.py --silent --config="experiments/configs/$name.py:$row$model" \
       --config.seed="$seed" --workdir="$run"
-    [ -f "$run/evaluation.json" ] || python experiments/evaluate.py --silent --run="$run"
+    python experiments/evaluate.py --silent --run="$run" # what is there is read, not made again
     runs+=("$run")
   done
 done

@@ -11,7 +11,10 @@ import pytest
 
 from lipreg import attacks, evaluation
 from lipreg.attacks.expectation import expectation
-from lipreg.evaluation.autoattack import Stage, _packed, stages
+from lipreg.batching import packed
+from lipreg.evaluation import protocols
+from lipreg.evaluation.autoattack import stages
+from lipreg.evaluation.cascade import Stage
 from lipreg.norms import L1, L2, LINF
 
 KEY = jax.random.key(0)
@@ -44,15 +47,11 @@ def short_stages(classes, norm):
 
 
 def test_survivors_are_packed_into_full_batches_and_quarters():
-    packed = [(start, list(rows), n) for start, rows, n in _packed(np.arange(10, 21), 8)]
-    assert [(start, len(rows), n) for start, rows, n in packed] == [
-        (0, 8, 8),
-        (8, 2, 2),
-        (10, 2, 1),
-    ]
-    assert [row for _, rows, n in packed for row in rows[:n]] == list(range(10, 21))
-    assert packed[-1][1] == [20, 20]  # filled up
-    assert not list(_packed(np.arange(0), 8))
+    found = [(list(rows), n) for rows, n in packed(np.arange(10, 21), 8, parts=4)]
+    assert [(len(rows), n) for rows, n in found] == [(8, 8), (2, 2), (2, 1)]
+    assert [row for rows, n in found for row in rows[:n]] == list(range(10, 21))
+    assert found[-1][0] == [20, 20]  # filled up
+    assert not list(packed(np.arange(0), 8))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def model():
     return linear(4)
 
 
-@pytest.mark.parametrize("protocol", ["deck", "autoattack"])
+@pytest.mark.parametrize("protocol", ["pgd", "deck", "autoattack"])
 def test_an_evaluation_has_distances_errors_and_the_masking_report(model, protocol, tmp_path):
     logits_fn, x, y, distances = model
     radii = {"linf": (float(jnp.median(distances(LINF))), 0.2)}
@@ -215,43 +214,158 @@ def test_an_evaluation_has_distances_errors_and_the_masking_report(model, protoc
     )  # fmt: skip
     found = run()
     exact = np.asarray(distances(LINF))
-    if protocol == "deck":
+    if protocol != "autoattack":
         nearest = found.nearest("linf")
         assert (nearest >= exact * (1 - 1e-4)).all()
-        assert np.median(nearest / exact) < 1.3
+        assert np.median(nearest / exact) < (1.3 if protocol == "deck" else 1.05)
         assert found.outcomes["linf"] == {}
     else:
         assert found.error("linf", radii["linf"][0]) == pytest.approx(0.5, abs=0.03)
         assert [*found.outcomes["linf"][0.2].names][:2] == ["clean", "known"]
         with pytest.raises(ValueError, match="measures no distances; choose full"):
             found.nearest("linf")
-    assert {check.status for check in found.checks["linf"]} <= {"pass", "warn", "fail"}
+    statuses = {check.status for check in found.checks["linf"]}
+    assert statuses <= {"pass", "warn", "fail"}
+    assert bool(statuses) == (protocol != "pgd")
     text = evaluation.to_markdown(found)
-    assert "masking check" in text
+    assert ("masking check" in text) == (protocol != "pgd")
     numbers = evaluation.to_json(found)
     assert numbers["n"] == N
     # The same again comes from the folder; another seed is refused.
-    again = run()
-    assert (
-        evaluation.to_json(again)["norms"]["linf"]["errors"] == numbers["norms"]["linf"]["errors"]
-    )
-    with pytest.raises(ValueError, match="another seed"):
+    assert evaluation.to_json(run()) == numbers
+    with pytest.raises(ValueError, match=r"another seed: seed 0 there, 1 asked"):
         run(seed=1)
+
+
+def test_the_pgd_curve_has_settings_of_its_own_and_keeps_the_nearest_images(model, tmp_path):
+    logits_fn, x, y, distances = model
+    exact = np.asarray(distances(L2))
+    run = partial(evaluation.evaluate, logits_fn, x, y, radii={"l2": (0.1,)}, folder=tmp_path)
+    few = evaluation.pgd(steps=3, grids={"l2": protocols.grid(1.5 * exact.max(), 5)})
+    found = run(protocol=few, keep=True)
+    assert (found.nearest("l2") >= exact * (1 - 1e-4)).all()
+    np.testing.assert_allclose(found.nearest("l2"), exact, rtol=0.3)
+    points = found.nearest_points["l2"]
+    np.testing.assert_allclose(L2.size(points - x), found.nearest("l2"), rtol=1e-5)
+    assert (np.asarray(logits_fn(points).argmax(1)) != y)[exact > 0].all()
+    with pytest.raises(ValueError, match="another steps: steps 3 there, 9 asked"):
+        run(protocol=evaluation.pgd(steps=9, grids={"l2": few.settings["grids"]["l2"]}))
+    with pytest.raises(ValueError, match="No attack of the protocol pgd serves l1; choose l2"):
+        run(protocol=few, radii={"l1": (1.0,)})
+    with pytest.raises(ValueError, match="pgd: steps = 0; it must be at least 1"):
+        evaluation.pgd(steps=0)
+
+
+def test_a_pgd_curve_that_was_killed_goes_on(model, tmp_path):
+    logits_fn, x, y, _ = model
+    told = []
+    run = partial(
+        evaluation.evaluate, logits_fn, x, y, protocol=evaluation.pgd(steps=2), batch_size=6,
+        radii={"l2": (0.1,)}, folder=tmp_path,
+    )  # fmt: skip
+
+    def killed(message):
+        told.append(message)
+        if message == "l2-pgd: 12 of 16 images":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=killed)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("l2-pgd-*")}
+    assert len(made) == 2
+    found = run().nearest("l2")
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    np.testing.assert_array_equal(found, run(folder=None).nearest("l2"))
+
+
+@pytest.mark.parametrize("protocol", ["pgd", "full"])
+def test_l1_is_measured_by_the_attacks_that_serve_it_and_the_others_are_named(protocol):
+    weights = jnp.array([[1.0, -1.0], [0.5, -0.5]])
+    x = np.float32([[0.7, 0.4], [0.5, 0.3], [0.8, 0.9]])
+    model = lambda x: (x - 0.3) @ weights
+    y = np.zeros(3, np.int32)
+    exact = (x - 0.3) @ np.float32([1.0, 0.5])  # the steepest pixel changes the margin alone
+    exact = np.where(exact > x[:, 0], x[:, 0] + 2 * (exact - x[:, 0]), exact)  # at its bound
+    plan = evaluation.PROTOCOLS[protocol]._replace(autoattack=False, masking=False)
+    found = evaluation.evaluate(model, x, y, protocol=plan, radii={"l1": (0.4,)})
+    assert (found.nearest("l1") >= exact * (1 - 1e-4)).all()
+    np.testing.assert_allclose(found.nearest("l1"), exact, rtol=0.1)
+    assert found.error("l1", 0.4) == pytest.approx((exact <= 0.4).mean())
+    left_out = {"pgd": (), "full": ("basic_iterative", "ddn")}[protocol]
+    assert found.left_out["l1"] == left_out
+    assert all(name in evaluation.to_markdown(found) for name in left_out)
+
+
+def with_radius(key, logits_fn, x, y, eps, *, norm, bounds):
+    """What a stranger writes: a step along the gradient, from a random start, with one key."""
+    start = jnp.clip(x + 0.1 * eps * jax.random.normal(key, x.shape), *bounds)
+    slope = jax.grad(lambda x: logits_fn(x)[0, y[0]] - logits_fn(x).sum() / 4)(start)
+    return jnp.clip(x - eps * norm.direction(slope), *bounds)
+
+
+def nearest(key, logits_fn, x, y, *, norm, bounds):
+    """One step, for every other image."""
+    x_adv = with_radius(key, logits_fn, x, y, 0.5, norm=norm, bounds=bounds)
+    return jnp.where(jax.random.uniform(key) < 0.5, x_adv, x)
+
+
+def test_a_strangers_attack_runs_beside_the_others_and_is_not_believed(model, tmp_path):
+    logits_fn, x, y, distances = model
+    eps = float(jnp.median(distances(L2)))
+    run = partial(
+        evaluation.evaluate, logits_fn, x, y, protocol=evaluation.pgd(steps=2),
+        radii={"l2": (eps, 2 * eps)},
+    )  # fmt: skip
+    liar = lambda key, f, x, y, eps, *, norm, bounds: x + 2 * eps
+    others = {"mine": with_radius, "nearest": nearest, "liar": liar}
+    found = run(attacks=others, folder=tmp_path)
+    assert list(found.distances["l2"]) == ["pgd", "nearest"]
+    assert 0 < np.isinf(found.distances["l2"]["nearest"]).sum() < N
+    assert list(found.others["l2"]) == ["mine", "liar"]
+    assert found.others["l2"]["liar"][eps].error == 0
+    exact, mine = np.asarray(distances(L2)), found.others["l2"]["mine"]
+    assert not mine[eps].broken[exact > eps].any()
+    assert mine[2 * eps].error > mine[eps].error > 0
+    by_pgd = found.distances["l2"]["pgd"] <= eps
+    assert found.error("l2", eps) == (by_pgd | mine[eps].broken).mean()
+    assert all(name in evaluation.to_markdown(found) for name in others)
+    # An image's random numbers are its own, whatever its batch.
+    again = run(attacks=others, batch_size=5)
+    alone = [one.distances["l2"]["nearest"] for one in (again, found)]
+    np.testing.assert_allclose(*alone, rtol=1e-5)
+    np.testing.assert_array_equal(again.others["l2"]["mine"][eps].broken, mine[eps].broken)
+    with pytest.raises(ValueError, match="another attacks"):
+        run(folder=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"protocol": "quick"}, "No protocol 'quick'; choose one of deck, autoattack, full"),
-        ({"radii": {"l3": (0.1,)}}, "No norm 'l3' in radii; choose one of l2, linf"),
+        ({"protocol": "quick"}, "No protocol 'quick'; choose one of pgd, deck, autoattack, full"),
+        ({"radii": {"l3": (0.1,)}}, "No norm 'l3' in radii; choose one of l1, l2, linf"),
         ({"radii": {"l2": (0.0,)}}, r"radii of l2 = \(0.0,\); give radii greater than 0"),
         ({"bounds": (0.5, 1.0)}, "outside bounds"),
+        (
+            {"protocol": "deck", "radii": {"l1": (1.0,)}},
+            "No attack of the protocol deck serves l1; choose l2, linf",
+        ),
+        (
+            {"protocol": "pgd", "surrogate": lambda x: x},
+            "surrogate: the protocol pgd has no masking report, only deck, autoattack, full",
+        ),
+        ({"attacks": {"fmn": nearest}}, "The protocol full has an attack 'fmn': rename yours"),
+        ({"attacks": {"odd": lambda x, y: x}}, r"attack 'odd' takes \(x, y\).*; want \(key, log"),
+        (
+            {"protocol": "pgd", "attacks": {"flat": lambda k, f, x, y, *, norm, bounds: x[0]}},
+            r"attack 'flat' returned \(6,\); want images like x \(1, 6\)",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(model, given, said):
     logits_fn, x, y, _ = model
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=said) as caught:
         evaluation.evaluate(logits_fn, x, y, **given)
+    assert "\n" not in str(caught.value)
 
 
 X2, Y2 = np.float32([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 0])
@@ -299,8 +413,9 @@ def test_a_box_without_an_end_is_refused_where_lengths_count_in_its_widths():
 def test_the_error_at_a_radius_that_was_not_measured_is_none():
     broken = evaluation.Outcome(X2, np.array([-1, 1]), ("clean", "pgd"))
     found = evaluation.Evaluation(
-        "autoattack", np.zeros(2, bool), {"l2": {}}, {"l2": {0.2: broken}}, {}
-    )
+        "autoattack", np.zeros(2, bool), {"l2": {}}, {"l2": {0.2: broken}}, {},
+        radii={"l2": (0.2,)}, others={"l2": {}}, nearest_points={}, left_out={},
+    )  # fmt: skip
     assert found.error("l2", 0.2) == 0.5
     assert found.error("l2", 0.0) == 0
     for eps in (0.1, 0.3, -1.0, float("nan")):

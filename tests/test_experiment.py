@@ -16,9 +16,11 @@ import pytest
 from flax import linen, nnx
 
 from lipreg import attacks, curves, datasets, losses, models, objectives, reports, runs
+from lipreg.evaluation.protocols import grid
 from lipreg.norms import LINF
 from lipreg.runs import storage
 
+PGD = "evaluations/pgd_test_16"
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 CIFAR = (32, 32, 3)
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": CIFAR, "cifar100": CIFAR}
@@ -174,10 +176,11 @@ def finished(tmp_path_factory):
 
 
 def test_an_evaluation_holds_what_the_distances_imply(finished):
-    run = finished / "b0"
+    run = finished / "b0" / PGD
     record = json.loads((run / "evaluation.json").read_text())
     with np.load(run / "distances.npz") as file:
-        found = dict(file)
+        found = {norm: file[norm] for norm in ("l2", "linf")}
+        np.testing.assert_array_equal(file["distance_l2_pgd"], found["l2"])
     assert {name: values.shape for name, values in found.items()} == {"l2": (16,), "linf": (16,)}
     assert record["row"] == curves.summary(found["l2"], found["linf"], eps_l2=0.5, eps_linf=1 / 16)
     assert {"command", "commit", "devices", "versions"} <= record["about"].keys()
@@ -193,15 +196,17 @@ def test_an_evaluation_holds_what_the_distances_imply(finished):
         assert (run / f"{picture}.svg").read_text().startswith("<?xml")
 
 
-def test_a_distance_of_an_image_is_that_of_its_own_attack(finished):
+def test_a_distance_of_an_image_is_that_of_its_own_attack(finished, tmp_path):
     """Whatever batch it came in: seven images at a time find what eight do."""
     loaded = runs.load(finished / "b0")
-    with np.load(finished / "b0" / "distances.npz") as file:
-        expected = dict(file)
     loaded.config.evaluation.batch_size = 7
-    found = runs.measure(loaded.logits_fn, loaded.dataset, loaded.config.evaluation)
-    for norm, distances in found.items():
-        np.testing.assert_allclose(distances, expected[norm], rtol=1e-3)
+    reports.evaluate(loaded, tmp_path)
+    with (
+        np.load(finished / "b0" / PGD / "distances.npz") as expected,
+        np.load(tmp_path / PGD / "distances.npz") as found,
+    ):
+        for norm in ("l2", "linf"):
+            np.testing.assert_allclose(found[norm], expected[norm], rtol=1e-3)
 
 
 def test_a_run_of_a_version_with_fewer_fields_is_read(finished, tmp_path):
@@ -217,21 +222,10 @@ def test_a_run_of_a_version_with_fewer_fields_is_read(finished, tmp_path):
 
 
 def test_the_radius_of_the_table_is_measured_however_short_the_grid():
-    """A linear model, whose distances are known."""
-    x = np.full((4, 1, 2, 1), 128, np.uint8)
-    x[:, 0, 0, 0] += np.array([10, 30, 50, 70], np.uint8)
-    images = datasets.Dataset(x, np.zeros(4, np.int32), 2)
-    evaluation = tiny().evaluation
-    evaluation.update({"examples": 4, "batch_size": 4, "steps": 5})
-    exact = {"l2": (x[:, 0, 0, 0] - 128) / 255 / 2**0.5, "linf": (x[:, 0, 0, 0] - 128) / 255 / 2}
     for radii, largest in ((1, 0.9), (3, 0.01)):
-        evaluation.radii = radii
-        for norm in exact:
-            evaluation[norm].update({"largest": largest, "table": 0.9})
-        found = runs.measure(lambda x: x.reshape(-1, 2), images, evaluation)
-        for norm, distances in found.items():
-            assert (distances >= exact[norm] * (1 - 1e-4)).all()
-            assert (distances <= 0.9).all()  # not inf, which would be no error at this radius
+        found = grid(largest, radii, 0.9)
+        assert found[-1] == np.float32(0.9)
+        assert (np.diff(found) > 0).all()
 
 
 def test_seeds_of_one_config_are_one_row_and_unfinished_runs_none(finished, tmp_path):
@@ -247,7 +241,8 @@ def test_seeds_of_one_config_are_one_row_and_unfinished_runs_none(finished, tmp_
     loaded = runs.load(run)
     assert (loaded.step, loaded.steps) == (3, 6)
     reports.evaluate(loaded, run)
-    assert not reports.evaluated(run)
+    assert not reports.evaluated(run)  # its numbers are those of the weights that are there
+    assert sorted(path.name for path in (run / PGD).glob("step_*")) == ["step_3", "step_6"]
     with pytest.raises(ValueError, match=r"b0 was evaluated at step 3 of 6: let its training end"):
         reports.table([finished / "a0", run], tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -255,47 +250,76 @@ def test_seeds_of_one_config_are_one_row_and_unfinished_runs_none(finished, tmp_
 
 def test_a_protocol_leaves_its_report_in_the_run(finished, tmp_path):
     run = shutil.copytree(finished / "a0", tmp_path / "a0")
-    text = reports.robustness(runs.load(run), run, "deck")
-    assert (run / "robustness_deck.md").read_text() == text
+    loaded = runs.load(run)
+    text = reports.evaluate(loaded, run, protocol="deck")
+    place = run / "evaluations" / "deck_test_16"
+    assert (place / "report.md").read_text() == text
     assert "basic_iterative" in text
-    record = json.loads((run / "robustness_deck.json").read_text())
-    assert record["n"] == 16
+    record = json.loads((place / "evaluation.json").read_text())
+    assert (record["protocol"], record["split"], record["n"]) == ("deck", "test", 16)
     assert record["norms"]["linf"]["checks"]
-    with np.load(run / "robustness_deck.npz") as file:
+    with np.load(place / "distances.npz") as file:
         found = file["distance_l2_basic_iterative"]
         np.testing.assert_array_equal(file["clean"], found == 0)
         median = float(curves.median_distance(found))
     kept = record["norms"]["l2"]["distances"]["basic_iterative"]["median"]
     assert kept == (median if np.isfinite(median) else None)
+    assert reports.evaluated(run, protocol="deck")
+    assert reports.evaluated(run)  # they do not get into each other's way
 
 
-def test_certified_radii_stay_below_what_attacks_find_and_are_written_down(finished, tmp_path):
-    run = shutil.copytree(finished / "a0", tmp_path / "a0")
-    loaded = runs.load(run)
-    answers = np.array(loaded.logits_fn(datasets.to_unit(loaded.dataset.x)).argmax(1))
-    answers[0] += 1  # all right but one, which says more than the few that such a run gets right
-    loaded = loaded._replace(dataset=loaded.dataset._replace(y=answers % loaded.dataset.classes))
-    text = reports.certify(loaded, run, examples=8, sigma=0.25)
-    assert (run / "certificates.md").read_text() == text
-    assert text.count("| certified |") == 4
-    assert "Smoothed with sigma = 0.25" in text
-    with np.load(run / "certificates.npz") as file:
-        found = dict(file)
-    attacked = found.pop("attacked")
-    np.testing.assert_array_equal(attacked > 0, np.arange(8) > 0)
-    for rule in ("log 2 rule, global", "margin, global", "margin, local", "intervals"):
-        assert (found[rule] <= attacked * (1 + 1e-4)).all()
-    np.testing.assert_array_equal(found["margin, global"] > 0, attacked > 0)
-    assert (found["margin, local"] >= found["margin, global"] * (1 - 1e-5)).all()
-    with pytest.raises(ValueError, match="examples = 99; the split has 24"):
-        reports.certify(loaded, run, examples=99)
+def to_the_bound(key, logits_fn, x, y, eps, *, norm, bounds):
+    """A stranger's attack."""
+    slope = jax.grad(lambda x: logits_fn(x)[0, y[0]])(x)
+    return jnp.clip(x - eps * norm.direction(slope), *bounds)
 
 
-def test_more_images_than_there_are_is_an_error(finished):
+def test_adversarial_images_are_kept_with_strangers_attacks_in_l1_and_inside_the_datas_bounds(
+    finished, tmp_path
+):
     loaded = runs.load(finished / "a0")
+    logits_fn = jax.tree_util.Partial(lambda x: x.reshape(len(x), -1)[:, :10])
+    x = datasets.to_unit(loaded.dataset.x[:16])
+    y = np.array(logits_fn(datasets.to_unit(loaded.dataset.x)).argmax(1), np.int32)
+    y[0] = (y[0] + 1) % 10
+    loaded = loaded._replace(logits_fn=logits_fn, dataset=loaded.dataset._replace(y=y))
+    with loaded.config.data.unlocked():
+        loaded.config.data.bounds = (-0.25, 1.0)
+    options = {"norms": ["l1"], "attacks": {"to_the_bound": to_the_bound}, "keep": True}
+    text = reports.evaluate(loaded, tmp_path, **options)
+    assert "to_the_bound" in text
+    place = tmp_path / "evaluations" / "pgd+to_the_bound_test_16_l1"
+    kept = {}
+    for name in ("adversarial_l1", "adversarial_l1_12", "distances"):
+        with np.load(place / f"{name}.npz") as file:
+            kept[name] = dict(file)
+    nearest, within = (kept[f"adversarial_{name}"] for name in ("l1", "l1_12"))
+    np.testing.assert_array_equal(kept["distances"]["l1"], nearest["distance"])
+    np.testing.assert_array_equal(nearest["distance"] == 0, np.arange(16) == 0)
+    assert np.isfinite(nearest["distance"]).all()
+    for images in (nearest, within):
+        x_adv = np.moveaxis(images["adv_complete"], 1, -1)
+        np.testing.assert_array_equal(images["y"], y[:16])
+        assert (np.asarray(logits_fn(x_adv)).argmax(1) != y[:16]).all()
+    moved = np.abs(np.moveaxis(nearest["adv_complete"], 1, -1) - x).sum((1, 2, 3))
+    np.testing.assert_allclose(moved, nearest["distance"], rtol=1e-4, atol=1e-5)
+    assert within["adv_complete"].min() == -0.25
+    assert kept["distances"]["broken_l1_12"].all()
+
+
+def test_what_a_run_cannot_be_evaluated_by_is_an_error(finished, tmp_path):
+    loaded = runs.load(finished / "a0")
+    for given, said in (
+        ({"norms": ["l3"]}, "No norm 'l3'; choose one of l1, l2, linf"),
+        ({"protocol": "deck", "norms": ["l1"]}, "No attack of the protocol deck serves l1"),
+        ({"surrogate": loaded}, "the protocol pgd has no masking report"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            reports.evaluate(loaded, tmp_path, **given)
     loaded.config.evaluation.examples = 99
     with pytest.raises(ValueError, match="examples = 99; the split has 24"):
-        runs.measure(loaded.logits_fn, loaded.dataset, loaded.config.evaluation)
+        reports.evaluate(loaded, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # Any model: the core asks for a function of images only.

@@ -218,6 +218,9 @@ def half_a_file(file: Path) -> bytes:
     return an_array_of_objects(file)[:200]
 
 
+PGD = "evaluations/pgd_test_3"
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """A run with a checkpoint and all that an evaluation leaves to be read."""
@@ -227,10 +230,9 @@ def evaluated(tmp_path_factory):
     storage.claim(run, config.to_dict())
     with jax.numpy_dtype_promotion("standard"), storage.checkpoints(run) as manager:
         storage.save(manager, 1, runs.prepare(config).state)
-    Store(run / "robustness_deck", IDENTITY).put("l2-0", found=np.zeros(3))
-    np.savez_compressed(run / "distances.npz", l2=np.zeros(3), linf=np.zeros(3))
-    (run / "evaluation.json").write_text(json.dumps({"row": {}}))
-    (run / "robustness_full.json").write_text(json.dumps({"norms": {}}))
+    Store(run / PGD / "step_1", IDENTITY).put("l2-0", found=np.zeros(3))
+    np.savez_compressed(run / PGD / "distances.npz", l2=np.zeros(3), linf=np.zeros(3))
+    (run / PGD / "evaluation.json").write_text(json.dumps({"row": {}}))
     runs.load(run)
     return run
 
@@ -238,10 +240,9 @@ def evaluated(tmp_path_factory):
 READERS = {
     "config.json": runs.load,
     "checkpoints/1/**/*": runs.load,
-    "distances.npz": lambda run: reports.table([run], run / "table"),
-    "evaluation.json": lambda run: reports.table([run], run / "table"),
-    "robustness_full.json": lambda run: reports.table([run], run / "table"),
-    "robustness_deck/identity.json": lambda run: Store(run / "robustness_deck", IDENTITY),
+    f"{PGD}/distances.npz": lambda run: reports.table([run], run / "table"),
+    f"{PGD}/evaluation.json": lambda run: reports.table([run], run / "table"),
+    f"{PGD}/step_1/identity.json": lambda run: Store(run / PGD / "step_1", IDENTITY),
 }
 
 

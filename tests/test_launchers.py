@@ -111,7 +111,7 @@ BAD = {
     "unknown protocol": (
         EVALUATE,
         ["--run={out}", "--protocol=quick"],
-        ["quick", "deck|autoattack"],
+        ["quick", "pgd|deck|autoattack|full"],
     ),
     "no steps": (EVALUATE, ["--run={out}", "--steps=0"], ["--steps=0", "at least 1"]),
     "steps of a protocol that has its own": (
@@ -119,10 +119,15 @@ BAD = {
         ["--run={out}", "--protocol=full", "--steps=9"],
         ["--steps=9", "--protocol=full", "only pgd"],
     ),
-    "nothing to keep": (
+    "unknown attack": (
         EVALUATE,
-        ["--run={out}", "--protocol=deck", "--keep"],
-        ["--keep=True", "only autoattack, full"],
+        ["--run={out}", "--attack=pdg"],
+        ["No attack 'pdg'; choose one of apgd, ", "package.module:name"],
+    ),
+    "attack of a module that is not there": (
+        EVALUATE,
+        ["--run={out}", "--attack=my_parts:attack"],
+        ["my_parts", "cannot be imported"],
     ),
     "nothing to transfer to": (
         EVALUATE,
@@ -131,6 +136,7 @@ BAD = {
     ),
     "stray argument to evaluate": (EVALUATE, ["--run={out}", "x"], ["'x'"]),
     "nothing to certify": (CERTIFY, ["--run={out}"], ["not a run", "config.json"]),
+    "a split of no table": (TABLE, ["{out}", "--split=dev"], ["dev", "test|validation"]),
     "negative sigma": (CERTIFY, ["--run={out}", "--sigma=-1"], ["sigma", "-1"]),
     "no runs": (TABLE, [], ["RUN RUN"]),
     "a table of what is no run": (TABLE, ["docs", "--out={out}"], ["docs", "not a run"]),

@@ -141,6 +141,9 @@ def finish(running):
     return [out for out, _ in outputs]
 
 
+PGD = "evaluations/pgd_test_50/distances.npz"
+
+
 def last(run):
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
@@ -169,7 +172,7 @@ def test_two_processes_train_resume_after_a_kill_and_evaluate_as_one(tmp_path):
     said = finish(evaluate(f"--run={two}", count=2))
     assert "l2" in said[0]
     assert "l2" not in said[1]  # one of them writes
-    with np.load(one / "distances.npz") as a, np.load(two / "distances.npz") as b:
+    with np.load(one / PGD) as a, np.load(two / PGD) as b:
         for norm in ("l2", "linf"):
             close = np.isclose(a[norm], b[norm], rtol=0.05)
             assert close.mean() > 0.9

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -14,35 +15,49 @@ STRENGTHS = {"j0": {}, "j2": {"eps": 0.1}}
 DISTANCES = np.array([0.0, 0.05, 0.2, np.inf])
 
 
-def a_run(folder, row="j0", *, distances=DISTANCES, record=None, robust=None, **changes):
+def a_run(
+    folder, row="j0", *, distances=DISTANCES, split="test", record=None, robust=None, **changes
+):
     """The files of a run that was evaluated on four images; `robust` is by protocol."""
     config = base_config(row, STRENGTHS)
     config.evaluation.examples = len(distances)
     config.update_from_flattened_dict(changes)
     storage.claim(folder, config.to_dict(), steps=6)
+    add(folder, config, distances, split=split)
+    for protocol, changed in (robust or {}).items():
+        found = an_attack(protocol) | changed
+        add(folder, config, distances, protocol, split=split, record=found)
+    return folder
+
+
+def add(folder, config, distances=DISTANCES, protocol="pgd", *, split="test", record=None):
+    """One evaluation of a run."""
+    settings = config.evaluation
+    names = ["l2", "linf", *(["steps", "restarts", "radii"] if protocol == "pgd" else [])]
     found = {"l2": distances, "linf": distances / 2}
-    files.write_arrays(folder / "distances.npz", **found)
     whole = {
         "row": curves.summary(found["l2"], found["linf"]),
+        "protocol": protocol,
         "data": config.data.name,
-        "split": "test",
+        "split": split,
+        "n": len(distances),
         "seed": 0,
         "step": 6,
         "steps": 6,
-        "settings": config.evaluation.to_dict(),
-    }
-    files.write_json(folder / "evaluation.json", whole | (record or {}))
-    for protocol, changed in (robust or {}).items():
-        files.write_json(folder / f"robustness_{protocol}.json", an_attack(protocol) | changed)
-    return folder
+        "settings": {name: settings.to_dict()[name] for name in names},
+        "norms": {"l2": {}, "linf": {}},
+    } | (record or {})
+    place = folder / "evaluations" / f"{protocol}_{split}_{len(distances)}"
+    place.mkdir(parents=True)
+    files.write_arrays(place / "distances.npz", **found)
+    files.write_json(place / "evaluation.json", whole)
+    return place
 
 
 def an_attack(protocol="autoattack", error=0.25):
     errors = {"0.5": {"clean": 0.1, "apgd-ce": 0.2, "square": error}}
     checks = [{"status": "pass"}, {"status": "warn"}]
-    norms = {norm: {"errors": errors, "checks": checks} for norm in ("l2", "linf")}
-    place = {"data": "digits", "split": "test", "step": 6, "n": 4}
-    return place | {"protocol": protocol, "norms": norms}
+    return {"norms": {norm: {"errors": errors, "checks": checks} for norm in ("l2", "linf")}}
 
 
 def cells(text):
@@ -88,27 +103,20 @@ def test_a_run_counts_once(tmp_path):
             reports.table([one, other], tmp_path / "out")
 
 
-VALIDATION = {"split": "validation"}
-
-
 @pytest.mark.parametrize(
     ("a", "b", "fields"),
     [
         ({}, {"evaluation.steps": 40}, "evaluation.steps is 20 and 40"),
         ({}, {"evaluation.l2.largest": 9.0}, "evaluation.l2.largest is 2.0 and 9.0"),
         ({}, {"data.name": "mnist"}, "data.name is 'digits' and 'mnist'"),
-        ({}, {"record": VALIDATION}, "split is 'test' and 'validation (0.1"),
+        ({}, {"split": "validation"}, "split is 'test' and 'validation'"),
         (
-            {"record": VALIDATION},
-            {"record": VALIDATION, "data.seed": 3},
+            {"split": "validation"},
+            {"split": "validation", "data.seed": 3},
             "split is 'validation (0.1 of the images, by seed 0)' and 'validation (0.1 of the",
         ),
         ({"data.name": "folder"}, {"data.name": "folder", "data.dir": "x"}, "data.dir is '' and"),
-        (
-            {"distances": np.zeros(2)},
-            {},
-            "evaluation.examples is 2 and 4",
-        ),
+        ({"distances": np.zeros(2)}, {}, "n is 2 and 4"),
         ({"robust": {"full": {}}}, {"robust": {"autoattack": {}}}, "protocol is 'full' and 'auto"),
     ],
 )
@@ -121,21 +129,52 @@ def test_what_was_measured_otherwise_is_refused_naming_runs_and_field(a, b, fiel
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"n": 2}, "n is 2 and 4"),
-        ({"split": "validation"}, "split is 'validation' and 'test'"),
-        ({"step": 3}, "step is 3 and 6"),
-    ],
-)
-def test_autoattack_of_other_images_or_weights_is_refused(change, field, tmp_path):
-    runs_ = [
-        a_run(tmp_path / "a", robust={"autoattack": {}}),
-        a_run(tmp_path / "b", "j2", robust={"autoattack": change}),
-    ]
-    message = rf"b/robustness_autoattack.json and evaluation.json do not go .*: {field}\."
-    with pytest.raises(ValueError, match=message):
+def test_a_run_without_the_protocols_evaluation_is_refused_with_those_it_has(tmp_path):
+    a, b = a_run(tmp_path / "a"), a_run(tmp_path / "b", "j2")
+    (b / "evaluations" / "pgd_test_4").rename(b / "evaluations" / "deck_test_4")
+    for given, had in (({}, "deck_test_4"), ({"norms": ["l1"]}, ""), ({"split": "validation"}, "")):
+        with pytest.raises(
+            ValueError, match=rf"has not been evaluated by pgd in .*{had}.*: run py"
+        ):
+            reports.table([a, b], tmp_path / "out", **given)
+    shutil.rmtree(b / "evaluations")
+    files.write_json(b / "evaluation.json", {})
+    said = r"b has .*, it has that of an earlier version: run python \S*evaluate.py --run=\S*b\.$"
+    with pytest.raises(ValueError, match=said):
+        reports.table([a, b], tmp_path / "out")
+
+
+def test_of_several_evaluations_the_one_that_all_runs_have_or_that_is_named_is_taken(tmp_path):
+    runs_ = [a_run(tmp_path / "a"), a_run(tmp_path / "b", "j2")]
+    config = storage.read_config(runs_[0])
+    add(runs_[0], config, np.zeros(2), split="validation")
+    assert "4 test images" in reports.table(runs_, tmp_path / "out")[0]
+    add(runs_[1], config, np.zeros(2), split="validation")
+    with pytest.raises(ValueError, match="several evaluations by pgd: 4 test, 2 validation images"):
+        reports.table(runs_, tmp_path / "out")
+    for given in ({"split": "validation"}, {"examples": 2}):
+        assert "2 validation images" in reports.table(runs_, tmp_path / "out", **given)[0]
+
+
+def test_a_protocol_makes_a_table_of_its_own(tmp_path):
+    runs_ = [a_run(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    for run in runs_:
+        add(run, storage.read_config(run), np.full(4, 0.05), "deck")
+    text, written = reports.table(runs_, tmp_path / "out", protocol="deck")
+    assert cells(text)["J0"]["l2 median"] == "0.05 ± 0"
+    assert "4 test images; protocol deck; 2 seeds" in text
+    assert "curves_linf.svg" in {path.name for path in written}
+
+
+def test_autoattack_of_other_images_is_left_out_and_of_other_weights_refused(tmp_path):
+    runs_ = [a_run(tmp_path / "a", robust={"autoattack": {}}), a_run(tmp_path / "b", "j2")]
+    place = add(runs_[1], storage.read_config(runs_[1]), np.zeros(2), "autoattack")
+    assert "AutoAttack" not in reports.table(runs_, tmp_path / "out")[0]
+    shutil.rmtree(place)
+    config = storage.read_config(runs_[1])
+    add(runs_[1], config, protocol="autoattack", record=an_attack() | {"step": 3})
+    said = r"b was evaluated at step 3 of 6: .* --run=\S*b --protocol=autoattack\."
+    with pytest.raises(ValueError, match=said):
         reports.table(runs_, tmp_path / "out")
 
 
@@ -152,11 +191,12 @@ def test_autoattack_at_other_radii_is_refused(tmp_path):
 def test_errors_under_autoattack_become_columns_when_every_run_has_them(tmp_path):
     found = [a_run(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
     found.append(a_run(tmp_path / "2", "j2"))
-    files.write_json(found[0] / "robustness_full.json", an_attack("full", error=0.9))
+    config = storage.read_config(found[0])
+    add(found[0], config, protocol="full", record=an_attack("full", error=0.9))
     for place, run in enumerate(found):
         text, _ = reports.table(found, tmp_path / "out")
         assert "AutoAttack" not in text
-        files.write_json(run / "robustness_autoattack.json", an_attack(error=0.25 + 0.05 * place))
+        add(run, config, protocol="autoattack", record=an_attack(error=0.25 + 0.05 * place))
     rows = cells(reports.table(found, tmp_path / "out")[0])
     column = "% AutoAttack error at l2 0.5"
     assert [row[column] for row in rows.values()] == ["27.5 ± 3.5", "35"]
@@ -175,18 +215,20 @@ def test_radii_that_are_close_have_a_column_each(tmp_path):
 def test_an_evaluation_is_believed_if_its_files_belong_together_and_to_the_config(tmp_path):
     run = a_run(tmp_path / "run")
     assert reports.evaluated(run)
-    assert not reports.evaluated(run, seed=1)
-    record = files.read(run / "evaluation.json")
+    for other in ({"seed": 1}, {"split": "validation"}, {"protocol": "deck"}, {"norms": ["l1"]}):
+        assert not reports.evaluated(run, **other)
+    path = run / "evaluations" / "pgd_test_4" / "evaluation.json"
+    record = files.read(path)
 
-    files.write_json(run / "evaluation.json", record | {"step": 3})
+    files.write_json(path, record | {"step": 3})
     assert not reports.evaluated(run)
-    files.write_json(run / "evaluation.json", {"row": {}})
+    files.write_json(path, {"row": {}})
     assert not reports.evaluated(run)
-    (run / "evaluation.json").write_text("")
+    path.write_text("")
     assert not reports.evaluated(run)
 
-    files.write_json(run / "evaluation.json", record)
-    files.write_arrays(run / "distances.npz", l2=np.zeros(4), linf=np.zeros(4))
+    files.write_json(path, record)
+    files.write_arrays(path.with_name("distances.npz"), l2=np.zeros(4), linf=np.zeros(4))
     assert not reports.evaluated(run)
     with pytest.raises(ValueError, match=r"distances\.npz are of two evaluations: run python"):
         reports.table([run], tmp_path / "out")

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from lipreg import attacks, certificates, evaluation, tracing
 from lipreg.certificates import smoothing
 from lipreg.contracts import check_inputs
-from lipreg.evaluation.autoattack import Stage
+from lipreg.evaluation.cascade import Stage
 from lipreg.evaluation.masking import masking_report
 from lipreg.lipschitz import bounds, gradient_norms
 from lipreg.norms import L2

@@ -74,7 +74,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     start = time.monotonic()
     images = f"--examples={made.examples}"
     lines.append(said("PGD", at_once(commands("evaluate", images), clock.left), start))
-    evaluated = [str(run) for run in places.values() if (run / "evaluation.json").is_file()]
+    evaluated = [str(run) for run in places.values() if record(run, "pgd")]
     if evaluated:
         argv = [*command("table"), *evaluated, f"--out={folder}/table"]
         made_table = subprocess.run(argv, capture_output=True, text=True)
@@ -89,10 +89,15 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     yield "\n".join(lines)
 
 
+def record(run: Path, protocol: str) -> Path | None:
+    """The file of a run's evaluation by a protocol, where there is one."""
+    return next(run.glob(f"evaluations/{protocol}_test_*/evaluation.json"), None)
+
+
 def errors(run: Path) -> dict[str, str]:
     """A run's AutoAttack errors by norm and radius, and how many masking checks do not pass."""
-    path = run / "robustness_autoattack.json"
-    if not path.is_file():
+    path = record(run, "autoattack")
+    if not path:
         return {}
     norms = files.read(path)["norms"]
     cells = {

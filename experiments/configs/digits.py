@@ -28,6 +28,7 @@ def get_config(row: str = "j2_lip_tanh") -> Config:
     config.report.pgd.eps = 0.5
     config.evaluation.examples = 360
     config.evaluation.batch_size = 360
+    config.evaluation.l1.update({"largest": 15.0, "table": 2.0})
     config.evaluation.l2.update({"largest": 3.0, "table": 0.5})
     config.evaluation.linf.update({"largest": 0.5, "table": 1 / 16})
     return config

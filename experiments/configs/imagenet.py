@@ -28,6 +28,7 @@ def get_config(row: str = "j2_lip") -> Config:
     config.report.every_steps = 100
     config.report.pgd.eps = 0.5
     config.evaluation.batch_size = 100
+    config.evaluation.l1.update({"largest": 300.0, "table": 60.0})
     config.evaluation.l2.update({"largest": 5.0, "table": 0.5})
     config.evaluation.linf.update({"largest": 16 / 255, "table": 4 / 255})
     return config

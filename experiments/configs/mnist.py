@@ -26,6 +26,7 @@ def get_config(row: str = "j2_lip_tanh") -> Config:
     config.train.schedule = "cosine"
     config.train.weight_decay = 1e-4
     config.report.pgd.eps = 1.0
+    config.evaluation.l1.update({"largest": 60.0, "table": 10.0})
     config.evaluation.l2.update({"largest": 6.0, "table": 1.0})
     config.evaluation.linf.update({"largest": 0.5, "table": 0.1})
     return config

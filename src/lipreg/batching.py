@@ -1,7 +1,7 @@
 """Rows in batches: the permutations of an epoch, and a function over consecutive batches."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -9,7 +9,15 @@ from jax import Array
 
 from lipreg import parallel
 
-__all__ = ["epoch_batches", "map_batches"]
+__all__ = ["epoch_batches", "in_batches", "map_batches", "packed"]
+
+
+class Kept(Protocol):
+    """Where the results of finished batches are kept by name, as in `evaluation.Store`."""
+
+    def get(self, name: str) -> dict[str, np.ndarray] | None: ...
+
+    def put(self, name: str, **arrays: Any) -> None: ...
 
 
 def epoch_batches(key: Array, n: int, batch_size: int) -> np.ndarray:
@@ -26,11 +34,66 @@ def epoch_batches(key: Array, n: int, batch_size: int) -> np.ndarray:
     return rows[: n // batch_size * batch_size].reshape(-1, batch_size)
 
 
+def packed(rows: np.ndarray, batch_size: int, parts: int = 1) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows in batches of one size, filled up with the last row: (rows, how many of them count).
+
+    With `parts` the rest comes in smaller batches, of one part of that size.
+
+    >>> [(batch.tolist(), count) for batch, count in packed(np.arange(5), 4, parts=2)]
+    [([0, 1, 2, 3], 4), ([4, 4], 1)]
+    """
+    part, full = parallel.multiple(-(-batch_size // parts)), parallel.multiple(batch_size)
+    start = 0
+    while start < len(rows):
+        left = len(rows) - start
+        size = full if left > full - part else part
+        places = np.minimum(np.arange(start, start + size), len(rows) - 1)
+        yield rows[places], min(size, left)
+        start += size
+
+
+def in_batches(
+    f: Callable[..., Any],
+    rows: np.ndarray,
+    batch_size: int,
+    *arrays: Any,
+    parts: int = 1,
+    store: Kept | None = None,
+    name: str = "",
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """`f` of these rows of the arrays, batch after batch: the rows, and a pytree of numpy for them.
+
+    The batches are those of `packed`, so a jitted f compiles once per size; inside `parallel.over`
+    the devices share each. With a `store` f returns a dict of arrays, which is kept under `name`
+    and not computed again.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}; it must be 1 or more.")
+    done = 0
+    for batch, count in packed(rows, batch_size, parts):
+        now, unit = batch[:count], f"{name}-{done}"
+        output = (store.get(unit) if store else None) or {}
+        if not np.array_equal(output.pop("rows", ()), now):
+            output = parallel.gather(f(*parallel.shard([a[batch] for a in arrays])))
+            for leaf in jax.tree.leaves(output):
+                if np.shape(leaf)[:1] != batch.shape:
+                    raise ValueError(
+                        f"f returned {np.shape(leaf)}; it must return {len(batch)} rows."
+                    )
+            output = jax.tree.map(lambda leaf, count=count: leaf[:count], output)
+            if store:
+                store.put(unit, rows=now, **output)
+        done += count
+        yield now, output
+
+
 def map_batches(
     f: Callable[..., Any],
     batch_size: int,
     *arrays: Any,
     progress: Callable | None = None,
+    store: Kept | None = None,
+    name: str = "",
 ) -> Any:
     """`f` over consecutive batches of N rows: its outputs joined, a pytree of numpy `[N, ...]`.
 
@@ -38,7 +101,7 @@ def map_batches(
     last row, whose outputs are cut off. f treats rows one by one, and every array that it returns
     has `batch_size` rows. Inside `parallel.over` a batch is sharded over the devices, and
     `batch_size` is raised to a multiple of their number. `progress` wraps the iterator, as `tqdm`
-    does.
+    does. `store` and `name` are those of `in_batches`.
 
     >>> map_batches(jnp.sqrt, 2, np.array([1, 4, 9], np.float32))
     array([1., 2., 3.], dtype=float32)
@@ -46,16 +109,8 @@ def map_batches(
     lengths = [len(a) for a in arrays]
     if len(set(lengths)) != 1 or 0 in lengths:
         raise ValueError(f"The arrays have {lengths} rows; give them one length, 1 or more.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size}; it must be 1 or more.")
-    n, batch_size = lengths[0], parallel.multiple(batch_size)
-    starts = range(0, n, batch_size)
-    outputs = []
-    for start in progress(starts) if progress else starts:
-        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-        output = parallel.gather(f(*parallel.shard([a[rows] for a in arrays])))
-        for leaf in jax.tree.leaves(output):
-            if np.shape(leaf)[:1] != (batch_size,):
-                raise ValueError(f"f returned {np.shape(leaf)}; it must return {batch_size} rows.")
-        outputs.append(output)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *outputs)
+    batches = in_batches(f, np.arange(lengths[0]), batch_size, *arrays, store=store, name=name)
+    starts = range(0, lengths[0], max(parallel.multiple(batch_size), 1))
+    turns = zip(progress(starts) if progress else starts, batches, strict=True)
+    outputs = [output for _, (_, output) in turns]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)

@@ -10,6 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ __all__ = [
     "error_curve",
     "median_distance",
     "minimal_distance",
+    "nearest",
+    "row",
     "spread",
     "summary",
     "to_csv",
@@ -73,7 +76,7 @@ def distance(
     return jnp.where(misclassified(logits_fn, x, y), 0.0, size)
 
 
-def minimal_distance(
+def nearest(
     key: Array,
     logits_fn: LogitsFn,
     x: Array,
@@ -85,8 +88,11 @@ def minimal_distance(
     bounds: Bounds = (0.0, 1.0),
     refine: int = 8,
     unroll: int | bool = 1,
-) -> Array:
-    """Each example's smallest distance found by a fixed-radius attack over a grid of radii, [B].
+) -> tuple[Array, Array]:
+    """The smallest distance that a fixed-radius attack finds over a grid of radii, [B], and where.
+
+    The second result is the misclassified image at that distance, `[B, ...]`: x itself where it is
+    misclassified, and where the attack fails, at the distance inf.
 
     The grid `epsilons`, increasing, is bisected per example: an image broken at a radius is broken
     at every larger one, so E radii cost `ceil(log2(E + 1))` attacks and not E. Where the attack
@@ -97,13 +103,6 @@ def minimal_distance(
 
     `attack` takes `(key, logits_fn, x, y, eps [B])`, configured by `functools.partial`; its norm is
     `norm`. `unroll` is that of the loop over attacks.
-
-    >>> from lipreg import attacks
-    >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
-    >>> d = minimal_distance(jax.random.key(0), lambda x: x, x, y, jnp.linspace(0.1, 1, 15),
-    ...     attack=attacks.pgd)
-    >>> d.round(2)  # the exact one is 0.2 / sqrt(2)
-    Array([0.14], dtype=float32)
     """
     epsilons = jnp.asarray(epsilons, wide(x).dtype)
     if epsilons.ndim != 1 or epsilons.size == 0:
@@ -138,7 +137,25 @@ def minimal_distance(
     _, _, best, point = jax.lax.fori_loop(0, rounds, body, (low, high, best, x), unroll=unroll)
 
     closest = to_boundary(logits_fn, x, y, point, steps=refine)
-    return jnp.minimum(best, distance(logits_fn, x, y, closest, norm=norm, bounds=bounds))
+    found = distance(logits_fn, x, y, closest, norm=norm, bounds=bounds)
+    return jnp.minimum(best, found), select(found <= best, closest, point)
+
+
+def minimal_distance(
+    key: Array, logits_fn: LogitsFn, x: Array, y: Array, epsilons: ArrayLike, **options: Any
+) -> Array:
+    """Each example's smallest distance found by a fixed-radius attack over a grid of radii, [B].
+
+    That of `nearest`, with its options.
+
+    >>> from lipreg import attacks
+    >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
+    >>> d = minimal_distance(jax.random.key(0), lambda x: x, x, y, jnp.linspace(0.1, 1, 15),
+    ...     attack=attacks.pgd)
+    >>> d.round(2)  # the exact one is 0.2 / sqrt(2)
+    Array([0.14], dtype=float32)
+    """
+    return nearest(key, logits_fn, x, y, epsilons, **options)[0]
 
 
 def error_at(distances: ArrayLike, epsilons: ArrayLike) -> Array:
@@ -190,25 +207,32 @@ def median_distance(distances: ArrayLike) -> Array:
     return ranked[(len(ranked) - 1) // 2]
 
 
+def row(distances: Mapping[str, ArrayLike], radii: Mapping[str, float]) -> dict[str, float]:
+    """A table's row from distances [N] and a radius by norm: medians, and errors in %.
+
+    >>> row({"l1": jnp.array([0.0, 2.0])}, {"l1": 1.0})
+    {'% clean error': 50.0, 'l1 median': 0.0, '% error at l1 1': 50.0}
+    """
+
+    def percent(norm: str, eps: float) -> float:
+        return round(100 * float(error_at(distances[norm], eps)[0]), 4)  # 8.0, not 8.000000566
+
+    found = {"% clean error": percent(next(iter(distances)), 0.0)}
+    for norm, values in distances.items():
+        found[f"{norm} median"] = float(median_distance(values))
+        found[f"% error at {norm} {radii[norm]:g}"] = percent(norm, radii[norm])
+    return found
+
+
 def summary(
     l2: ArrayLike, linf: ArrayLike, *, eps_l2: float = 0.1, eps_linf: float = 1 / 16
 ) -> dict[str, float]:
-    """A row of 1810.00953's table from l_2 and l_inf distances [N]: medians, and errors in %.
+    """The `row` of 1810.00953's table from l_2 and l_inf distances [N].
 
     >>> summary(jnp.array([0.0, 0.2]), jnp.array([0.0, 0.1]))["% error at l2 0.1"]
     50.0
     """
-
-    def percent(distances: ArrayLike, eps: float) -> float:
-        return round(100 * float(error_at(distances, eps)[0]), 4)  # 8.0, not 8.000000566
-
-    return {
-        "% clean error": percent(l2, 0.0),
-        "l2 median": float(median_distance(l2)),
-        f"% error at l2 {eps_l2:g}": percent(l2, eps_l2),
-        "linf median": float(median_distance(linf)),
-        f"% error at linf {eps_linf:g}": percent(linf, eps_linf),
-    }
+    return row({"l2": l2, "linf": linf}, {"l2": eps_l2, "linf": eps_linf})
 
 
 def _cell(value: float | str) -> str:

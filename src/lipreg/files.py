@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["read", "replacing", "write", "write_arrays", "write_json"]
+__all__ = ["arrays", "read", "replacing", "write", "write_arrays", "write_json"]
 
 
 @contextmanager
@@ -54,8 +54,16 @@ def read(path: Path) -> Any:
     try:
         if path.suffix == ".json":
             return json.loads(path.read_text(encoding="utf-8"))
-        with np.load(io.BytesIO(path.read_bytes())) as file:
-            return dict(file)
-    except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        return arrays(path.read_bytes())
+    except ValueError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read: {reason}.") from None
+
+
+def arrays(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an npz file's bytes by name; pickles are refused, with a ValueError."""
+    try:
+        with np.load(io.BytesIO(data)) as file:
+            return dict(file)
+    except (EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error) or type(error).__name__) from None

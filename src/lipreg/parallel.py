@@ -22,6 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 __all__ = [
     "assemble",
     "emulate",
+    "from_main",
     "gather",
     "is_main",
     "keep_replicated",
@@ -149,3 +150,22 @@ def gather(tree: Any) -> Any:
         return jax.device_get(leaf)
 
     return jax.tree.map(fetch, tree)
+
+
+def from_main(data: bytes) -> bytes:
+    """The first process's bytes, in every process; what the others hold counts for nothing.
+
+    They need not share a disk, and a file that one sees is not always there for another yet.
+    """
+    if jax.process_count() == 1:
+        return data
+
+    def first(rows: np.ndarray) -> np.ndarray:
+        # As many copies as a process has devices: the first row of all is the first process's.
+        return gather(assemble(np.repeat(rows[None], jax.local_device_count(), 0)))[0]
+
+    size = int(first(np.array(len(data), np.int32)))
+    buffer = np.zeros(size, np.uint8)
+    if is_main():
+        buffer[:] = np.frombuffer(data, np.uint8)
+    return first(buffer).tobytes() if size else b""

@@ -6,9 +6,13 @@ report that says what they are worth. `autoattack` and `cascade` run each attack
 they call is compiled once per batch shape.
 """
 
-from lipreg.evaluation.autoattack import Outcome, Stage, autoattack, cascade
-from lipreg.evaluation.masking import Check, masking_report
-from lipreg.evaluation.protocols import PROTOCOLS, Evaluation, evaluate, to_json, to_markdown
+from lipreg.evaluation.autoattack import autoattack
+from lipreg.evaluation.cascade import Outcome, Stage, cascade
+from lipreg.evaluation.checks import Check
+from lipreg.evaluation.masking import masking_report
+from lipreg.evaluation.measure import evaluate
+from lipreg.evaluation.protocols import PROTOCOLS, Protocol, pgd
+from lipreg.evaluation.record import Evaluation, to_json, to_markdown
 from lipreg.evaluation.store import Store
 
 __all__ = [
@@ -16,12 +20,14 @@ __all__ = [
     "Check",
     "Evaluation",
     "Outcome",
+    "Protocol",
     "Stage",
     "Store",
     "autoattack",
     "cascade",
     "evaluate",
     "masking_report",
+    "pgd",
     "to_json",
     "to_markdown",
 ]

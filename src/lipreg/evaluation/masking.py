@@ -6,9 +6,8 @@ Pintor et al. (2106.09947). A pass is no proof of robustness: it says that these
 misled in the ways that are known to be common.
 """
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +19,11 @@ from lipreg import curves
 from lipreg.attacks.apgd import apgd
 from lipreg.attacks.gradient import fgsm
 from lipreg.attacks.scores import square
+from lipreg.batching import map_batches
 from lipreg.boundary import misclassified
 from lipreg.box import Bounds, check_scale
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
+from lipreg.evaluation.checks import QUESTIONS, Check, answered, to_markdown, verdict
 from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy, dlr, margin
 from lipreg.norms import L1, L2, LINF, Norm, expand
@@ -30,7 +31,6 @@ from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["Check", "masking_report", "to_markdown", "verdict"]
 
-STATUSES = ("pass", "warn", "fail")
 LOSSES = (cross_entropy, margin, dlr)
 RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # times eps
 SCALES = (1e-2, 1e-1, 1e1, 1e2)  # times the logits
@@ -39,82 +39,6 @@ AHEAD = (1e-1, 1e-2)  # times eps: where the gradient's prediction is tested
 GAP = 80.0  # between the logits: exp(-80) ends float32, and the softmax's gradient is rounding
 NEAR = 1e-6  # of the box: rounding
 CHANGE = 1e-2  # of the logits' range: half precision moves them by less
-CHANCE = 2  # images: no flag for so few, whatever their share
-
-
-class Check(NamedTuple):
-    """One line of the report; `value` is the share of images where what should not happen did."""
-
-    name: str
-    value: float
-    status: str
-    sentence: str
-
-
-# Shares of the images above which a check warns and fails.
-NEVER = (0.03, 0.06)  # an honest model has no reason to be above 0
-KINKS = (0.1, 0.25)  # a relu network has one here and there, within a step
-# Where the error rises steeply with eps, two attacks differ a little in strength and much in error:
-# by up to 10 % on honest networks of the digits, and 15 % behind a tanh.
-ATTACKS = (0.2, 0.35)
-# A name, its limits, what is counted and what it means where it is too much.
-QUESTIONS = {
-    "gradients": (
-        NEVER,
-        "The cross entropy's gradient is zero, no number, or rounding (logits 80 apart)",
-        "Attacks that follow it stand still: attack the margin, or smaller logits.",
-    ),
-    "linearity": (
-        KINKS,
-        "The margin does not change as its gradient says, even within a hundredth of eps",
-        "The gradient is shattered, quantised or made up: attack through a smooth stand-in.",
-    ),
-    "randomness": (
-        (0.0, NEVER[0]),
-        "Other logits when asked again at a distance of 1e-6",
-        "The answers are random or hashed: attack their expectation.",
-    ),
-    "steps": (
-        NEVER,
-        "Broken by one step, more than by many",
-        "The steps after the first mislead the attack.",
-    ),
-    "radius": (
-        NEVER,
-        "Broken at some radius, more than at a larger one, which includes it",
-        "The attack loses its way in the larger ball.",
-    ),
-    "whole box": (
-        NEVER,
-        "Unbroken when any image of the box is allowed",
-        "Another class's image would do: the attack is blind, not the model robust.",
-    ),
-    "scores": (
-        NEVER,
-        "Broken by a random search and by no attack with gradients",
-        "The gradients hide errors that lie near.",
-    ),
-    "transfer": (
-        NEVER,
-        "Broken by the surrogate's adversarial image and by no attack on the model itself",
-        "The gradients hide errors that another model's show.",
-    ),
-    "scale": (
-        ATTACKS,
-        "Broken with rescaled logits, which change no answer, more than without",
-        "The softmax is saturated or flat: attack the margin, or the best scale.",
-    ),
-    "losses": (
-        ATTACKS,
-        "Broken by the best loss of cross entropy, margin and dlr, more than by the worst",
-        "The number depends on the loss: report the worst case over several.",
-    ),
-    "restarts": (
-        ATTACKS,
-        "Broken by four random starts, more than by one",
-        "One start is not enough: add starts until nothing changes.",
-    ),
-}
 
 
 def masking_report(
@@ -156,7 +80,8 @@ def masking_report(
     check_scale("masking_report", bounds)
     check_surrogate(surrogate, logits_fn, x)
     model, keys = snapshot(logits_fn), example_keys(key, len(x))
-    each = partial(_in_batches, batch_size, keys, jnp.asarray(x), jnp.asarray(y))
+    images = jnp.asarray(x), jnp.asarray(y)
+    each = lambda program: map_batches(program, min(batch_size, len(x)), keys, *images)
 
     def broken(attack: str = "apgd", norm: Norm = norm, source: Partial = model, **change: Any):
         """Which images the attack breaks, [N]; those misclassified from the start among them."""
@@ -191,7 +116,7 @@ def masking_report(
     if surrogate is not None:
         found["transfer"] = broken(source=snapshot(surrogate)) & ~by_any
     counted = {name: max(int(np.sum(found[name])), 0) for name in QUESTIONS if name in found}
-    return tuple(_check(name, count, len(x)) for name, count in counted.items())
+    return tuple(answered(name, count, len(x)) for name, count in counted.items())
 
 
 def check_surrogate(surrogate: LogitsFn | None, logits_fn: LogitsFn, x: Any) -> None:
@@ -201,45 +126,6 @@ def check_surrogate(surrogate: LogitsFn | None, logits_fn: LogitsFn, x: Any) -> 
         if getattr(other, "shape", None) != own.shape:
             got = getattr(other, "shape", type(other).__name__)
             raise ValueError(f"surrogate returned {got}; logits_fn {own.shape}: want one shape.")
-
-
-def _check(name: str, count: int, n: int) -> Check:
-    (warn, fail), seen, bad = QUESTIONS[name]
-    flagged = count > max(CHANCE if warn else 0, warn * n)
-    status = STATUSES[flagged + (count > max(CHANCE, fail * n))]
-    meaning = bad if flagged else "No sign of masking."
-    sentence = f"{seen}: {count} of {n} images ({100 * count / n:.1f} %). {meaning}"
-    return Check(name, count / n, status, sentence)
-
-
-def verdict(checks: Sequence[Check]) -> str:
-    """The worst status.
-
-    >>> verdict([Check("steps", 0.0, "pass", ""), Check("scale", 0.07, "warn", "")])
-    'warn'
-    """
-    return max((check.status for check in checks), key=STATUSES.index)
-
-
-def to_markdown(checks: Sequence[Check]) -> str:
-    """The report as a Markdown table, one check a line.
-
-    >>> print(to_markdown([Check("steps", 0.0, "pass", "0 of 64 images.")]))
-    |  | status | value | meaning |
-    |---|---|---|---|
-    | steps | pass | 0 | 0 of 64 images. |
-    """
-    row = lambda check: {"status": check.status, "value": check.value, "meaning": check.sentence}
-    return curves.to_markdown({check.name: row(check) for check in checks})
-
-
-def _in_batches(size: int, keys: Array, x: Array, y: Array, program: Callable) -> Any:
-    """`program(keys, x, y)` by batches of one size: the last is filled up with the first rows."""
-    n = len(x)
-    size = min(size, n)
-    rows = [np.arange(start, start + size) % n for start in range(0, n, size)]
-    parts = jax.device_get([program(keys[row], x[row], y[row]) for row in rows])
-    return jax.tree.map(lambda *part: np.concatenate(part)[:n], *parts)
 
 
 def _broken(

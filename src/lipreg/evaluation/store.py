@@ -5,10 +5,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
-from lipreg import files
+from lipreg import files, parallel
 
 __all__ = ["Store"]
 
@@ -21,31 +22,42 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike, identity: Mapping[str, Any]):
         self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        wanted = json.loads(json.dumps(identity))
-        path = self._folder / "identity.json"
-        if path.exists():
-            there = files.read(path)
-            differ = sorted(k for k in there.keys() | wanted if there.get(k) != wanted.get(k))
-            if differ:
-                raise ValueError(
-                    f"{folder} holds an evaluation with another {', '.join(differ)}: "
-                    + "; ".join(f"{k} {there.get(k)} there, {wanted.get(k)} asked" for k in differ)
-                    + ". Remove it, or name another folder."
-                )
-        else:
-            files.write_json(path, wanted)
+        wanted = json.dumps(identity).encode()
+        path, there = self._folder / "identity.json", None
+        if parallel.is_main():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            there = files.read(path) if path.exists() else None
+        # Of several processes the first one decides for all: they must not part ways.
+        there = json.loads(parallel.from_main(json.dumps(there).encode()))
+        wanted = json.loads(parallel.from_main(wanted))
+        if there is None:
+            if parallel.is_main():
+                files.write_json(path, wanted)
+            return
+        differ = sorted(k for k in there.keys() | wanted if there.get(k) != wanted.get(k))
+        if differ:
+            raise ValueError(
+                f"{folder} holds an evaluation with another {', '.join(differ)}: "
+                + "; ".join(f"{k} {there.get(k)} there, {wanted.get(k)} asked" for k in differ)
+                + ". Remove it, or name another folder."
+            )
 
     def get(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays kept under a name; None for a name that is not there, or is damaged."""
-        path = self._folder / f"{name}.npz"
-        if not path.is_file():
-            return None
+        """The arrays kept under a name; None for a name that is not there, or is damaged.
+
+        Where there are several processes, every one gets what the first one reads.
+        """
+        path = self._path(name)
+        kept = path.read_bytes() if parallel.is_main() and path.is_file() else b""
         try:
-            return files.read(path)
+            return files.arrays(parallel.from_main(kept)) or None
         except ValueError:
             return None
 
     def put(self, name: str, **arrays: Any) -> None:
-        """Write arrays under a name, atomically."""
-        files.write_arrays(self._folder / f"{name}.npz", **arrays)
+        """Write arrays under a name, atomically; of several processes the first one does."""
+        if parallel.is_main():
+            files.write_arrays(self._path(name), **arrays)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{quote(name, safe='')}.npz"

@@ -1,6 +1,7 @@
 """Reports of evaluations: one run's distances and pictures, several runs' table and curves."""
 
-from lipreg.reports.measured import certify, evaluate, evaluated, read, robustness
+from lipreg.reports.certified import certify
+from lipreg.reports.evaluations import evaluate, evaluated, read
 from lipreg.reports.tables import table
 
-__all__ = ["certify", "evaluate", "evaluated", "read", "robustness", "table"]
+__all__ = ["certify", "evaluate", "evaluated", "read", "table"]

@@ -1,7 +1,7 @@
 """Several runs in one table: the columns of 1810.00953, and AutoAttack's if all runs have them.
 
 OUT/table.md, .csv      a row for each config, mean ± standard deviation over its seeds
-OUT/curves_{l2,linf}.*  the error curves, PNG and SVG
+OUT/curves_NORM.*        the error curves, PNG and SVG
 """
 
 import itertools
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lipreg import curves, files
-from lipreg.reports import plots
-from lipreg.reports.measured import read
+from lipreg.reports import evaluations, plots
+from lipreg.runs import storage
 from lipreg.runs.config import Config, differing, label
 
 __all__ = ["table"]
@@ -23,7 +23,7 @@ AUTOATTACK = ("full", "autoattack")  # the protocols that include it, the strong
 
 
 class _Run(NamedTuple):
-    """A folder's contents: the config, the evaluation, and AutoAttack's results by protocol."""
+    """A folder's contents: the config, the evaluation, and AutoAttack's by protocol."""
 
     workdir: Path
     config: Config
@@ -32,25 +32,82 @@ class _Run(NamedTuple):
     robust: dict[str, dict[str, Any]]
 
 
-def _run(workdir: str | Path) -> _Run:
-    workdir = Path(workdir)
-    robust = {}
-    for protocol in AUTOATTACK:
-        path = workdir / f"robustness_{protocol}.json"
-        if path.is_file():
-            robust[protocol] = files.read(path)
-    return _Run(workdir, *read(workdir), robust)
+class _Wanted(NamedTuple):
+    """Which evaluation of each run the table is made of; "" and 0 are any."""
+
+    protocol: str
+    norms: Sequence[str]
+    split: str
+    examples: int
+
+
+def _choices(workdir: Path, wanted: _Wanted) -> list[tuple[str, int]]:
+    """The splits and numbers of images that a run has been evaluated on by the protocol.
+
+    Raises: ValueError, with those that there are and the command to run, for a run without any.
+    """
+    storage.read_config(workdir)  # says what is no run
+    there = evaluations.places(workdir, wanted.norms)
+    found = [
+        (split, n)
+        for protocol, split, n in there
+        if protocol == wanted.protocol and wanted.split in ("", split) and wanted.examples in (0, n)
+    ]
+    if not found:
+        had = ", ".join("_".join(map(str, key)) for key in there)
+        if not had and (workdir / "evaluation.json").is_file():
+            had = "that of an earlier version"
+        images = f"{wanted.examples or ''} {wanted.split} images".replace("  ", " ").strip()
+        raise ValueError(
+            f"{workdir} has not been evaluated by {wanted.protocol} in {', '.join(wanted.norms)}"
+            f"{f' on {images}' if images != 'images' else ''}{f', it has {had}' if had else ''}: "
+            f"run {evaluations.command(workdir, wanted.protocol)}."
+        )
+    return found
+
+
+def _one_of_all(workdirs: Sequence[Path], wanted: _Wanted) -> tuple[str, int]:
+    """The one split and number of images that all runs have been evaluated on.
+
+    Raises: ValueError for runs that have none in common, with both, and for several.
+    """
+    choices = [_choices(workdir, wanted) for workdir in workdirs]
+    common = [key for key in choices[0] if all(key in other for other in choices)]
+    if len(common) == 1:
+        return common[0]
+    if common:
+        several = ", ".join(f"{n} {split}" for split, n in common)
+        raise ValueError(
+            f"{workdirs[0]} has several evaluations by {wanted.protocol}: {several} images; "
+            "choose one by split and examples."
+        )
+    k = next(k for k, other in enumerate(choices) if choices[0][0] not in other)
+    a, b = ({"split": split, "n": n} for split, n in (choices[0][0], choices[k][0]))
+    raise _refusal(workdirs[0], workdirs[k], differing(a, b))
+
+
+def _run(workdir: Path, split: str, n: int, wanted: _Wanted) -> _Run:
+    """The evaluation on this split and number of images, and AutoAttack's on the same."""
+    there = evaluations.places(workdir, wanted.norms)
+    robust = {
+        protocol: evaluations.read(there[protocol, split, n])[1]
+        for protocol in AUTOATTACK
+        if (protocol, split, n) in there
+    }
+    return _Run(workdir, *evaluations.read(there[wanted.protocol, split, n]), robust)
 
 
 def _measured(run: _Run, protocol: str | None) -> dict[str, Any]:
-    """What all runs of a table must share: images, attack and, with a protocol, its radii."""
-    data, split = run.config.data, run.record["split"]
+    """What all runs of a table must share: images, attack and, with AutoAttack, its radii."""
+    data, record = run.config.data, run.record
     fields = ["name", "side", *(["dir"] if data.name == "folder" else [])]
     drawn = f" ({data.validation:g} of the images, by seed {data.seed})"
     shared = {
         "data": {name: data[name] for name in fields},
-        "split": split + drawn * (split == "validation"),
-        "evaluation": run.record["settings"],
+        "split": record["split"] + drawn * (record["split"] == "validation"),
+        "n": record["n"],
+        "protocol": record["protocol"],
+        "evaluation": record["settings"],
     }
     if protocol:
         norms = run.robust[protocol]["norms"]
@@ -66,8 +123,7 @@ def _refusal(a: object, b: object, pairs: dict[str, tuple[Any, Any]]) -> ValueEr
 def _protocol(found: Sequence[_Run]) -> str | None:
     """The strongest protocol with AutoAttack that all runs have; None if some run has none.
 
-    Raises: ValueError for runs that have none in common, and where AutoAttack was run on other
-    images or weights than the run's distances.
+    Raises: ValueError for runs that have none in common.
     """
     if not all(run.robust for run in found):
         return None
@@ -75,16 +131,7 @@ def _protocol(found: Sequence[_Run]) -> str | None:
     if not common:
         a, b = found[0], next(run for run in found if not run.robust.keys() & found[0].robust)
         raise _refusal(a.workdir, b.workdir, {"protocol": (min(a.robust), min(b.robust))})
-    protocol = common[0]
-    for run in found:
-        path, here = run.workdir / f"robustness_{protocol}.json", run.robust[protocol]
-        there = {name: run.record[name] for name in ("data", "split")}
-        there["n"] = run.record["settings"]["examples"]
-        there |= {"step": run.record["step"]} if "step" in run.record else {}
-        pairs = differing({name: here[name] for name in there if name in here}, there)
-        if pairs:
-            raise _refusal(path, "evaluation.json", pairs)
-    return protocol
+    return common[0]
 
 
 def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
@@ -137,31 +184,46 @@ def _name(run: _Run, firsts: Sequence[_Run]) -> str:
     return f"{name} ({'/'.join(parts[-next(ends) :])})"
 
 
-def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Path]]:
+def table(
+    workdirs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    protocol: str = "pgd",
+    norms: Sequence[str] = evaluations.USUAL,
+    split: str = "",
+    examples: int = 0,
+) -> tuple[str, list[Path]]:
     """The deck's table of several runs as Markdown, and the files written into `out`.
 
     Runs whose configs differ only in their seeds make one row, mean ± standard deviation, and one
-    curve. If AutoAttack was run on all of them, its errors and the number of masking flags are
-    further columns, and its errors are points beside the curves.
+    curve. If AutoAttack was run on all of them, on the same images, its errors and the number of
+    masking flags are further columns, and its errors are points beside the curves.
 
-    Raises: ValueError for a run without an evaluation of its last step, for a run that is named
+    Options:
+      protocol: whose distances and errors these are.
+      norms: those of the evaluation.
+      split, examples: which of a run's evaluations, where it has several.
+
+    Raises: ValueError for a run without such an evaluation of its last step, for one that is named
     twice, and, with the runs and the fields that differ, for runs that were measured differently:
     other data, another split, protocol, number of images, or other settings of the attack.
     """
-    found = [_run(workdir) for workdir in workdirs]
-    protocol = _protocol(found)
+    paths, wanted = [Path(w) for w in workdirs], _Wanted(protocol, norms, split, examples)
+    split, n = _one_of_all(paths, wanted)
+    found = [_run(path, split, n, wanted) for path in paths]
+    auto = _protocol(found)
     first, *others = found
     for run in others:
-        pairs = differing(_measured(first, protocol), _measured(run, protocol))
+        pairs = differing(_measured(first, auto), _measured(run, auto))
         if pairs:
             raise _refusal(first.workdir, run.workdir, pairs)
     rows, distances, marked = {}, {}, {}
     groups = _rows(found)
     for name, members in groups.items():
-        robust = [_robust(run.robust[protocol]) if protocol else ({}, {}) for run in members]
+        robust = [_robust(run.robust[auto]) if auto else ({}, {}) for run in members]
         columns = [run.record["row"] | more for run, (more, _) in zip(members, robust, strict=True)]
         rows[name] = {c: curves.spread([row[c] for row in columns]) for c in columns[0]}
-        for norm in ("l2", "linf"):
+        for norm in first.distances.keys() & first.record["norms"]:
             distances.setdefault(norm, {})[name] = np.concatenate(
                 [run.distances[norm] for run in members]
             )
@@ -174,12 +236,12 @@ def table(workdirs: Sequence[str | Path], out: str | Path) -> tuple[str, list[Pa
     written = [out / "table.md", out / "table.csv"]
     files.write(written[0], text)
     files.write(written[1], curves.to_csv(rows))
-    for norm, by_name in distances.items():
+    for norm, by_name in sorted(distances.items()):
         figure = plots.error_curves(
             by_name,
             norm_name=norm,
             marks=(first.record["settings"][norm]["table"],),
-            points=marked[norm] if protocol else None,
+            points=marked[norm] if auto else None,
         )
         written += plots.save(figure, out / f"curves_{norm}")
     return text, written
@@ -189,9 +251,12 @@ def _caption(first: _Run, groups: dict[str, list[_Run]]) -> str:
     record, settings = first.record, first.record["settings"]
     seeds = sorted({len(members) for members in groups.values()})
     several = seeds != [1]
+    how = f"protocol {record['protocol']}"
+    if record["protocol"] == "pgd":
+        how = f"PGD with {settings['steps']} steps and {settings['restarts']} restarts"
+        how += ", radii bisected"
     return (
-        f"{record['data']}, {settings['examples']} {record['split']} images; PGD with "
-        f"{settings['steps']} steps and {settings['restarts']} restarts, radii bisected; "
+        f"{record['data']}, {record['n']} {record['split']} images; {how}; "
         f"{' or '.join(map(str, seeds))} seed{'s' if several else ''} a row"
         f"{', mean ± standard deviation' if several else ''}."
     )

@@ -118,6 +118,7 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "restarts": 1,
         "radii": 31,  # of the grid that is bisected: 5 attacks
         # The largest radius of the grid, and that of the table's column; the grid covers both.
+        "l1": {"largest": 40.0, "table": 12.0},  # 12: Croce & Hein 2103.01208, on CIFAR-10
         "l2": {"largest": 2.0, "table": 0.1},
         "linf": {"largest": 0.2, "table": 1 / 16},
     }

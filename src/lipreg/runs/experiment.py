@@ -1,12 +1,9 @@
 """From a config to a run that can be trained, and from a run to its network and numbers.
 
 `prepare` turns a config into checked parts and writes nothing; `train.train_run` does the work in a
-folder; `load` reads a run back, for which its objective and optimiser are not needed; `measure`
-attacks it.
+folder; `load` reads a run back, for which its objective and optimiser are not needed.
 """
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg import attacks, batching, curves, datasets, files, norms, parallel, training
+from lipreg import datasets, files, parallel, training
 from lipreg.datasets import streamed
 from lipreg.runs import build, storage
 from lipreg.runs.config import Config, complete
-from lipreg.tracing import compiled, snapshot
 from lipreg.training import State
 
-__all__ = ["Experiment", "Loaded", "key_for", "largest", "load", "measure", "prepare"]
+__all__ = ["Experiment", "Loaded", "key_for", "load", "prepare"]
 
 
 class Experiment(NamedTuple):
@@ -172,50 +168,3 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
     about = files.read(path) if path.is_file() else {}
     about = {"steps": step} | about  # earlier versions did not record it
     return Loaded(config, training.logits_fn(network.apply, state), dataset, step, about["steps"])
-
-
-def largest(radii: Config) -> float:
-    """The last radius of a norm's grid: `largest`, or the table's radius if that is larger."""
-    return max(radii.largest, radii.table)
-
-
-def measure(
-    logits_fn: Callable[[Array], Array],
-    dataset: datasets.Dataset,
-    evaluation: Config,
-    *,
-    seed: int = 0,
-    progress: Callable | None = None,
-) -> dict[str, np.ndarray]:
-    """Each image's smallest distance that PGD finds, in l_2 and l_inf: `{"l2": [N], "linf": [N]}`.
-
-    Measures the first `evaluation.examples` images. For each norm a grid of `radii` radii up to its
-    `largest`, and the table's radius, is bisected per image (`curves.minimal_distance`) by PGD with
-    `steps` and `restarts`. `logits_fn` is a pytree such as `load` returns, or any function of
-    images.
-    """
-    n = evaluation.examples
-    if n > len(dataset.y):
-        raise ValueError(f"examples = {n}; the split has {len(dataset.y)}.")
-    x, y, rows = datasets.to_unit(dataset.x[:n]), dataset.y[:n], np.arange(n)
-    key = jax.random.key(seed)
-    logits_fn = snapshot(logits_fn)
-    found = {}
-    for name in ("l2", "linf"):
-        norm, radii = norms.by_name(name), evaluation[name]
-        end = largest(radii)
-        grid = np.geomspace(end / 100, end, evaluation.radii)
-        grid = np.append(grid, [radii.table, end])  # a geomspace of one radius is its start
-        grid = np.unique(grid.astype(np.float32))
-        attack = partial(
-            attacks.pgd, norm=norm, steps=evaluation.steps, restarts=evaluation.restarts
-        )
-        nearest = partial(curves.minimal_distance, attack=attack, norm=norm)
-        nearest = compiled(logits_fn, nearest)
-
-        def batch(x: Array, y: Array, rows: Array, nearest=nearest, grid=grid) -> Array:
-            return nearest(_keys(key, rows), logits_fn, x, y, grid)
-
-        size = min(evaluation.batch_size, n)
-        found[name] = batching.map_batches(batch, size, x, y, rows, progress=progress)
-    return found

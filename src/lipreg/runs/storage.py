@@ -7,7 +7,7 @@
     RUN/checkpoints/     Orbax, the newest few
     RUN/lock             held while the run trains
 
-`experiments/evaluate.py` adds `distances.npz`, `curve.jsonl` and pictures.
+`experiments/evaluate.py` adds `evaluations/`, a folder for each.
 """
 
 import fcntl

@@ -1,0 +1,60 @@
+"""What can be proved of a run, written into its folder.
+
+RUN/certificates.md, .npz           radii by rule beside the distances that attacks find
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipreg import datasets, files
+from lipreg.certificates import comparison, smoothing
+from lipreg.runs import storage
+from lipreg.runs.config import label
+from lipreg.runs.experiment import Loaded
+
+__all__ = ["certify"]
+
+
+def certify(
+    loaded: Loaded,
+    workdir: str | Path,
+    *,
+    split: str = "test",
+    examples: int = 100,
+    sigma: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[str], object] = lambda text: None,
+) -> str:
+    """Every rule's radii of a run, written into `workdir`; returns the table as Markdown."""
+    if examples > len(loaded.dataset.y):
+        raise ValueError(f"examples = {examples}; the split has {len(loaded.dataset.y)}.")
+    x, y = datasets.to_unit(loaded.dataset.x[:examples]), jnp.asarray(loaded.dataset.y[:examples])
+    key, eps, config = jax.random.key(seed), loaded.config.evaluation.l2.table, loaded.config
+    smooth = config.model.activation != "relu"
+    options = {"bounds": tuple(config.data.bounds), "smooth": smooth, "progress": progress}
+    found = comparison.compare(key, loaded.logits_fn, x, y, **options)
+    lines = [f"# {label(config)}, {config.data.name}, {examples} {split} images, l2", ""]
+    lines.append(comparison.to_markdown(found, eps))
+    arrays: dict[str, Any] = {n: np.asarray(c.radius) for n, c in found.certificates.items()}
+    if sigma:
+        progress("smoothing")
+        smoothed = smoothing.certify(key, loaded.logits_fn, x, sigma=sigma)
+        radius = np.where(smoothed.classes == y, smoothed.radius, 0.0)
+        arrays["smoothed"] = radius
+        lines.append(
+            f"\nSmoothed with sigma = {sigma:g}, another classifier, at confidence 0.999 an image: "
+            f"median radius {np.median(radius):.3g}; at least {eps:g} for "
+            f"{100 * (radius >= eps).mean():.1f} % of the images."
+        )
+    lines.append(f"\n{json.dumps(storage.about())}")
+    text = "\n".join(lines) + "\n"
+    arrays["attacked"] = found.distance
+    files.write_arrays(Path(workdir) / "certificates.npz", **arrays)
+    files.write(Path(workdir) / "certificates.md", text)
+    return text

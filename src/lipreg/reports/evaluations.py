@@ -1,0 +1,299 @@
+"""The evaluations of a run, each in a folder that says how it was measured.
+
+RUN/evaluations/PROTOCOL_SPLIT_N/   N images; _NORMS is added where they are not l2 and linf
+    distances.npz         per image: its smallest distance found, l2 and linf [N], that of each
+                          attack, distance_NORM_ATTACK, and what a radius breaks, broken_NORM_EPS
+    curve.jsonl           one line per norm and radius: norm, eps, error, attack, n
+    curve_NORM.*          the same as pictures, PNG and SVG
+    attacked_NORM.*       with pgd: images before and after it
+    adversarial_*.npz     with `keep`: adv_complete [N, C, H, W] and y, as RobustBench's users have
+                          them. _NORM: the nearest misclassified image that was found, and its
+                          distance; _NORM_EPS: one within eps. The image itself where there is none.
+    report.md             tables, errors, the masking report
+    evaluation.json       the same numbers, the table's row, settings, step of the weights, command,
+                          commit and hardware; written last
+    step_STEP/            what a killed evaluation of these weights resumes from
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lipreg import curves, datasets, evaluation, files, parallel
+from lipreg.attacks import pgd
+from lipreg.evaluation.protocols import Protocol, grid
+from lipreg.norms import NORMS
+from lipreg.reports import plots
+from lipreg.runs import storage
+from lipreg.runs.config import Config, complete, label
+from lipreg.runs.experiment import Loaded
+
+__all__ = ["USUAL", "command", "evaluate", "evaluated", "places", "read"]
+
+USUAL = ("l2", "linf")
+ROBUSTBENCH = {"l1": 12.0, "l2": 0.5, "linf": 8 / 255}
+
+
+def evaluate(
+    loaded: Loaded,
+    workdir: str | Path,
+    *,
+    protocol: str = "pgd",
+    norms: Sequence[str] = USUAL,
+    attacks: Mapping[str, Callable[..., Any]] | None = None,
+    split: str = "test",
+    seed: int = 0,
+    surrogate: Loaded | None = None,
+    keep: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> str:
+    """`lipreg.evaluate` on a run, written into `workdir`; returns the report as Markdown.
+
+    The settings are those of the config's `evaluation`. Radii: the table's, and but for `pgd` those
+    of RobustBench too: 12 in l_1, 0.5 in l_2, 8/255 in l_inf. Where there are several processes,
+    only the first one writes.
+    """
+    config, settings = loaded.config, loaded.config.evaluation
+    n, radii = settings.examples, _radii(config, norms)
+    if n > len(loaded.dataset.y):
+        raise ValueError(f"examples = {n}; the split has {len(loaded.dataset.y)}.")
+    x, y = np.asarray(datasets.to_unit(loaded.dataset.x[:n])), loaded.dataset.y[:n]
+    whole = "+".join([protocol, *sorted(attacks or {})])
+    folder = _folder(workdir, whole, split, n, norms)
+    found = evaluation.evaluate(
+        loaded.logits_fn,
+        x,
+        y,
+        protocol=_protocol(protocol, config, radii),
+        radii={norm: _measured_at(protocol, norm, r["table"]) for norm, r in radii.items()},
+        attacks=attacks,
+        bounds=config.data.bounds,
+        seed=seed,
+        batch_size=settings.batch_size,
+        surrogate=surrogate.logits_fn if surrogate else None,
+        keep=keep,
+        folder=folder / f"step_{loaded.step}",
+        progress=progress,
+    )
+    heading = f"{label(config)}, {config.data.name}, {split} split, {whole}"
+    text = f"# {heading}\n\n{evaluation.to_markdown(found)}"
+    attacked = _attacked(loaded, radii, seed) if protocol == "pgd" else {}
+    if not parallel.is_main():
+        return text
+    record = _described(config, whole, split, seed, norms)
+    record |= {"step": loaded.step, "steps": loaded.steps, "row": _row(found, radii)}
+    record |= {"about": storage.about()} | evaluation.to_json(found) | {"protocol": whole}
+    files.write_arrays(folder / "distances.npz", **_arrays(found))
+    _draw_curves(found, folder, label(config), radii)
+    for name, figure in attacked.items():
+        plots.save(figure, folder / name)
+    if keep:
+        _write_images(found, folder, x, y)
+    files.write(folder / "report.md", text)
+    files.write_json(folder / "evaluation.json", record)
+    return text
+
+
+def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
+    """The config of a run, and one of its evaluations: the record and the arrays.
+
+    Raises: ValueError, with the command to run, if there is none, if the files belong to different
+    evaluations, or if the evaluation was not of the last step.
+    """
+    workdir = folder.parents[1]
+    config = complete(storage.read_config(workdir))
+    protocol = _named(folder.name)[0]
+    again = f"run {command(workdir, protocol)}"
+    paths = folder / "evaluation.json", folder / "distances.npz"
+    if not all(path.is_file() for path in paths):
+        raise ValueError(f"{workdir} has not been evaluated by {protocol}: {again}.")
+    record, found = map(files.read, paths)
+    expected = {"row", "data", "split", "seed", "settings", "protocol", "n", "norms", "step"}
+    if not expected <= set(record):
+        raise ValueError(f"{paths[0]} is not a run's evaluation: {again}.")
+    # Each is written atomically, but a kill may come between the two.
+    medians = {f"{norm} median": norm for norm in record["norms"] if norm in found}
+    if any(
+        record["row"].get(m) != float(curves.median_distance(found[medians[m]])) for m in medians
+    ):
+        raise ValueError(f"{' and '.join(map(str, paths))} are of two evaluations: {again}.")
+    if record["step"] != record["steps"]:
+        raise ValueError(
+            f"{workdir} was evaluated at step {record['step']} of {record['steps']}: let its "
+            f"training end, and {again}."
+        )
+    return config, record, found
+
+
+def evaluated(
+    workdir: str | Path,
+    *,
+    protocol: str = "pgd",
+    norms: Sequence[str] = USUAL,
+    split: str = "test",
+    seed: int = 0,
+) -> bool:
+    """Whether a folder already holds the evaluation that `evaluate` would write."""
+    try:
+        n = complete(storage.read_config(workdir)).evaluation.examples
+        config, record, _ = read(_folder(workdir, protocol, split, n, norms))
+    except ValueError:
+        return False
+    wanted = _described(config, protocol, split, seed, norms)
+    return all(record[name] == value for name, value in wanted.items())
+
+
+def places(workdir: str | Path, norms: Sequence[str] = USUAL) -> dict[tuple[str, str, int], Path]:
+    """The folders of a run's evaluations in these norms, by protocol, split and number."""
+    found = {}
+    for path in sorted(Path(workdir).glob("evaluations/*/evaluation.json")):
+        *key, there = _named(path.parent.name)
+        if there == _suffix(norms):
+            found[tuple(key)] = path.parent
+    return found
+
+
+def command(workdir: str | Path, protocol: str) -> str:
+    """What makes an evaluation anew."""
+    protocol, *attacks = protocol.split("+")
+    flags = [f"--protocol={protocol}"] * (protocol != "pgd") + [f"--attack={a}" for a in attacks]
+    return " ".join([f"python experiments/evaluate.py --run={workdir}", *flags])
+
+
+def _named(folder: str) -> tuple[str, str, int, str]:
+    """The protocol, split, number of images and norms that a folder's name says."""
+    match = re.fullmatch(r"(.+)_([a-z]+)_(\d+)((?:_l[a-z0-9-]+)?)", folder)
+    return (match[1], match[2], int(match[3]), match[4]) if match else (folder, "", 0, "")
+
+
+def _folder(workdir: str | Path, protocol: str, split: str, n: int, norms: Sequence[str]) -> Path:
+    return Path(workdir) / "evaluations" / f"{protocol}_{split}_{n}{_suffix(norms)}"
+
+
+def _suffix(norms: Sequence[str]) -> str:
+    return "" if set(norms) == set(USUAL) else "_" + "-".join(sorted(norms))
+
+
+def _radii(config: Config, norms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The largest radius of the grid, and the table's, for each norm."""
+    for norm in norms:
+        if norm not in NORMS:
+            raise ValueError(f"No norm {norm!r}; choose one of {', '.join(NORMS)}.")
+    return {norm: config.evaluation[norm].to_dict() for norm in norms}
+
+
+def _measured_at(protocol: str, norm: str, table: float) -> list[float]:
+    return sorted({table} if protocol == "pgd" else {table, ROBUSTBENCH[norm]})
+
+
+def _protocol(
+    name: str, config: Config, radii: Mapping[str, Mapping[str, float]]
+) -> str | Protocol:
+    if name != "pgd":
+        return name
+    settings = config.evaluation
+    grids = {n: grid(r["largest"], settings.radii, r["table"]) for n, r in radii.items()}
+    return evaluation.pgd(settings.steps, settings.restarts, grids)
+
+
+def _described(
+    config: Config, protocol: str, split: str, seed: int, norms: Sequence[str]
+) -> dict[str, Any]:
+    """What tells one evaluation of a run from another."""
+    settings = config.evaluation
+    used: dict[str, Any] = _radii(config, norms)
+    if protocol.split("+")[0] == "pgd":
+        used |= {name: settings[name] for name in ("steps", "restarts", "radii")}
+    where = {"data": config.data.name, "split": split, "n": settings.examples}
+    return {"protocol": protocol, **where, "seed": seed, "settings": used}
+
+
+def _row(
+    found: evaluation.Evaluation, radii: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """The table's row: medians where there are distances, and the errors at each radius."""
+    nearest = {norm: found.nearest(norm) for norm, by_name in found.distances.items() if by_name}
+    table = {norm: r["table"] for norm, r in radii.items()}
+    clean = {"% clean error": round(100 * float(found.clean.mean()), 4)}
+    row = curves.row(nearest, table) if nearest else clean
+    for norm, values in found.radii.items():
+        for eps in values:
+            if found.at(norm, eps):
+                row[f"% error at {norm} {eps:g}"] = round(100 * found.error(norm, eps), 4)
+    return row
+
+
+def _arrays(found: evaluation.Evaluation) -> dict[str, np.ndarray]:
+    arrays = {"clean": found.clean}
+    for norm, by_name in found.distances.items():
+        if by_name:
+            arrays[norm] = found.nearest(norm)
+        arrays |= {f"distance_{norm}_{name}": values for name, values in by_name.items()}
+        for eps in found.radii[norm]:
+            if outcomes := found.at(norm, eps):
+                arrays[f"broken_{norm}_{eps:g}"] = np.any([o.broken for o in outcomes], 0)
+    return arrays
+
+
+def _draw_curves(
+    found: evaluation.Evaluation,
+    folder: Path,
+    name: str,
+    radii: Mapping[str, Mapping[str, float]],
+) -> None:
+    """The error curves of the nearest images, as lines of JSON and as pictures."""
+    lines = []
+    for norm, by_name in found.distances.items():
+        if not by_name:
+            continue
+        distances, table = found.nearest(norm), radii[norm]["table"]
+        epsilons = np.linspace(0, max(radii[norm]["largest"], table), 101)
+        errors = np.asarray(curves.error_at(distances, epsilons))
+        for eps, error in zip(epsilons, errors, strict=True):
+            line = {"norm": norm, "eps": float(eps), "error": float(error)}
+            line |= {"attack": ", ".join(by_name), "n": len(distances)}
+            lines.append(json.dumps(line) + "\n")
+        figure = plots.error_curves({name: distances}, norm_name=norm, marks=(table,))
+        plots.save(figure, folder / f"curve_{norm}")
+    if lines:
+        files.write(folder / "curve.jsonl", "".join(lines))
+
+
+def _write_images(found: evaluation.Evaluation, folder: Path, x: np.ndarray, y: np.ndarray) -> None:
+    def write(name: str, x_adv: np.ndarray, **more: np.ndarray) -> None:
+        x_adv = np.moveaxis(x_adv, -1, 1) if x_adv.ndim == 4 else x_adv
+        files.write_arrays(folder / f"adversarial_{name}.npz", adv_complete=x_adv, y=y, **more)
+
+    for norm, values in found.radii.items():
+        if found.distances[norm]:
+            write(norm, found.nearest_points[norm], distance=found.nearest(norm))
+        for eps in values:
+            x_adv = x.copy()
+            outcomes = found.at(norm, eps)
+            for outcome in reversed(outcomes):  # the first that broke an image has the last word
+                x_adv[outcome.broken] = outcome.x_adv[outcome.broken]
+            if outcomes:
+                write(f"{norm}_{eps:.4g}", x_adv)
+
+
+def _attacked(
+    loaded: Loaded, radii: Mapping[str, Mapping[str, float]], seed: int, n: int = 8
+) -> dict[str, Any]:
+    """The first images, each above its PGD image at the table's radius of the first norm."""
+    (norm, radius), bounds = next(iter(radii.items())), loaded.config.data.bounds
+    x, y, eps = datasets.to_unit(loaded.dataset.x[:n]), loaded.dataset.y[:n], radius["table"]
+    if x.ndim != 4 or x.shape[-1] not in (1, 3):
+        return {}  # nothing to look at
+    options = {"norm": NORMS[norm], "bounds": bounds, "steps": loaded.config.evaluation.steps}
+    attack = jax.jit(partial(pgd, **options))
+    x_adv = attack(jax.random.key(seed), loaded.logits_fn, x, y, eps)
+    before, after = np.argmax(loaded.logits_fn(x), -1), np.argmax(loaded.logits_fn(x_adv), -1)
+    titles = [f"{a}" for a in before] + [f"{a}, ε = {eps:g}" for a in after]
+    pixels = (np.concatenate([x, x_adv]) - bounds[0]) / (bounds[1] - bounds[0])
+    return {f"attacked_{norm}": plots.images(pixels, titles=titles, columns=n)}
