@@ -137,8 +137,8 @@ def nearest(
     _, _, best, point = jax.lax.fori_loop(0, rounds, body, (low, high, best, x), unroll=unroll)
 
     closest = to_boundary(logits_fn, x, y, point, steps=refine)
-    found = distance(logits_fn, x, y, closest, norm=norm, bounds=bounds)
-    return jnp.minimum(best, found), select(found <= best, closest, point)
+    size = distance(logits_fn, x, y, closest, norm=norm, bounds=bounds)
+    return jnp.minimum(best, size), select(size <= best, closest, point)
 
 
 def minimal_distance(
@@ -217,11 +217,11 @@ def row(distances: Mapping[str, ArrayLike], radii: Mapping[str, float]) -> dict[
     def percent(norm: str, eps: float) -> float:
         return round(100 * float(error_at(distances[norm], eps)[0]), 4)  # 8.0, not 8.000000566
 
-    found = {"% clean error": percent(next(iter(distances)), 0.0)}
+    cells = {"% clean error": percent(next(iter(distances)), 0.0)}
     for norm, values in distances.items():
-        found[f"{norm} median"] = float(median_distance(values))
-        found[f"% error at {norm} {radii[norm]:g}"] = percent(norm, radii[norm])
-    return found
+        cells[f"{norm} median"] = float(median_distance(values))
+        cells[f"% error at {norm} {radii[norm]:g}"] = percent(norm, radii[norm])
+    return cells
 
 
 def summary(

@@ -153,9 +153,9 @@ def gather(tree: Any) -> Any:
 
 
 def from_main(data: bytes) -> bytes:
-    """The first process's bytes, in every process; what the others hold counts for nothing.
+    """The first process's bytes, in every process; those of the others are ignored.
 
-    They need not share a disk, and a file that one sees is not always there for another yet.
+    Processes need not share a disk, and where they do, may not see each other's files at once.
     """
     if jax.process_count() == 1:
         return data
