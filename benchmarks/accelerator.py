@@ -68,7 +68,7 @@ def alone(name: str, seconds: float, out: Path) -> None:
 
     logging.set_verbosity(logging.ERROR)  # Orbax logs its progress
     cpu.tune()
-    for text in importlib.import_module(f"stages.{name}").run(Clock.of(seconds), out):
+    for text in importlib.import_module(f"stages.{name}").run(Clock.lasting(seconds), out):
         publish(text, out / f"{name}.md")
 
 

@@ -79,19 +79,19 @@ def phase(workdir: Path) -> str:
     return f"with {len(steps(workdir))} checkpoints"
 
 
-def kills(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+def kills(reference: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
     """Kill -9 at moments uniform over the time that an unbroken run takes."""
-    moments, phases, ends = rng.uniform(0, whole.seconds, _KILLS.value), [], []
+    moments, phases, ends = rng.uniform(0, reference.seconds, _KILLS.value), [], []
     for number, moment in enumerate(moments):
         workdir = folder / f"killed{number}"
         run(training(workdir), moment)
         phases.append(phase(workdir))
-        ends.append(went_on(workdir, whole))
+        ends.append(went_on(workdir, reference))
     outcome = f"{counted(ends)}; killed {counted(phases)}"
     yield Row("kill -9 while training", len(moments), outcome, ends.count("WRONG"))
     for moment in moments:
         run(training(folder / "often"), moment)
-    end = went_on(folder / "often", whole)
+    end = went_on(folder / "often", reference)
     yield Row("one run, killed as often", len(moments), end, int(end == "WRONG"))
 
 
@@ -105,15 +105,15 @@ def damaged(kind: str, content: bytes, rng: np.random.Generator) -> bytes | None
     return content[:place] if kind == "a file cut short" else None
 
 
-def damages(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+def damages(reference: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
     """Damage to the newest of two checkpoints, in a file drawn by size or like any, by turns."""
-    before, newest = steps(whole.workdir)
-    older = restored(whole.workdir, whole.template, before)
+    before, newest = steps(reference.workdir)
+    older = restored(reference.workdir, reference.template, before)
     kinds = ("a flipped bit", "missing bytes", "a file cut short", "a missing file")
     ends: dict[str, list[str]] = {kind: [] for kind in kinds}
     for number in range(_DAMAGES.value):
         kind, copy = kinds[number % len(kinds)], folder / f"damaged{number}"
-        shutil.copytree(whole.workdir / "checkpoints", copy / "checkpoints")
+        shutil.copytree(reference.workdir / "checkpoints", copy / "checkpoints")
         files = sorted(f for f in (copy / "checkpoints" / str(newest)).rglob("*") if f.is_file())
         sizes = np.array([f.stat().st_size for f in files])
         weights = sizes if number // len(kinds) % 2 else np.ones(len(files))
@@ -126,46 +126,46 @@ def damages(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                found = restored(copy, whole.template)
+                state = restored(copy, reference.template)
             except ValueError as error:
                 ends[kind].append(f"refused in {short(str(error))}")
                 continue
         warned = any(f"Checkpoint {newest} " in str(w.message) for w in caught)
-        names = {(whole.numbers[1], False): "sound", (older, True): "older, with a warning"}
-        ends[kind].append(names.get((found, warned), "WRONG"))
+        names = {(reference.numbers[1], False): "sound", (older, True): "older, with a warning"}
+        ends[kind].append(names.get((state, warned), "WRONG"))
     for kind in kinds:
         wrong = ends[kind].count("WRONG")
         yield Row(f"{kind} in a checkpoint", len(ends[kind]), counted(ends[kind]), wrong)
 
 
-def full_disks(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+def full_disks(reference: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
     """Disks that hold a random part of what the run writes; then there is room again."""
-    used = sum(f.stat().st_size for f in whole.workdir.rglob("*") if f.is_file())
+    used = sum(f.stat().st_size for f in reference.workdir.rglob("*") if f.is_file())
     said, ends = [], []
     for number, size in enumerate(rng.uniform(0, used, 6)):
         with disk(folder / f"disk{number}", 4096 + int(size)) as place:
             said.append(short(run(training(place / "run"))))
             remount(place, "size=1g")
-            ends.append(went_on(place / "run", whole))
+            ends.append(went_on(place / "run", reference))
     outcome = f"it says so in {counted(said)}; with room, {counted(ends)}"
     yield Row("a full disk", len(said), outcome, ends.count("WRONG") + said.count("SILENT"))
 
 
-def read_only(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+def read_only(reference: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
     """A run that lacks its last epoch on a disk that turns read-only, and is writable again."""
     with disk(folder / "readonly", 1 << 30) as place:
-        workdir = shutil.copytree(whole.workdir, place / "run")
+        workdir = shutil.copytree(reference.workdir, place / "run")
         shutil.rmtree(workdir / "checkpoints" / str(steps(workdir)[-1]))
         remount(place, "ro")
         evaluate = command("evaluate", f"--run={workdir}", "--examples=60")
         said = [short(run(argv)) for argv in (training(place / "new"), training(workdir), evaluate)]
         remount(place, "rw")
-        end = went_on(workdir, whole)
+        end = went_on(workdir, reference)
     outcome = f"it says so in {counted(said)}; writable again, {end}"
     yield Row("a read-only disk", len(said), outcome, said.count("SILENT") + (end == "WRONG"))
 
 
-def two_at_once(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+def two_at_once(reference: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
     """A second process on the folder of a run."""
     workdir = folder / "shared"
     first = subprocess.Popen(training(workdir), stdout=subprocess.DEVNULL)
@@ -175,7 +175,7 @@ def two_at_once(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iter
     said = run(training(workdir))
     first.send_signal(signal.SIGCONT)
     first.wait()
-    end = "same" if numbers(workdir, whole.template) == whole.numbers else "WRONG"
+    end = "same" if numbers(workdir, reference.template) == reference.numbers else "WRONG"
     refused = short(said) if "in use" in said else "SILENT"
     outcome = f"the second is refused in {refused}; the first: {end}"
     yield Row("two on one folder", 1, outcome, (end == "WRONG") + (refused == "SILENT"))
@@ -193,22 +193,22 @@ def killed_thrice(
 
     `results` are the files of its finished parts, none of which should be made again.
     """
-    whole, broken = folders
-    moments = rng.uniform(0, timed(argv(whole)), 3)
+    unkilled, killed = folders
+    moments = rng.uniform(0, timed(argv(unkilled)), 3)
     made: dict[Path, int] = {}
     again = 0
     for moment in (*moments, None):
-        if said := run(argv(broken), moment):
+        if said := run(argv(killed), moment):
             raise RuntimeError(said)
-        now = {path: path.stat().st_mtime_ns for path in broken.glob(results)}
+        now = {path: path.stat().st_mtime_ns for path in killed.glob(results)}
         again += sum(now.get(path) != made[path] for path in made)
         made = now
-    same = comes_to(whole) == comes_to(broken)
+    same = comes_to(unkilled) == comes_to(killed)
     outcome = f"{'same' if same else 'WRONG'}; {len(made)} parts, made twice: {again}"
     return Row(f"kill -9 while {what}", len(moments), outcome, int(not same))
 
 
-def evaluations(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+def evaluations(reference: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
     """An evaluation, whose parts are the distances of a batch in a norm."""
 
     def argv(workdir: Path) -> list[str]:
@@ -220,7 +220,7 @@ def evaluations(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iter
         with np.load(place(workdir) / "distances.npz") as file:
             return (place(workdir) / "report.md").read_text(), digest(dict(file))
 
-    copies = [shutil.copytree(whole.workdir, folder / f"evaluated{n}") for n in range(2)]
+    copies = [shutil.copytree(reference.workdir, folder / f"evaluated{n}") for n in range(2)]
     parts = "evaluations/deck_test_180/step_*/*[0-9].npz"
     yield killed_thrice("evaluating", argv, parts, comes_to, copies, rng)
 
@@ -230,21 +230,21 @@ def sweeping(workdir: Path, engine: str = "auto") -> list[str]:
     return command("sweep", *CONFIG, *sweep, f"--workdir={workdir}")
 
 
-def swept(workdir: Path, whole: Unbroken) -> dict[str, Any]:
+def swept(workdir: Path, reference: Unbroken) -> dict[str, Any]:
     """What a sweep comes to: its table and the numbers of its points."""
-    points = {p.name: numbers(p, whole.template) for p in (workdir / "points").iterdir()}
+    points = {p.name: numbers(p, reference.template) for p in (workdir / "points").iterdir()}
     return points | {"table": (workdir / "sweep.csv").read_text()}
 
 
-def sweeps(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+def sweeps(reference: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
     """A sweep, whose parts are the last checkpoints of its points."""
-    parts = f"points/*/checkpoints/{steps(whole.workdir)[-1]}"
+    parts = f"points/*/checkpoints/{steps(reference.workdir)[-1]}"
     folders = [folder / f"sweep{n}" for n in range(2)]
-    comes_to = lambda workdir: swept(workdir, whole)
+    comes_to = lambda workdir: swept(workdir, reference)
     yield killed_thrice("sweeping", sweeping, parts, comes_to, folders, rng)
 
 
-def ray_worker(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
+def ray_worker(reference: Unbroken, rng: np.random.Generator, folder: Path) -> Iterator[Row]:
     """A worker of Ray killed at its work."""
     name = "kill -9 of a Ray worker"
     if importlib.util.find_spec("ray") is None:
@@ -265,7 +265,7 @@ def ray_worker(whole: Unbroken, rng: np.random.Generator, folder: Path) -> Itera
     code = process.wait()
     if code and (said := run(argv)):
         raise RuntimeError(said)
-    same = swept(first, whole) == swept(second, whole)
+    same = swept(first, reference) == swept(second, reference)
     outcome = f"{'same' if same else 'WRONG'}, {'by the next start' if code else 'by itself'}"
     yield Row(name, len(workers[:1]), outcome, int(not same))
 
@@ -315,15 +315,15 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/cache"  # of the launchers
-        whole = unbroken(folder / "whole")
+        reference = unbroken(folder / "unbroken")
         for name in _ONLY.value or FAULTS:
             rng = np.random.default_rng([_SEED.value, *name.encode()])
             try:
-                rows += FAULTS[name](whole, rng, folder)
+                rows += FAULTS[name](reference, rng, folder)
             except (RuntimeError, subprocess.CalledProcessError) as error:
                 rows.append(Row(name, 0, f"not run: {str(error).splitlines()[-1]}"))
-            (out / "faults.md").write_text(report(rows, whole.seconds))
-    print(f"{report(rows, whole.seconds)}\nWritten: {out}/faults.md")
+            (out / "faults.md").write_text(report(rows, reference.seconds))
+    print(f"{report(rows, reference.seconds)}\nWritten: {out}/faults.md")
 
 
 if __name__ == "__main__":

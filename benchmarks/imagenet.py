@@ -60,7 +60,7 @@ def write_images(folder: Path, n: int) -> float:
 
 
 def images_per_s(dataset: streamed.Stream, images: int) -> float:
-    """What the pipeline delivers, once as many batches are used up as it can hold ready."""
+    """What the pipeline delivers, once the batches that it can hold ready are used up."""
     batches: Any = dataset.batches(BATCH, seed=0)
     for _ in range((dataset.threads + 2) * max(dataset.workers, 1)):
         next(batches)
@@ -85,10 +85,10 @@ def pipeline(folder: Path) -> list[dict[str, str]]:
         {
             "workers": str(workers),
             "threads": str(threads),
-            "images/s": f"{np.median(found):.0f} ({min(found):.0f} to {max(found):.0f})",
-            "images/s per core": f"{np.median(found) / cores:.0f}",
+            "images/s": f"{np.median(measured):.0f} ({min(measured):.0f} to {max(measured):.0f})",
+            "images/s per core": f"{np.median(measured) / cores:.0f}",
         }
-        for (workers, threads), found in rates.items()
+        for (workers, threads), measured in rates.items()
     ]
 
 

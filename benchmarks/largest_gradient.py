@@ -52,7 +52,7 @@ def trained(
 
 
 def cosines(apply: Callable, state: training.State, images: datasets.Dataset) -> np.ndarray:
-    """Of each of PAIRS and each batch, `[batches, pairs]`."""
+    """The cosine of each of PAIRS on each batch, `[batches, pairs]`."""
 
     def term(params: Any, form: str, x: jax.Array, y: jax.Array) -> jax.Array:
         views = (
@@ -87,13 +87,13 @@ def main(_: list[str]) -> None:
         ("J0", objectives.j0, {}),
         ("J2", objectives.j2, {"eps": _EPS.value}),
     ):
-        found = [
+        per_seed = [
             cosines(*trained(objective, strengths, images, seed), images)
             for seed in range(_SEEDS.value)
         ]
         row = {"trained on": name}
         for place, pair in enumerate(PAIRS):
-            low, median, high = np.quantile(np.concatenate(found)[:, place], (0.25, 0.5, 0.75))
+            low, median, high = np.quantile(np.concatenate(per_seed)[:, place], (0.25, 0.5, 0.75))
             row[" and ".join(pair)] = f"{median:.2f} ({low:.2f} to {high:.2f})"
         rows.append(row)
     report = (

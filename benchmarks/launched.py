@@ -29,7 +29,7 @@ def launched(workdir: Path) -> list[str]:
 
 
 def run(argv: Sequence[str], seconds: float | None = None) -> str:
-    """Run a program, killed by signal 9 after so long; what it says if it fails by itself."""
+    """Run a program, killed by signal 9 after `seconds`; what it says if it fails by itself."""
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _, said = process.communicate(timeout=seconds)
@@ -79,16 +79,16 @@ def unbroken(workdir: Path) -> Unbroken:
     return Unbroken(workdir, seconds, template, numbers(workdir, template))
 
 
-def went_on(workdir: Path, whole: Unbroken) -> str:
+def went_on(workdir: Path, reference: Unbroken) -> str:
     """Train again, to the end, and compare."""
     if said := run(launched(workdir)):
         return f"failed ({said.splitlines()[-1]})"
-    return "same" if numbers(workdir, whole.template) == whole.numbers else "WRONG"
+    return "same" if numbers(workdir, reference.template) == reference.numbers else "WRONG"
 
 
 @contextmanager
 def disk(folder: Path, size: int) -> Iterator[Path]:
-    """A disk of so many bytes."""
+    """A disk of `size` bytes."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     subprocess.run(mount, check=True, capture_output=True)

@@ -66,10 +66,10 @@ class Row(NamedTuple):
     def beyond(self) -> list[str]:
         """What is beyond the target, in words; recomputation is meant to cost more."""
         seconds = times(self.seconds, self.plain_seconds * self.price / 3)
-        found = (("operations", self.operations, OPERATIONS), ("seconds", seconds, SECONDS))
+        ratios = (("operations", self.operations, OPERATIONS), ("seconds", seconds, SECONDS))
         return [
             f"- {self.where}, {self.name}: {much:.2f} times its price in {what}."
-            for what, much, most in found
+            for what, much, most in ratios
             if much > most and not self.name.endswith(AGAIN)
         ]
 
@@ -77,33 +77,33 @@ class Row(NamedTuple):
 def programs(network: str, batch: int, **fields: Any) -> dict[str, tuple[float, Callable, tuple]]:
     """The price, function and arguments of every row asked for, the plain step first."""
     apply, state, inputs = steps.start(network, batch, **fields)
-    found = {}
+    rows = {}
     for name, (objective, options) in steps.OBJECTIVES.items():
         if asked.wanted(name) and "top_k" not in options:
             step, strengths = steps.step(apply, name)
             price = cost.price(objective, options.get("method", ""), batch)
-            found[name] = price, step, (state, strengths, inputs)
+            rows[name] = price, step, (state, strengths, inputs)
     pgd = partial(attacks.pgd, eps=0.5, norm=L2, steps=_PGD.value, unroll=True)
     if asked.wanted(f"pgd-{_PGD.value}"):
         arguments = (jax.random.key(0), training.logits_fn(apply, state), *inputs)
-        found[f"pgd-{_PGD.value}"] = 2 * _PGD.value + 1, pgd, arguments
-    return found
+        rows[f"pgd-{_PGD.value}"] = 2 * _PGD.value + 1, pgd, arguments
+    return rows
 
 
 def case(network: str, batch: int) -> list[Row]:
     """All rows of a network at a batch size, in one run."""
-    found = programs(network, batch)
+    rows = programs(network, batch)
     if _REMAT.value and network != "CNN":
         again = programs(network, batch, remat=True)
-        found |= {f"{name}{AGAIN}": row for name, row in again.items()}
-    built = {name: compiled(run, *arguments) for name, (_, run, arguments) in found.items()}
-    turns = {name: partial(built[name][0], *arguments) for name, (*_, arguments) in found.items()}
+        rows |= {f"{name}{AGAIN}": row for name, row in again.items()}
+    built = {name: compiled(run, *arguments) for name, (_, run, arguments) in rows.items()}
+    turns = {name: partial(built[name][0], *arguments) for name, (*_, arguments) in rows.items()}
     seconds = interleaved(turns, asked.REPEATS.value)
-    costs = {name: cost.of(program) for name, (program, _) in built.items()}
+    costs = {name: cost.analyse(program) for name, (program, _) in built.items()}
     where, plain, plain_s = f"{network}/{batch}", costs["j0"], seconds["j0"]
     return [
         Row(where, name, price, costs[name], plain, seconds[name], plain_s, built[name][1])
-        for name, (price, *_) in found.items()
+        for name, (price, *_) in rows.items()
     ]
 
 

@@ -152,8 +152,8 @@ def ours(case: Case, network: Network) -> Callable[[int], np.ndarray]:
 
     def run(seed: int) -> np.ndarray:
         key, radius = jax.random.key(seed), network.radii[norm.name]
-        found = cascade(key, logits_fn, x, y, radius, stages, norm=norm, batch_size=size)
-        return np.where(found.broken_by < 0, np.inf, 0.0)
+        outcome = cascade(key, logits_fn, x, y, radius, stages, norm=norm, batch_size=size)
+        return np.where(outcome.broken_by < 0, np.inf, 0.0)
 
     return run
 
@@ -176,8 +176,8 @@ def theirs(case: Case, network: Network, peer: peers.Peer) -> Callable[[int], np
 
     def run(seed: int) -> np.ndarray:
         torch.manual_seed(seed)
-        found = (peers.distance(network.module, x, y, attack(x, y), case.norm) for x, y in batches)
-        return np.concatenate(list(found))
+        parts = (peers.distance(network.module, x, y, attack(x, y), case.norm) for x, y in batches)
+        return np.concatenate(list(parts))
 
     return run
 
@@ -201,9 +201,9 @@ def measure(case: Case, network: Network) -> Row:
     while not seconds["lipreg"] or (len(seconds["lipreg"]) < _REPEATS.value and not enough()):
         for name, program in programs.items():
             start = time.perf_counter()
-            found = program(len(seconds[name]))
+            per_image = program(len(seconds[name]))
             seconds[name].append(time.perf_counter() - start)
-            values[name].append(value(found))
+            values[name].append(value(per_image))
     turns, medians = len(seconds["lipreg"]), {n: float(np.median(s)) for n, s in seconds.items()}
     means = {n: float(np.mean(v)) for n, v in values.items()}
     mine, mine_s = means.pop("lipreg"), medians.pop("lipreg")
@@ -278,8 +278,8 @@ def to_csv(rows: list[Row]) -> str:
     for row in rows:
         what = (row.case.name, row.case.norm.name, row.model)
         writer.writerow([*what, "lipreg", row.ours, row.ours_s, row.turns, row.first_s])
-        for name, found in row.theirs.items():
-            writer.writerow([*what, name, found, row.theirs_s[name], row.turns, 0.0])
+        for name, value in row.theirs.items():
+            writer.writerow([*what, name, value, row.theirs_s[name], row.turns, 0.0])
     return out.getvalue()
 
 

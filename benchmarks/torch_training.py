@@ -69,12 +69,12 @@ def j2_lip(network: nn.Module, frozen: nn.Module, x: Any, y: Any) -> Any:
     x_top = x[top]
     _, lip = slopes(losses(frozen, x_top, y[top]), x_top, differentiable=True)
     # Before the network runs on the batch, which changes the statistics that the frozen one reads.
-    above, of_lip = gradients(frozen, steps.STRENGTH * lip[0])
+    above, lip_grads = gradients(frozen, steps.STRENGTH * lip[0])
     value, grads = gradients(network, losses(network, x_adv, y).mean())
-    return value + above, tuple(torch._foreach_add(grads, of_lip))
+    return value + above, tuple(torch._foreach_add(grads, lip_grads))
 
 
-def j2_lip_of_all(network: nn.Module, frozen: nn.Module, x: Any, y: Any) -> Any:
+def j2_lip_full(network: nn.Module, frozen: nn.Module, x: Any, y: Any) -> Any:
     """The maximum of all sizes, differentiated by batch statistics."""
     x_adv, _ = attacked(frozen, x, y)
     value = losses(network, x_adv, y).mean()
@@ -87,7 +87,7 @@ OBJECTIVES: dict[str, Objective] = {
     "j2 by attack": j2_attack,
     "j2 by penalty": j2_penalty,
     "j2_lip": j2_lip,
-    "j2_lip of all": j2_lip_of_all,
+    "j2_lip of all": j2_lip_full,
 }
 
 

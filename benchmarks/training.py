@@ -53,7 +53,7 @@ def alone(network: str, batch: int) -> Callable[[], Any]:
     return turn
 
 
-def whole(
+def by_fit(
     network: str, batch: int, images: datasets.Dataset, per_dispatch: int
 ) -> Callable[[], Any]:
     """The same by `training.fit`."""
@@ -86,7 +86,7 @@ def case(network: str, batch: int) -> dict[str, np.ndarray]:
     x = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
     images = datasets.Dataset(x, rng.integers(0, 10, size, np.int32), 10)
     programs = {"alone": alone(network, batch)}
-    programs |= {str(n): whole(network, batch, images, n) for n in PER_DISPATCH}
+    programs |= {str(n): by_fit(network, batch, images, n) for n in PER_DISPATCH}
     seconds = interleaved(programs | {"data": pipeline(batch, images)}, asked.REPEATS.value)
     return {name: s if name == "data" else s / every for name, s in seconds.items()}
 
@@ -123,9 +123,9 @@ def cold_and_warm(network: str, batch: int) -> dict[str, str]:
     return row
 
 
-def report(found: dict[str, dict[str, np.ndarray]], first: list[dict[str, str]]) -> str:
+def report(seconds: dict[str, dict[str, np.ndarray]], first: list[dict[str, str]]) -> str:
     """Both tables, and where the pipeline costs too much."""
-    shares = {where: times(s["1"], s["alone"]) - 1 for where, s in found.items()}
+    shares = {where: times(s["1"], s["alone"]) - 1 for where, s in seconds.items()}
     beyond = [f"- {where}: {100 * s:.1f} % of a step." for where, s in shares.items() if s > SHARE]
     return f"""\
 # The loop around a training step
@@ -134,7 +134,7 @@ Noise, 32 x 32 x 3; j0, the cheapest step. "fit" is the time of a step in `train
 from a data set on the device, crops, flips and a report every 48 steps (ResNeXt: 16), over that of
 a step alone in the same turn. Medians and quartiles of {asked.REPEATS.value} turns.
 
-{table([cells(where, seconds) for where, seconds in found.items()])}
+{table([cells(where, s) for where, s in seconds.items()])}
 
 ## Loops that add more than {100 * SHARE:.0f} % to a step
 
@@ -157,8 +157,8 @@ def main(argv: list[str]) -> None:
         print(first_step(*asked.cases()[0]))
         return
     first = [cold_and_warm(*parts) for parts in asked.cases()]
-    found = {"/".join(map(str, parts)): case(*parts) for parts in asked.cases()}
-    text = report(found, first)
+    seconds = {"/".join(map(str, parts)): case(*parts) for parts in asked.cases()}
+    text = report(seconds, first)
     publish(text, Path(asked.OUT.value) / "training.md")
     print(text)
 

@@ -156,8 +156,8 @@ def case(network: str, batch: int, name: str) -> Row:
     faster = layouts[min(quick, key=lambda form: np.median(quick[form]))]
     torch._dynamo.reset()
     try:
-        whole = torch.compile(objective, fullgraph=True, dynamic=False)
-        add("compile", *theirs(network, batch, whole, faster))
+        program = torch.compile(objective, fullgraph=True, dynamic=False)
+        add("compile", *theirs(network, batch, program, faster))
     except Exception as error:
         failure = f"fails: {type(error).__name__}"
     most = max(KINKED, SLACK * apart["eager"])

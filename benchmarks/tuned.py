@@ -26,7 +26,7 @@ from lipreg.training import cpu
 
 # Whether `tune` is called, and with which environment.
 FORMS: dict[str, tuple[bool, dict[str, str]]] = {
-    "found": (False, {}),
+    "untuned": (False, {}),
     "Eigen": (True, {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "1"}),
     "tuned": (True, {}),
 }
@@ -81,9 +81,9 @@ def row(network: str, batch: int, name: str) -> dict[str, str]:
         "network/batch": f"{network}/{batch}",
         "objective": name,
         **{f"{form}, s": f"{np.median(seconds[form]):.4f}" for form in FORMS},
-        "Eigen / found": ratio(seconds["Eigen"], seconds["found"]),
+        "Eigen / untuned": ratio(seconds["Eigen"], seconds["untuned"]),
         "tuned / Eigen": ratio(seconds["tuned"], seconds["Eigen"]),
-        "tuned / found": ratio(seconds["tuned"], seconds["found"]),
+        "tuned / untuned": ratio(seconds["tuned"], seconds["untuned"]),
         "page faults": " / ".join(f"{faults:,}" for faults, _ in last.values()),
         "peak MiB": " / ".join(f"{peak:.0f}" for _, peak in last.values()),
     }
@@ -94,7 +94,7 @@ def report(rows: list[dict[str, str]]) -> str:
     return f"""\
 # What a process is set to
 
-Training steps on noise, 32 x 32 x 3. "found" is a process that nothing has set, "Eigen" one whose
+Training steps on noise, 32 x 32 x 3. "untuned" is a process that nothing has set, "Eigen" one whose
 convolutions `cpu.tune` has taken from YNNPACK, "tuned" one whose memory stays mapped, too:
 all that `tune` does. Medians of {asked.REPEATS.value} turns; ratios, with quartiles, within a turn.
 

@@ -69,10 +69,10 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(message.strip().splitlines()[-1] if "Traceback" in message else message)
 
 
-def _unraisable(found: Any) -> None:
+def _unraisable(raised: Any) -> None:
     # TensorStore's reads and writes that end when Orbax has already said what broke.
-    if str(found.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(found)
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)
 
 
 def run(

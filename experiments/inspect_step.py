@@ -1,4 +1,4 @@
-"""What a training step costs, and what many devices would make of it; nothing is trained.
+"""What a training step costs, and how it would scale to many devices; nothing is trained.
 
     python experiments/inspect_step.py --config=experiments/configs/cifar10.py:j2_lip --devices=8
 
@@ -39,7 +39,7 @@ def _cost(prepared: runs.Experiment, devices: int) -> cost.Cost:
             return parallel.keep_replicated(state), parts
 
         step = jax.jit(step, donate_argnums=0)
-        return cost.of(step.lower(state, strengths, batch).compile())
+        return cost.analyse(step.lower(state, strengths, batch).compile())
 
 
 def main(_: list[str]) -> None:
@@ -50,7 +50,7 @@ def main(_: list[str]) -> None:
         raise ValueError(f"--devices={most}; there are {jax.device_count()}.")
     if batch % most:
         raise ValueError(f"--devices={most}; config.train.batch_size = {batch} is no multiple.")
-    found = {n: _cost(prepared, n) for n in sorted({1, most})}
+    costs = {n: _cost(prepared, n) for n in sorted({1, most})}
     mib = 2**20
     rows = {
         f"{n} device{'s' if n > 1 else ''}": {
@@ -59,15 +59,15 @@ def main(_: list[str]) -> None:
             "inputs, MiB": c.arguments / mib,
             "temporary, MiB": c.temporary / mib,
             **{
-                f"{kind}: number, MiB": "{}, {:.4g}".format(*_of(c, kind, mib))
-                for kind in sorted({k for c in found.values() for k in c.collectives}) or ["none"]
+                f"{kind}: number, MiB": "{}, {:.4g}".format(*_collective(c, kind, mib))
+                for kind in sorted({k for c in costs.values() for k in c.collectives}) or ["none"]
             },
         }
-        for n, c in found.items()
+        for n, c in costs.items()
     }
     print(f"One step, each device:\n\n{curves.to_markdown(rows)}\n")
-    last = found[most]
-    messages, moved = _of(last, "all-reduce", 1)
+    last = costs[most]
+    messages, moved = _collective(last, "all-reduce", 1)
     flops = last.flops  # of one device and its share of the batch
     lines = cost.scaling(
         flops,
@@ -93,7 +93,7 @@ def main(_: list[str]) -> None:
     print(curves.to_markdown(table))
 
 
-def _of(c: cost.Cost, kind: str, unit: int) -> tuple[int, float]:
+def _collective(c: cost.Cost, kind: str, unit: int) -> tuple[int, float]:
     number, size = c.collectives.get(kind, (0, 0))
     return number, size / unit
 

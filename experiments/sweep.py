@@ -5,10 +5,10 @@
 
 Every combination of the `--sweep` axes is trained; without them, those of the config file's
 `get_sweep()`. Then DIR gets one table, a picture of clean error against error under attack, and the
-best point by validation. What is done is not done again. Points that differ in seed and strengths
-alone compile once: on CPU they run one after the other, on accelerators together (`--engine` says
-otherwise). `--engine=ray` gives each a process of its own. `--sweep_index=N` trains the N-th point
-alone, for SLURM arrays; the command without it writes the report.
+best point by validation. Finished points are not trained again. Points that differ in seed and
+strengths alone compile once: on CPU they run one after the other, on accelerators all at once,
+unless `--engine` says otherwise. `--engine=ray` gives each a process of its own. `--sweep_index=N`
+trains the N-th point alone, for SLURM arrays; the command without it writes the report.
 """
 
 import runpy

@@ -2,8 +2,8 @@
 
 ROW is an objective of the config file (j0, j1, j2, j2_lip, ...), `_tanh` appended for the tanh
 head, or your own, package.module:name (docs/your_own.md). Every field of lipreg/runs/config.py can
-be overridden. The same command on the same folder goes on where the run stopped. All devices share
-each batch, and those of all `--processes`.
+be overridden. The same command on the same folder resumes the run. Each batch is sharded over all
+devices, those of all `--processes`.
 """
 
 from absl import flags

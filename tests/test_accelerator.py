@@ -59,8 +59,8 @@ def test_a_stage_reports_part_by_part_and_ends_when_its_clock_is_out(accelerator
     from stages import price
     from stages.clock import Clock
 
-    assert list(price.run(Clock.of(-1.0), tmp_path)) == []
-    first = next(price.run(Clock.of(600.0), tmp_path))
+    assert list(price.run(Clock.lasting(-1.0), tmp_path)) == []
+    first = next(price.run(Clock.lasting(600.0), tmp_path))
     table = [line for line in first.splitlines() if line.startswith("| CNN/4 ")]
     assert [line.split(" | ")[3] for line in table] == ["j0", "j2_lip"]
     assert "Error" not in first

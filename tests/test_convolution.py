@@ -108,8 +108,8 @@ def test_the_forms_for_other_platforms_are_the_same_functions(channels):
     pads = ((1, 1), (2, 1))
 
     def gradients(forms):
-        of = partial(convolution.in_lax, forms=forms, mapped=0, pads=pads, precision=None)
-        return of(w, u, of="x"), of(x, u, of="w"), of(x, w, of="u")
+        form = partial(convolution.in_lax, forms=forms, mapped=0, pads=pads, precision=None)
+        return form(w, u, factor="x"), form(x, u, factor="w"), form(x, w, factor="u")
 
     assert_close(gradients(convolution.ON_CPU), gradients(convolution.ELSEWHERE))
 

@@ -44,7 +44,7 @@ def test_a_convolution_counts_two_operations_a_product():
         padding="VALID",
         dimension_numbers=numbers,
     )
-    assert cost.of(jax.jit(conv).lower(x, w).compile()).flops == 2 * 2 * 64 * 4 * 16
+    assert cost.analyse(jax.jit(conv).lower(x, w).compile()).flops == 2 * 2 * 64 * 4 * 16
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_a_convolution_counts_two_operations_a_product():
 )
 def test_an_objective_does_no_more_than_its_price(objective, method, strengths):
     """In forward units, plain training being 3; five per cent for what is no convolution."""
-    plain = cost.of(compiled()[0]).flops
-    found = cost.of(compiled(partial(objective, method=method), strengths)[0]).flops
+    plain = cost.analyse(compiled()[0]).flops
+    found = cost.analyse(compiled(partial(objective, method=method), strengths)[0]).flops
     price = cost.price(objective.__name__, method, BATCH)
     assert found / plain <= 1.05 * price / 3
     assert found / plain > 0.8 * price / 3  # a count that misses the work would pass, too
@@ -79,7 +79,7 @@ def test_blocks_computed_again_keep_less_for_the_way_back_and_do_more_operations
 
         residuals = jax.tree.leaves(jax.eval_shape(backward, variables))
         few = {"name": "ResNeXt34_2x32", "channels": (8,), "stages": (3,)}
-        flops = cost.of(compiled(**few, remat=remat)[0]).flops
+        flops = cost.analyse(compiled(**few, remat=remat)[0]).flops
         kept[remat] = sum(leaf.size for leaf in residuals), flops
     assert kept[True][0] < 0.6 * kept[False][0]
     assert kept[True][1] > 1.1 * kept[False][1]
@@ -88,14 +88,14 @@ def test_blocks_computed_again_keep_less_for_the_way_back_and_do_more_operations
 def test_one_step_on_many_devices_reduces_gradients_and_statistics_and_gathers_no_images():
     with parallel.over():
         program, state = compiled(objectives.j2, {"eps": 0.1})
-        found = cost.of(program)
+        found = cost.analyse(program)
     weights = 4 * models.count_parameters(state.params)
     number, size = found.collectives["all-reduce"]
     assert weights <= size <= 1.2 * weights + 4096
     assert number <= 2 + len(jax.tree.leaves(state.params))
     gathered = sum(size for kind, (_, size) in found.collectives.items() if kind != "all-reduce")
     assert gathered < 4096
-    assert found.flops < cost.of(compiled(objectives.j2, {"eps": 0.1})[0]).flops / 6
+    assert found.flops < cost.analyse(compiled(objectives.j2, {"eps": 0.1})[0]).flops / 6
 
 
 def test_the_step_asks_the_host_for_nothing():
@@ -119,7 +119,7 @@ def test_the_bytes_of_collectives_are_those_of_their_shapes():
         def memory_analysis():
             return type("M", (), {"argument_size_in_bytes": 1, "temp_size_in_bytes": 2})
 
-    assert cost.of(Program()) == (1.0, 1, 2, {"all-gather": (1, 5), "all-reduce": (2, 74)})
+    assert cost.analyse(Program()) == (1.0, 1, 2, {"all-gather": (1, 5), "all-reduce": (2, 74)})
 
 
 def test_the_model_of_scaling_is_exact_for_what_it_says():

@@ -151,11 +151,11 @@ def agreeing(network: str, name: str) -> dict[str, str]:
     usual = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        _, found = torch_training.OBJECTIVES[name](module, frozen, x.requires_grad_(), y)
+        _, torch_grads = torch_training.OBJECTIVES[name](module, frozen, x.requires_grad_(), y)
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = usual
     a = flat([p.detach().numpy() for p in like.parameters()])
-    b = flat([g.detach().cpu().numpy() for g in found])
+    b = flat([g.detach().cpu().numpy() for g in torch_grads])
     return {"objective": name, "apart": f"{distance(a, b):.0e}"}
 
 
@@ -237,6 +237,6 @@ autocast there. Eager is channels_last; "compile" is torch.compile of the networ
 derivatives only. Medians of 5 turns; ratios within a turn. "The same gradients": relative, on a
 softplus network of the same form with full float32 in both.
 """
-    for kind, found in rows.items():
-        text += f"\n## {TITLES[kind]}\n\n{table(found)}\n"
+    for kind, lines in rows.items():
+        text += f"\n## {TITLES[kind]}\n\n{table(lines)}\n"
     return text + "".join(f"\n{failure}\n" for failure in failures)

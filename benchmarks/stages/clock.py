@@ -12,7 +12,7 @@ class Clock(NamedTuple):
     end: float
 
     @classmethod
-    def of(cls, seconds: float) -> "Clock":
+    def lasting(cls, seconds: float) -> "Clock":
         """A clock that runs out after `seconds`."""
         return cls(time.monotonic() + seconds)
 

@@ -50,10 +50,10 @@ def size() -> Size:
 
 def run(clock: Clock, folder: Path) -> Iterator[str]:
     """The report after training, after PGD and after AutoAttack."""
-    whole, made = clock.left, size()
+    total_s, made = clock.left, size()
     options, about = list(made.overrides), "one epoch of digits, small CNNs"
     if not toy():
-        epochs = flags.FLAGS.epochs or fitting(TRAIN * whole - START_S)
+        epochs = flags.FLAGS.epochs or fitting(TRAIN * total_s - START_S)
         options.append(f"train.epochs={epochs}")
         about = f"{epochs} epochs of {made.config}, ResNeXt34 (2x32), bfloat16, cosine schedule"
     places = {row: folder / "runs" / row for row in made.rows}
@@ -84,7 +84,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     chosen = ("--protocol=autoattack", f"--examples={made.attacked}")
     lines.append(said("AutoAttack", at_once(commands("evaluate", *chosen), clock.left), start))
     done = {row: errors(run) for row, run in places.items()}
-    if rows := [{"row": row} | found for row, found in done.items() if found]:
+    if rows := [{"row": row} | cells for row, cells in done.items() if cells]:
         lines.append(f"% error under AutoAttack, {made.attacked} test images:\n\n{table(rows)}\n")
     yield "\n".join(lines)
 
@@ -100,13 +100,13 @@ def errors(run: Path) -> dict[str, str]:
     if not path:
         return {}
     norms = files.read(path)["norms"]
-    found = {
+    cells = {
         f"{norm} {float(eps):.3g}": f"{100 * list(after.values())[-1]:.3g}"
         for norm, measured in norms.items()
         for eps, after in measured["errors"].items()
     }
     checks = [check for measured in norms.values() for check in measured["checks"]]
-    return found | {"masking flags": str(sum(check["status"] != "pass" for check in checks))}
+    return cells | {"masking flags": str(sum(check["status"] != "pass" for check in checks))}
 
 
 def fitting(seconds: float) -> int:

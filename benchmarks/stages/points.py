@@ -69,8 +69,10 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
         )
         for place in some:
             name, norm, _ = ATTACKS[place]
-            found = {label: programs[place, label] for label in made}
-            rows.append({"attack": f"{name} {norm.name}"} | compared(found, np.asarray(x), norm))
+            by_setting = {label: programs[place, label] for label in made}
+            rows.append(
+                {"attack": f"{name} {norm.name}"} | compared(by_setting, np.asarray(x), norm)
+            )
         yield (
             "# Points of every attack\n\nDistance from the CPU's point, relative to the size of "
             f"its perturbation, image by image; few steps, {batch} images.\n\n{table(rows)}\n"

@@ -122,9 +122,9 @@ def measured(case: Case, most: float) -> list[dict[str, str]]:
     built = all_at_once({name: partial(build, case, name) for name in case.names})
     alive = {name: b for name, b in built.items() if isinstance(b, Built)}
     seconds = behind_a_queue({name: b.run for name, b in alive.items()}, 5, turn_s=0.15)
-    seconds = {name: found / case.per_dispatch for name, found in seconds.items()}
+    seconds = {name: s / case.per_dispatch for name, s in seconds.items()}
     rows, once = [], forward(case.network, case.batch)
-    for name, found in built.items():
+    for name, program in built.items():
         row = {
             "network/batch": f"{case.network}/{case.batch}",
             "precision": case.precision,
@@ -132,7 +132,7 @@ def measured(case: Case, most: float) -> list[dict[str, str]]:
             "program": name,
         }
         cells = dict.fromkeys(COLUMNS, "")
-        if isinstance(found, Built):
+        if isinstance(program, Built):
             objective, options = steps.OBJECTIVES[name]
             price = cost.price(objective, options.get("method", ""), case.batch)
             s, plain = seconds[name], seconds["j0"]
@@ -143,11 +143,11 @@ def measured(case: Case, most: float) -> list[dict[str, str]]:
                 f"{times(s, plain):.2f}",
                 f"{price / 3:.2f}",
                 ratio(s, plain * price / 3),
-                f"{found.temporary / 2**20:.0f}",
+                f"{program.temporary / 2**20:.0f}",
             )
             cells = dict(zip(COLUMNS, values, strict=True))
         else:
-            cells[COLUMNS[0]] = reason(found)
+            cells[COLUMNS[0]] = reason(program)
         rows.append(row | cells)
     return rows
 

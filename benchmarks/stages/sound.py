@@ -70,16 +70,18 @@ def settings() -> dict[str, Setting]:
 def run(clock: Clock, folder: Path) -> Iterator[str]:
     """The report after each of its parts, and after every few objectives."""
     del folder
-    found = jax.devices()
-    text = f"# Sound\n\n{len(found)} x {found[0].device_kind}, platform {found[0].platform}.\n"
+    devices = jax.devices()
+    text = (
+        f"# Sound\n\n{len(devices)} x {devices[0].device_kind}, platform {devices[0].platform}.\n"
+    )
     for part in (resume, sharded):
         try:
             text += f"\n{part()}\n"
         except Exception as error:  # the other parts still run
             text += f"\n{part.__name__} failed: {reason(error)}\n"
         yield text
-    for found in gradients(clock):
-        yield f"{text}\n{found}\n"
+    for section in gradients(clock):
+        yield f"{text}\n{section}\n"
 
 
 def resume() -> str:

@@ -36,23 +36,23 @@ def measured(name: str) -> list[dict[str, str]]:
     jobs = {k: partial(program, name, k, batch, side) for k in counts}
     built = all_at_once(jobs)
     rows = []
-    for k, found in built.items():
+    for k, vmapped in built.items():
         row = {"objective": name, "runs": str(k)}
-        if isinstance(found, Exception) or isinstance(built[1], Exception):
-            rows.append(row | dict.fromkeys(COLUMNS, reason(found)))
+        if isinstance(vmapped, Exception) or isinstance(built[1], Exception):
+            rows.append(row | dict.fromkeys(COLUMNS, reason(vmapped)))
             continue
         one = built[1]
 
         def in_turn(calls: int, one: Callable = one, k: int = k) -> None:
             one(calls * k)
 
-        seconds = behind_a_queue({"vmapped": found, "in turn": in_turn}, 5)
-        together, apart = seconds["vmapped"], seconds["in turn"]
+        seconds = behind_a_queue({"vmapped": vmapped, "in turn": in_turn}, 5)
+        vmapped_s, in_turn_s = seconds["vmapped"], seconds["in turn"]
         values = (
-            f"{1e3 * np.median(together):.2f}",
-            f"{1e3 * np.median(apart):.2f}",
-            ratio(apart, together),
-            f"{k * batch / np.median(together):,.0f}",
+            f"{1e3 * np.median(vmapped_s):.2f}",
+            f"{1e3 * np.median(in_turn_s):.2f}",
+            ratio(in_turn_s, vmapped_s),
+            f"{k * batch / np.median(vmapped_s):,.0f}",
         )
         rows.append(row | dict(zip(COLUMNS, values, strict=True)))
     return rows

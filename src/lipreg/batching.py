@@ -21,9 +21,9 @@ class Kept(Protocol):
 
 
 def epoch_batches(key: Array, n: int, batch_size: int) -> np.ndarray:
-    """The rows of one epoch's batches, int32 `[n // batch_size, batch_size]`: a permutation of n.
+    """The rows of an epoch's batches, int32 `[n // batch_size, batch_size]`: a permutation of n.
 
-    What does not fill a batch is left out, a different rest for each key.
+    Rows that would not fill a batch are dropped, different ones for each key.
 
     >>> epoch_batches(jax.random.key(0), 10, 3).shape
     (3, 3)
@@ -37,7 +37,7 @@ def epoch_batches(key: Array, n: int, batch_size: int) -> np.ndarray:
 def packed(rows: np.ndarray, batch_size: int, parts: int = 1) -> Iterator[tuple[np.ndarray, int]]:
     """Rows in batches of one size, filled up with the last row: (rows, how many of them count).
 
-    With `parts` the rest comes in smaller batches, of one part of that size.
+    With `parts`, rows that do not fill a batch come in smaller ones, of that part of its size.
 
     >>> [(batch.tolist(), count) for batch, count in packed(np.arange(5), 4, parts=2)]
     [([0, 1, 2, 3], 4), ([4, 4], 1)]
@@ -61,11 +61,11 @@ def in_batches(
     store: Kept | None = None,
     name: str = "",
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """`f` of these rows of the arrays, batch after batch: the rows, and a pytree of numpy for them.
+    """`f` on these rows of the arrays, batch after batch: yields rows, and a pytree of numpy.
 
     The batches are those of `packed`, so a jitted f compiles once per size; inside `parallel.over`
-    the devices share each. With a `store` f returns a dict of arrays, which is kept under `name`
-    and not computed again.
+    each is sharded over the devices. With a `store` f returns a dict of arrays, which is kept under
+    `name` and not computed again.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size}; it must be 1 or more.")
@@ -99,9 +99,9 @@ def map_batches(
 
     Every batch has `batch_size` rows, so a jitted f compiles once: the last is filled up with the
     last row, whose outputs are cut off. f treats rows one by one, and every array that it returns
-    has `batch_size` rows; inside `parallel.over` the devices share them, and `batch_size` is raised
-    to a multiple. `progress` wraps the iterator, as `tqdm` does. `store` and `name` are those of
-    `in_batches`.
+    has `batch_size` rows. Inside `parallel.over` a batch is sharded over the devices, and
+    `batch_size` is raised to a multiple of their number. `progress` wraps the iterator, as `tqdm`
+    does. `store` and `name` are those of `in_batches`.
 
     >>> map_batches(jnp.sqrt, 2, np.array([1, 4, 9], np.float32))
     array([1., 2., 3.], dtype=float32)

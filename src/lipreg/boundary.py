@@ -39,7 +39,7 @@ def to_boundary(logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, *, steps:
 
     ends = jnp.zeros(x.shape[0], way.dtype), jnp.ones(x.shape[0], way.dtype)
     _, fraction = jax.lax.fori_loop(0, steps, halve, ends)
-    # The end itself as it was handed in: x + 1 (x_adv - x) may round to another point.
+    # x_adv itself where the fraction is 1: x + 1 (x_adv - x) may round to another point.
     nearest = select(fraction < 1, at(fraction), x_adv)
     # Classified again: in another program the last bit may differ.
     nearest = select(misclassified(logits_fn, nearest, y), nearest, x_adv)

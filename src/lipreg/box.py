@@ -13,7 +13,7 @@ Bounds = tuple[float, float]
 
 
 def check_inside(x: Array, bounds: Bounds) -> None:
-    """ValueError for x outside of the box, and for a box that is none."""
+    """ValueError for x outside of the box, and for bounds that are not in increasing order."""
     low, high = bounds
     if not low < high:
         raise ValueError(f"bounds = {bounds}: the first must be less than the second.")
@@ -37,8 +37,8 @@ def check_scale(attack: str, bounds: Bounds) -> None:
 
 
 def nudge(x: Array, norm: Norm, bounds: Bounds) -> Array:
-    """The least length of a step, for when the linearised boundary is at x itself: the size in
-    `norm` of a millionth of the box's width in every pixel; a millionth of 1 if it is infinite.
+    """The length of a step where the linearised boundary passes through x itself: the size in
+    `norm` of a millionth of the box's width in every pixel (of 1 if the box is infinite).
     """
     width = bounds[1] - bounds[0] if np.isfinite(bounds).all() else 1.0
     return norm.size(jnp.full((1, *x.shape[1:]), 1e-6 * width, x.dtype))[0]

@@ -34,7 +34,7 @@ def at_least_one(attack: str, **options: float) -> None:
 
 
 def check_norm(attack: str, norm: Norm, *served: Norm) -> None:
-    """ValueError for a norm that the attack does not serve, with those that it does."""
+    """ValueError, with the choices, for a norm that the attack has no form for."""
     if norm not in served:
         choices = ", ".join(n.name for n in served)
         raise ValueError(f"{attack}: no form for the norm {norm.name}; choose one of {choices}.")

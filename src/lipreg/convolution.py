@@ -39,12 +39,12 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 # flax's own: images, kernels and outputs as positions of (batch, feature, height, width).
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
-# A group is a convolution of its own below this number; above, compiling so many costs more than
-# it saves.
+# Up to this many groups each becomes a convolution of its own; beyond, compiling them costs more
+# than it saves.
 MOST_GROUPS = 32
 
-# Up to so many channels the gradient of an image is one matrix product, on CPU 2 to 3 times faster:
-# a first layer's, of which every step of an attack needs one. At 8 channels it is slower.
+# Up to this many channels the gradient of an image, which each step of an attack needs at a first
+# layer, is one matrix product: 2 to 3 times faster on CPU. At 8 channels it would be slower.
 NARROW = 4
 
 
@@ -67,10 +67,10 @@ def conv(
     The fast derivatives are there for NHWC images with HWIO kernels, stride 1, no dilation and an
     output no larger than the image, which includes "SAME", "VALID" and 1 x 1 kernels; all else,
     arrays on an explicit mesh included, uses lax's own convolution. Use average pooling rather than
-    strides. Up to 32 groups are split into convolutions of their own, on every platform. On other
-    platforms than CPU the derivatives are lax's.
+    strides. Up to 32 groups are split into convolutions of their own, on every platform. Elsewhere
+    than on CPU the derivatives are lax's.
 
-    `vmap` over images or over kernels is fine; over both, as of an example's kernel gradient, it
+    `vmap` over images or over kernels is fine; over both, as in a per-example kernel gradient, it
     makes a grouped convolution of the batch, which is slow on CPU.
 
     >>> layer = flax.linen.Conv(8, (3, 3), conv_general_dilated=conv)
@@ -194,8 +194,8 @@ def _lax_kernel_gradient(x: Array, u: Array, pads: Pads, precision: Any) -> Arra
     return jax.linear_transpose(lambda w: _lax_conv(x, w, pads, precision), w)(u)[0]
 
 
-# The three partial gradients as one primitive: the gradient in the factor of T named by `of`, from
-# the other two in the order x, w, u. Each factor has two axes that are not spatial, and shares one
+# The three partial gradients as one primitive: the gradient in one `factor` of T, from the
+# other two in the order x, w, u. Each factor has two axes that are not spatial, and shares one
 # with each other factor. Where `vmap` maps both arguments, both have `mapped` leading axes.
 
 AXES = {"x": {"N": 0, "C": 3}, "w": {"C": 2, "O": 3}, "u": {"N": 0, "O": 3}}
@@ -205,13 +205,13 @@ ELSEWHERE = {"x": _lax_image_gradient, "w": _lax_kernel_gradient, "u": _lax_conv
 partial_p = Primitive("convolution_partial")
 
 
-def _partial(of: str, factors: dict[str, Array], **params: Any) -> Array:
-    a, b = _alike(*(factors[name] for name in _others(of)))
-    return partial_p.bind(a, b, of=of, **params)
+def _partial(factor: str, factors: dict[str, Array], **params: Any) -> Array:
+    a, b = _alike(*(factors[name] for name in _others(factor)))
+    return partial_p.bind(a, b, factor=factor, **params)
 
 
-def _others(of: str) -> tuple[str, str]:
-    first, second = (name for name in AXES if name != of)
+def _others(factor: str) -> tuple[str, str]:
+    first, second = (name for name in AXES if name != factor)
     return first, second
 
 
@@ -227,44 +227,46 @@ def in_lax(
     a: Array,
     b: Array,
     *,
-    of: str,
+    factor: str,
     mapped: int,
     forms: dict[str, Callable] = ELSEWHERE,
     **params: Any,
 ) -> Array:
     """What the primitive computes, in operations of lax."""
-    form = partial(forms[of], **params)
+    form = partial(forms[factor], **params)
     for _ in range(mapped):
         form = jax.vmap(form)
     return form(a, b)
 
 
-def _transpose(which: int, u: Array, *arguments: Any, of: str, **params: Any) -> Array:
+def _transpose(which: int, u: Array, *arguments: Any, factor: str, **params: Any) -> Array:
     """The transpose in one argument is the gradient in that factor."""
-    names = _others(of)
-    return _partial(names[which], {of: u, names[1 - which]: arguments[1 - which]}, **params)
+    names = _others(factor)
+    return _partial(names[which], {factor: u, names[1 - which]: arguments[1 - which]}, **params)
 
 
-def _batch(arguments: Any, axes: Any, *, of: str, mapped: int, **params: Any) -> tuple[Array, int]:
-    names = _others(of)
+def _batch(
+    arguments: Any, axes: Any, *, factor: str, mapped: int, **params: Any
+) -> tuple[Array, int]:
+    names = _others(factor)
     factors = dict(zip(names, arguments, strict=True))
     if None not in axes:
         front = {n: jnp.moveaxis(factors[n], i, 0) for n, i in zip(names, axes, strict=True)}
-        return _partial(of, front, mapped=mapped + 1, **params), 0
+        return _partial(factor, front, mapped=mapped + 1, **params), 0
     # The mapped axis is merged into the axis that this argument shares with the result.
     which = axes.index(None) ^ 1
     name = names[which]
-    (shared,) = AXES[name].keys() & AXES[of].keys()
-    into, out_of = (mapped + AXES[n][shared] for n in (name, of))
+    (shared,) = AXES[name].keys() & AXES[factor].keys()
+    into, onto = (mapped + AXES[n][shared] for n in (name, factor))
     a = jnp.moveaxis(arguments[which], axes[which], into)
     factors[name] = lax.collapse(a, into, into + 2)
-    out = _partial(of, factors, mapped=mapped, **params)
+    out = _partial(factor, factors, mapped=mapped, **params)
     sizes = a.shape[into : into + 2]
-    return out.reshape(*out.shape[:out_of], *sizes, *out.shape[out_of + 1 :]), out_of
+    return out.reshape(*out.shape[:onto], *sizes, *out.shape[onto + 1 :]), onto
 
 
 @partial_p.def_impl
-@partial(jax.jit, static_argnames=("of", "mapped", "pads", "precision"))
+@partial(jax.jit, static_argnames=("factor", "mapped", "pads", "precision"))
 def _compiled(a: Array, b: Array, **params: Any) -> Array:
     return partial_p.bind(a, b, **params)
 

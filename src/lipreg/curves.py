@@ -72,8 +72,8 @@ def distance(
     low, high = bounds
     inside = ((x_adv >= low) & (x_adv <= high)).reshape(x.shape[0], -1).all(1)
     fooled = misclassified(logits_fn, x_adv, y) & inside
-    found = jnp.where(fooled, norm.size(wide(x_adv) - wide(x)), jnp.inf)
-    return jnp.where(misclassified(logits_fn, x, y), 0.0, found)
+    size = jnp.where(fooled, norm.size(wide(x_adv) - wide(x)), jnp.inf)
+    return jnp.where(misclassified(logits_fn, x, y), 0.0, size)
 
 
 def nearest(
@@ -95,11 +95,11 @@ def nearest(
     misclassified, and where the attack fails, at the distance inf.
 
     The grid `epsilons`, increasing, is bisected per example: an image broken at a radius is broken
-    at every larger one, so E radii cost `ceil(log2(E + 1))` attacks and not E. An image that the
-    attack breaks at some radius but not at the larger one which is tried first is missed: an upper
-    bound of the true distance, like every attack's. The smallest distance *measured* is kept, and
-    at the end `refine` bisections of the segment from x to the point found, forward passes only,
-    bring it to the boundary.
+    at every larger one, so E radii cost `ceil(log2(E + 1))` attacks and not E. Where the attack
+    would break an image at some radius, but fails at a larger one that is tried first, the distance
+    comes out too large: like every attack's, it bounds the true one from above. The smallest
+    distance *measured* is kept, and at the end `refine` bisections of the segment from x to the
+    point found, forward passes only, bring it to the boundary.
 
     `attack` takes `(key, logits_fn, x, y, eps [B])`, configured by `functools.partial`; its norm is
     `norm`. `unroll` is that of the loop over attacks.
@@ -120,14 +120,14 @@ def nearest(
         middle = (low + high) // 2
         eps = epsilons[jnp.minimum(middle, epsilons.size - 1)]
         x_adv = attack(fold_in(keys, round_), logits_fn, x, y, eps)
-        found = distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
-        broken = found < jnp.inf
+        size = distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
+        broken = size < jnp.inf
         # A successful point may lie well inside the ball: skip the radii beyond it.
-        high = jnp.where(broken, jnp.minimum(middle, jnp.searchsorted(epsilons, found)), high)
+        high = jnp.where(broken, jnp.minimum(middle, jnp.searchsorted(epsilons, size)), high)
         low = jnp.minimum(jnp.where(broken, low, middle + 1), high)
-        closer = found < best
+        closer = size < best
         point = select(closer, x_adv, point)
-        return low, high, jnp.where(closer, found, best), point
+        return low, high, jnp.where(closer, size, best), point
 
     batch = x.shape[0]
     low = jnp.zeros(batch, jnp.int32)
@@ -137,8 +137,8 @@ def nearest(
     _, _, best, point = jax.lax.fori_loop(0, rounds, body, (low, high, best, x), unroll=unroll)
 
     closest = to_boundary(logits_fn, x, y, point, steps=refine)
-    found = distance(logits_fn, x, y, closest, norm=norm, bounds=bounds)
-    return jnp.minimum(best, found), select(found <= best, closest, point)
+    size = distance(logits_fn, x, y, closest, norm=norm, bounds=bounds)
+    return jnp.minimum(best, size), select(size <= best, closest, point)
 
 
 def minimal_distance(
@@ -182,7 +182,7 @@ def error_curve(
 ) -> Array:
     """`P(some x' with ||x' - x|| <= eps is misclassified)` as far as the attack finds one, [E].
 
-    Never decreases in eps. Jit it once, and it serves any radii of the same number; the options
+    Never decreases in eps. Compiled once, it serves any grid of the same length; the options
     are those of `minimal_distance`, which does the work.
 
     >>> from functools import partial
@@ -192,8 +192,8 @@ def error_curve(
     >>> curve(jax.random.key(0), lambda x: x, x, y, jnp.array([0.1, 0.2, 0.6]))
     Array([0. , 0.5, 1. ], dtype=float32)
     """
-    found = minimal_distance(key, logits_fn, x, y, epsilons, attack=attack, norm=norm, **options)
-    return error_at(found, epsilons)
+    sizes = minimal_distance(key, logits_fn, x, y, epsilons, attack=attack, norm=norm, **options)
+    return error_at(sizes, epsilons)
 
 
 def median_distance(distances: ArrayLike) -> Array:
@@ -217,11 +217,11 @@ def row(distances: Mapping[str, ArrayLike], radii: Mapping[str, float]) -> dict[
     def percent(norm: str, eps: float) -> float:
         return round(100 * float(error_at(distances[norm], eps)[0]), 4)  # 8.0, not 8.000000566
 
-    found = {"% clean error": percent(next(iter(distances)), 0.0)}
+    cells = {"% clean error": percent(next(iter(distances)), 0.0)}
     for norm, values in distances.items():
-        found[f"{norm} median"] = float(median_distance(values))
-        found[f"% error at {norm} {radii[norm]:g}"] = percent(norm, radii[norm])
-    return found
+        cells[f"{norm} median"] = float(median_distance(values))
+        cells[f"% error at {norm} {radii[norm]:g}"] = percent(norm, radii[norm])
+    return cells
 
 
 def summary(

@@ -1,4 +1,4 @@
-"""Whatever a config names: a name of the library's, or `package.module:name`, an outsider's own."""
+"""What a config names: a part of the library, or an outsider's as `package.module:name`."""
 
 import ast
 import importlib
@@ -15,7 +15,7 @@ def named(kind: str, name: str, own: Mapping[str, Any]) -> Any:
 
     `kind` says what it is in an error: "objective".
 
-    Raises: ValueError, in one line, with the library's names or with the reason of the import.
+    Raises: ValueError, in one line, with the library's names or the reason why the import failed.
 
     >>> import math
     >>> named("function", "math:floor", {}) is math.floor
@@ -34,13 +34,13 @@ def named(kind: str, name: str, own: Mapping[str, Any]) -> Any:
         sys.path.append(here)
         importlib.invalidate_caches()
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except Exception as error:  # whatever an outsider's module raises
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"No {kind} {name!r}: {module} cannot be imported ({why}).") from error
-    if not hasattr(found, attribute):
+    if not hasattr(imported, attribute):
         raise ValueError(f"No {kind} {name!r}: {module} has no {attribute!r}.")
-    return getattr(found, attribute)
+    return getattr(imported, attribute)
 
 
 def called(text: str) -> tuple[str, dict[str, Any]]:

@@ -79,7 +79,7 @@ def margin(logits: Array, y: Array) -> Array:
 
 
 def dlr(logits: Array, y: Array) -> Array:
-    """`(max_{j != y} z_j - z_y) / (z_(1) - z_(3))`, blind to the logits' scale (Croce & Hein 2020).
+    """`(max_{j != y} z_j - z_y) / (z_(1) - z_(3))`: the logits' scale cancels (Croce & Hein 2020).
 
     `z_(1) >= z_(2) >= ...` are the sorted logits. Two classes have no third: the loss is then the
     margin, and a warning says so.
@@ -96,15 +96,15 @@ def dlr(logits: Array, y: Array) -> Array:
 
 
 def _denominator(spread: Array) -> Array:
-    """The spread, but 1 where it is 0, or infinite because the third largest logit is masked."""
+    """The spread; 1 where it is 0, or infinite because the third largest logit is masked."""
     return jnp.where((spread > 0) & (spread < jnp.inf), spread, 1.0)
 
 
 def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
     """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4))/2)`: dlr towards class t (Croce & Hein 2020).
 
-    Below four classes it is the plain difference over dlr's own denominator; below three, as in
-    dlr, over none, and a warning says so.
+    With three classes the denominator is that of dlr, with two there is none, as in dlr; a warning
+    says so.
 
     >>> targeted_dlr(jnp.array([[3.0, 1.0, 0.0, 0.0]]), jnp.array([0]), jnp.array([1]))
     Array([-0.6666667], dtype=float32)

@@ -69,7 +69,7 @@ def finite(g: Array) -> Array:
 
 
 def wide(v: Array) -> Array:
-    """In float32, or in its own type where that is wider; promotion would be refused if strict."""
+    """In float32, or its own type where that is wider: strict promotion refuses to mix them."""
     return v if jnp.finfo(v.dtype).bits >= 32 else v.astype(jnp.float32)
 
 
@@ -77,7 +77,7 @@ def largest(v: Array) -> Array:
     """`max_i v_i` over the last axis; its derivative is that of the first entry that attains it.
 
     `jnp.max` finds that entry by comparison, and has the derivative 0/0 where a compiled program
-    computes the entries anew for it and rounds them otherwise.
+    computes the entries a second time and rounds them differently.
     """
     return jnp.take_along_axis(v, jnp.argmax(v, -1, keepdims=True), -1)[..., 0]
 
@@ -138,8 +138,9 @@ def _project(v: Array, eps: ArrayLike, p: float) -> Array:
         return jnp.clip(v, -radius, radius)
     radius = jnp.broadcast_to(jnp.asarray(eps, v.dtype), v.shape[:1])
     if p == 1:
-        # Outside, every entry shrinks by one amount: the largest over k of what brings the sum of
-        # the k largest to the radius. Counted from the largest entry, it is exact for small radii.
+        # Outside, every entry shrinks by one amount, the maximum over k of the amounts that bring
+        # the sum of the k largest entries to the radius. Counted from the largest entry, it is
+        # exact for small radii.
         flat = jnp.abs(v.reshape(v.shape[0], -1))
         inside = flat.sum(1) <= radius
         flat = flat - flat.max(1, keepdims=True)
@@ -205,9 +206,9 @@ def by_name(name: str) -> Norm:
 
 
 def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:
-    """A random point of the unit ball, one key per example; in l_inf uniform, in other norms its
-    size is: nearly all of a ball's volume is at its surface when there are hundreds of pixels, and
-    noise of full size is one that an attack has to undo.
+    """A random point of the unit ball, one key per example; uniform in l_inf, in other norms of
+    uniform size: nearly all of a ball's volume is at its surface when there are hundreds of pixels,
+    and an attack would first have to undo noise of full size.
     """
     shape, dtype, n = x.shape[1:], x.dtype, math.prod(x.shape[1:])
     if not n:

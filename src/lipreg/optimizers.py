@@ -11,8 +11,8 @@ from lipreg.doors import named
 
 __all__ = ["NAMES", "build", "schedule", "sgd"]
 
-# Those of optax that move weights by gradients alone, at a learning rate that may change. Others,
-# optax.contrib:muon for instance, are named as an outsider's are.
+# Those of optax that need gradients alone and accept a schedule. Others, optax.contrib:muon for
+# instance, are named by their import path, as an outsider's are.
 NAMES = (
     *("sgd", "adam", "adamw", "lion", "adabelief", "adadelta", "adafactor", "adagrad", "adamax"),
     *("adamaxw", "adan", "amsgrad", "fromage", "lamb", "lars", "nadam", "nadamw", "noisy_sgd"),
@@ -60,13 +60,13 @@ def build(
     `weight_decay` is handed to an optimiser that takes it, as adamw does. Otherwise it is added to
     the gradient: the derivative of `weight_decay/2 ||w||^2`. `clip` bounds the gradient's global
     norm before the decay; 0 leaves it alone. The weights move every `accumulate` steps, by the mean
-    of those steps' gradients: what looks at the whole batch, a maximum of gradient norms or batch
-    normalisation, then looks at each of the parts. `rate` counts the moves.
+    of those steps' gradients: whatever is computed over a batch, a maximum of gradient norms or
+    batch normalisation, is then computed over each part by itself. `rate` counts the moves.
 
     Raises: ValueError for an unknown name or option, and for an optimiser that needs more than
     gradients (lbfgs) or takes no schedule.
 
-    >>> build("adamw", 0.1, weight_decay=0.01, b2=0.95).init({"w": jnp.ones(2)})[1][0].mu["w"]
+    >>> build("adamw", 0.1, weight_decay=0.01, b2=0.95).init({"w": jnp.ones(2)})[2][0].mu["w"]
     Array([0., 0.], dtype=float32)
     """
     own = {known: getattr(optax, known) for known in NAMES}
@@ -85,7 +85,7 @@ def build(
     try:
         moves: Any = make(rate, **options, **({"weight_decay": weight_decay} if decays else {}))
         _try(moves)
-    except Exception as error:  # whatever a transformation raises that wants something else
+    except Exception as error:  # whatever is raised by a transformation that needs more
         why = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"The optimizer {name!r} makes no step of gradients and a schedule of the learning "

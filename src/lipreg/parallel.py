@@ -1,9 +1,9 @@
 """One program on many devices and hosts.
 
 Inside `with over(): ...` every compiled program runs on all devices: `replicate` the weights and
-`shard` the rows of a batch. Maxima and means over the batch, batch normalisation included, are then
-over all of it with no further code: XLA inserts the collectives. `gather` brings rows back.
-Outside of it these functions return their arguments unchanged.
+`shard` the rows of a batch. Maxima and means over the batch, those of batch normalisation included,
+then cover the rows of all devices with no further code: XLA inserts the collectives. `gather`
+brings rows back. Outside of such a block these functions return their arguments unchanged.
 
 The mesh is jax's own ambient one (`jax.set_mesh`), with automatic axes.
 """
@@ -37,7 +37,7 @@ AXIS = "batch"
 
 
 def start(processes: str) -> None:
-    """Join the other processes of a run; before anything else is asked of jax.
+    """Join the other processes of a run; to be called before any other use of jax.
 
     `processes` is "" for a single one, "auto" where a scheduler says who is who (SLURM, Open MPI,
     TPU pods, Kubernetes), or `HOST:PORT,COUNT,NUMBER`, the address being that of process 0.
@@ -64,7 +64,7 @@ def start(processes: str) -> None:
 
 
 def emulate(devices: int) -> None:
-    """Let the CPU appear as so many devices; before anything else is asked of jax."""
+    """Make the CPU appear as this many devices; to be called before any other use of jax."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
 
@@ -76,7 +76,7 @@ def is_main() -> bool:
 
 @contextmanager
 def over(devices: Sequence[Any] | None = None) -> Iterator[None]:
-    """Run what is inside on these devices, by default on all of all processes."""
+    """Run the block on these devices, by default on the devices of all processes."""
     devices = jax.devices() if devices is None else devices
     if len(devices) == 1:
         yield
@@ -87,7 +87,7 @@ def over(devices: Sequence[Any] | None = None) -> Iterator[None]:
 
 
 def multiple(rows: int) -> int:
-    """The least number of rows, `rows` or more, that `shard` can divide.
+    """`rows`, rounded up to a multiple of the number of devices, as `shard` needs it.
 
     >>> multiple(10)
     10
@@ -109,15 +109,15 @@ def keep_replicated(tree: Any) -> Any:
 
 
 def shard(tree: Any, axis: int = 0) -> Any:
-    """Arrays whose rows, along `axis`, the devices share equally.
+    """Arrays with equally many of their rows, along `axis`, on every device.
 
-    Raises: ValueError where their number is no multiple of the devices'.
+    Raises: ValueError where the number of rows is no multiple of the number of devices.
     """
     return _put(tree, PartitionSpec(*(None,) * axis, AXIS))
 
 
 def assemble(tree: Any) -> Any:
-    """Each process's own rows as one global array, shared by the devices of all processes."""
+    """Each process's own rows as one global array, sharded over the devices of all processes."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(AXIS))
@@ -142,7 +142,7 @@ def _same(leaf: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Arrays in full, as numpy, in every process."""
+    """Arrays with the rows of all devices, as numpy, in every process."""
 
     def fetch(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -153,9 +153,9 @@ def gather(tree: Any) -> Any:
 
 
 def from_main(data: bytes) -> bytes:
-    """The first process's bytes, in every process; what the others hold counts for nothing.
+    """The first process's bytes, in every process; those of the others are ignored.
 
-    They need not share a disk, and a file that one sees is not always there for another yet.
+    Processes need not share a disk, and where they do, may not see each other's files at once.
     """
     if jax.process_count() == 1:
         return data

@@ -42,12 +42,12 @@ def captured(f: Callable, *args: Any) -> list:
     closed, _ = trace(snapshot(f), *args)
 
     def numbers(jaxpr: Jaxpr) -> list:
-        found = []
+        values = []
         for eqn in jaxpr.eqns:
-            found += [v.val for v in eqn.invars if isinstance(v, Literal)]
+            values += [v.val for v in eqn.invars if isinstance(v, Literal)]
             for inner in _inner(eqn):
-                found += [*inner.consts, *numbers(inner.jaxpr)]
-        return found
+                values += [*inner.consts, *numbers(inner.jaxpr)]
+        return values
 
     return [*closed.consts, *numbers(closed.jaxpr)]
 
@@ -120,12 +120,12 @@ def primitives(eqn: Any) -> set[str]:
 
 def _inner(eqn: Any) -> list[ClosedJaxpr]:
     """The jaxprs in an equation's parameters."""
-    found = []
+    jaxprs = []
     for value in eqn.params.values():
         for v in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(v, (Jaxpr, ClosedJaxpr)):
-                found.append(v if isinstance(v, ClosedJaxpr) else ClosedJaxpr(v, ()))
-    return found
+                jaxprs.append(v if isinstance(v, ClosedJaxpr) else ClosedJaxpr(v, ()))
+    return jaxprs
 
 
 # Compiling a program once.

@@ -13,7 +13,7 @@ __all__ = ["by_path", "digest"]
 def by_path(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by path, `params.Conv_0.kernel`; random keys as their raw words.
 
-    Raises: ValueError where two leaves have one path, as of `{"a.b": 1, "a": {"b": 2}}`.
+    Raises: ValueError where two leaves have the same path, as in `{"a.b": 1, "a": {"b": 2}}`.
 
     >>> by_path({"params": {"w": 1.0, "b": 2.0}})
     {'params.b': 2.0, 'params.w': 1.0}
@@ -35,7 +35,7 @@ def by_path(tree: Any) -> dict[str, Any]:
 def digest(tree: Any) -> str:
     """The SHA-256 of all arrays of a tree, with their paths, types and shapes.
 
-    Checkpoints and unfinished evaluations hold it: another form would refuse them all.
+    Checkpoints and unfinished evaluations store it: another form would refuse all of them.
     """
     leaves, hashed = by_path(tree), hashlib.sha256()
     for path in sorted(leaves):

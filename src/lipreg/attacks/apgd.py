@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient ascent whose step size looks after itself."""
+"""Auto-PGD: projected gradient ascent that adapts its own step size."""
 
 import math
 from functools import partial
@@ -33,23 +33,23 @@ def apgd(
     targets: Targets = 0,
     from_larger: bool = False,
 ) -> Array:
-    """`x <- P(x + 3/4 (P(x + a d) - x) + 1/4 (x - x'))`, x' the point before (2003.01690).
+    """`x <- P(x + 3/4 (P(x + a d) - x) + 1/4 (x - x'))`, x' the previous point (2003.01690).
 
     d is the norm's steepest direction, P the projection on ball and box. The step size a begins at
-    2 eps; at checkpoints, which come closer and closer, it is halved and the ascent goes on at the
-    best point so far, where fewer than 3/4 of the steps have raised the loss or where neither best
-    loss nor step size has changed. For L1 (2103.01208) d has as many entries as two thirds of the
-    best perturbation, and the step size is reset where that number falls. Unlike in the paper,
-    they are the largest among the entries that can move in the box.
+    2 eps. At checkpoints, which follow each other at shrinking intervals, it is halved and the
+    ascent continues from the best point so far, if fewer than 3/4 of the steps have raised the loss
+    or neither the best loss nor the step size has changed. For L1 (2103.01208) d has two thirds as
+    many entries as the best perturbation, and the step size is reset where that number falls.
+    Unlike in the paper, they are the largest among the entries that can move in the box.
 
     `loss` is ascended; with `targets` (a number of likeliest wrong classes, or classes `[B, T]`),
     the loss of the target is descended, and `losses.dlr` is replaced by its targeted form. Returns
-    the first misclassified point, or where there is none the one with the largest margin; of
-    restarts and targets, which run as one batch, the one with the largest margin. The loop ends
+    the first misclassified point, or the one with the largest margin where none is; among restarts
+    and targets, which run as one batch, again the one with the largest margin. The loop ends
     when every example is misclassified. Norms: L1, L2, LINF.
 
     `from_larger` (2103.01208) spends 30 % of the steps in the ball of 3 eps, 30 % in that of 2 eps
-    and the rest in that of eps, each from the best point of the one before, projected.
+    and the rest in that of eps, each from the projection of the best point of the ball before.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> apgd(jax.random.key(0), lambda x: x, x, y, 0.25).argmax(-1)
@@ -112,8 +112,8 @@ def apgd(
                     "x": select(back, best[0], point),
                     "before": s["x"],
                     "grad": select(back, best[1], grad),
-                    # Of this point, even where the ascent goes back to the best one: the next need
-                    # not be better than the best to count as improved.
+                    # The value here, even where the ascent goes back to the best point: the next
+                    # point need not be better than the best to count as an improvement.
                     "value": value,
                     "best": best,
                     "kept": keep(s["kept"], point, score),
@@ -133,7 +133,7 @@ def apgd(
                 "before": start,
                 "grad": grad,
                 "value": value,
-                # The point to go on from after a checkpoint: the largest loss.
+                # The point to continue from after a checkpoint: the largest loss.
                 "best": (start, grad, value),
                 # The point to return: the first that is misclassified, or the largest margin.
                 "kept": keep(kept, start, score),
@@ -164,7 +164,7 @@ def _phases(
 
 
 def _checkpoints(steps: int, sparse: bool) -> np.ndarray:
-    """For each step, the number of steps since the last checkpoint if it is one, and else 0."""
+    """For each step, 0, or at a checkpoint the number of steps since the one before."""
     lengths = np.zeros(steps, np.int32)
     if sparse:
         every = max(int(0.04 * steps), 1)
@@ -179,12 +179,12 @@ def _checkpoints(steps: int, sparse: bool) -> np.ndarray:
 
 
 def _into(x: Array, point: Array, *, eps: Array, norm: Norm, bounds: Bounds) -> Array:
-    """The projection on ball and box; for L2 first on the one, then on the other."""
+    """The projection on ball and box; for L2 on the ball, then on the box."""
     low, high = bounds
     if norm is not L1:
         return jnp.clip(x + norm.project(point - x, eps).astype(x.dtype), low, high)
-    # min ||z - point||_2: every entry of the perturbation shrinks by one amount, then meets the
-    # box, and the sum of what is left falls as the amount rises: bisected.
+    # min ||z - point||_2: every entry of the perturbation shrinks by one amount and is clipped to
+    # the box. The l_1 size of the result falls as the amount grows, which is found by bisection.
     v = point - x
     room = jnp.where(v > 0, high - x, x - low)
     left = lambda amount: jnp.clip(jnp.abs(v) - expand(amount, v), 0.0, room)
@@ -202,7 +202,7 @@ def _into(x: Array, point: Array, *, eps: Array, norm: Norm, bounds: Bounds) -> 
 
 
 class _Step:
-    """The step of L2 and LINF, `a d`: its size halves where the ascent does not get on."""
+    """The step of L2 and LINF, `a d`: its size is halved where the ascent makes no progress."""
 
     def __init__(self, norm: Norm, eps: Array):
         self.norm, self.eps = norm, eps

@@ -58,9 +58,9 @@ def strongest_copy(
 
     `one(keys, x, y, eps, target) -> (x_adv, score)` is the attack on the copies, `[C * B, ...]`:
     each has a key of its own, and the copies of an example approach its targets in turn. `targets`
-    is their number, the likeliest wrong classes, or the classes themselves, `[B, T]`, which may be
-    traced; with 0 `target` is None. Returns, `[B, ...]`, the copy with the largest score of each
-    example, without a derivative.
+    is a number, for that many of the likeliest wrong classes, or the classes themselves, `[B, T]`,
+    which may be traced; with 0 `target` is None. Returns each example's copy with the largest
+    score, `[B, ...]`, without a derivative.
     """
     batch, classes = x.shape[0], output(logits_fn, x).shape[1]
     at_least_one("an attack", restarts=restarts)

@@ -1,7 +1,7 @@
 """Attacks that see the model's decisions alone, neither its logits nor a gradient (minimum norm).
 
-Both go from a random misclassified image along the boundary towards x. An example that is
-misclassified, or finds no such image, starts at x and stays there: nothing is nearer.
+Both move from a random misclassified image along the boundary towards x. An example that is
+misclassified itself, or for which no such image is drawn, starts at x and stays there.
 """
 
 import math
@@ -35,10 +35,11 @@ def boundary(
     """A random walk around x and inwards that never leaves the wrong class (1712.04248).
 
     Each of `steps` goes from x_adv along a Gaussian direction orthogonal to `x_adv - x`, back to
-    the sphere around x, and towards x; it stays there if that is misclassified and nearer
-    (Brendel, Rauber & Bethge 2018). That is two queries. The lengths of both moves, fractions of
-    the distance, adapt to each example after every step, not from averages over many: so that
-    half of the points on the sphere are misclassified, and a third of those nearer to x.
+    the sphere around x, and towards x; it stays there if that point is misclassified and
+    nearer (Brendel, Rauber & Bethge 2018). That is two queries. The lengths of both moves, as
+    fractions of the distance, adapt to each example after every step, not to averages over many
+    steps, so that half of the points on the sphere are misclassified and a third of those nearer
+    to x.
 
     The start is the first misclassified of `starts` uniform images, bisected to the boundary.
     Only l_2; returns x where there is no start and where x is misclassified.
@@ -91,13 +92,13 @@ def hopskipjump(
     """Jumps along the boundary's normal, `E[s(x_adv + r u) u]`, s = +-1 the decision (1904.02144).
 
     Each of `steps` estimates the normal at x_adv, a point of the boundary, from random directions
-    u, with the mean decision as a baseline; moves along the norm's direction of it, by the
-    distance over `sqrt(t)` halved until the point is misclassified; and bisects back to the
+    u, with the mean decision as a baseline; moves in the norm's steepest direction along it, by the
+    distance over `sqrt(t)`, halved until the point is misclassified; and bisects back to the
     boundary, by projections on balls around x (Chen, Jordan & Wainwright 2020). Step t evaluates
     `evaluations * sqrt(t)` directions one by one: about 17,000 queries by default, each of them on
     the whole batch.
 
-    As in the paper for l_2, and here for l_inf too, `r` is the l_2 distance over the number of
+    As in the paper for l_2, but here for l_inf too, `r` is the l_2 distance over the number of
     pixels N, and the bisection ends within `N^(-3/2)`, or 1/1000, of the distance: float32 has no
     room for l_inf's `N^-2`. Returns the nearest point visited, a thousandth further out than the
     boundary, where the rounding of another program could decide otherwise. The start is that of
@@ -118,7 +119,7 @@ def hopskipjump(
         return misclassified(logits_fn, points, y)
 
     def nearest(x_adv: Array) -> Array:
-        """The boundary on the way to x. In l_inf balls, not the segment, lead to a much nearer."""
+        """The boundary towards x by shrinking balls: in l_inf much nearer than by the segment."""
         size = norm.size(x_adv - x)
 
         def at(fraction: Array) -> Array:
@@ -147,7 +148,7 @@ def hopskipjump(
         nothing = jnp.zeros(x.shape[0], x.dtype), jnp.zeros_like(x), jnp.zeros_like(x)
         decisions, plain, signed = jax.lax.fori_loop(0, count, evaluate, nothing)
         mean = decisions / count.astype(x.dtype)
-        # Where all are of one sign the baseline would leave nothing.
+        # With the baseline, decisions that are all alike would give 0.
         return signed - expand(jnp.where(jnp.abs(mean) < 1, mean, 0.0), x) * plain
 
     def jump(step: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -197,10 +198,10 @@ def _start(
         return jax.random.uniform(key, x.shape[1:], x.dtype, *bounds)
 
     def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        i, x_adv, found = carry
+        i, x_adv, started = carry
         tried = jax.vmap(draw)(fold_in(keys, i))
         fooled = misclassified(logits_fn, tried, y)
-        return i + 1, select(fooled & ~found, tried, x_adv), found | fooled
+        return i + 1, select(fooled & ~started, tried, x_adv), started | fooled
 
     carry = jnp.int32(0), x, misclassified(logits_fn, x, y)
     searching = lambda carry: (carry[0] < starts) & ~carry[2].all()

@@ -26,7 +26,7 @@ def expectation(
     """
     at_least_one("expectation", samples=samples)
 
-    def of_image(x: Array) -> Array:
+    def log_mean(x: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(
             jax.lax.stop_gradient(x.astype(jnp.float32)), jnp.uint32
         )
@@ -35,4 +35,4 @@ def expectation(
         likely = jax.nn.log_softmax(draws(jnp.arange(samples)))
         return jax.nn.logsumexp(likely, 0) - jnp.log(float(samples))
 
-    return jax.vmap(of_image)
+    return jax.vmap(log_mean)

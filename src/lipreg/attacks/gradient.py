@@ -69,7 +69,7 @@ def pgd(
 
     In norms below l_2, where a step changes few entries, d uses only those that can move in the
     box. `step_size` is the fraction `a` of eps that one step moves, by default `2.5 / steps`.
-    `restarts` and `targets` (the so many likeliest wrong classes, or classes `[B, T]`, each
+    `restarts` and `targets` (a number of the likeliest wrong classes, or classes `[B, T]`, each
     approached by descending its own loss; 0 for the untargeted attack) run as one batch,
     `restarts * max(targets, 1)` times as large. Of all the points that an example visits the one
     with the largest margin is kept: it is misclassified if any of them was.

@@ -31,12 +31,12 @@ def deepfool(
 ) -> Array:
     """`r <- r + d`, d the smallest step that meets a class boundary of the linearised model.
 
-    Moosavi-Dezfooli, Fawzi & Frossard (1511.04599). A step goes to the nearest of the boundaries to
+    Moosavi-Dezfooli, Fawzi & Frossard (1511.04599). A step goes to the nearest boundary to one of
     the `classes` likeliest classes; the model is linearised at `clip(x + (1 + overshoot) r)`.
-    Unlike in the paper, a step goes half of the way unless the full way is misclassified, which
-    ends nearer to x; r itself is not clipped (for a linear model, the clipped multiple of the
-    gradient is the nearest point of the box); and `refine` bisections bring the result to the
-    boundary. In the second half of `steps`, entries at the bounds are left out. Deterministic.
+    Unlike in the paper, half a step is taken unless the full step is misclassified, which ends
+    nearer to x; r itself is not clipped (for a linear model, the clipped multiple of the gradient
+    is the nearest point of the box); and `refine` bisections bring the result to the boundary. In
+    the second half of `steps`, entries at the bounds are left out. Deterministic.
     Norms: L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
@@ -57,7 +57,7 @@ def deepfool(
         late = jnp.bool_(norm is L1) | (step >= steps // 2)
         slope = jnp.where(late, within(slope, point, bounds), slope)
         size = norm.dual(slope)
-        # What is lost at the box may leave every step short: hence the thousandth.
+        # Clipping to the box may leave every step short: hence the thousandth.
         further = jnp.maximum(1e-3 * norm.size(total), nudge(x, norm, bounds))
         length = -gap / jnp.where(size > 0, size, jnp.inf) + further
         move = expand(length, x) * norm.direction(slope)
@@ -96,8 +96,8 @@ def fab(
     `targets`, the boundary to that class alone) is met inside the box from x and from the image x0;
     `a = min(||d|| / (||d|| + ||d0||), 0.1)` draws towards x0, and a misclassified point steps back
     towards x0 by a tenth. The closest misclassified point, brought nearer by bisection, is returned
-    if it is within eps, and x if it is not: FAB looks for the smallest perturbation, and eps limits
-    the random starts (in half the ball, but for the first restart, which starts at x0) and what is
+    if it is within eps, and x otherwise: FAB looks for the smallest perturbation, and eps limits
+    only the random starts (in half the ball; the first restart starts at x0) and what is
     accepted. Norms: L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
@@ -139,8 +139,8 @@ def fab(
         _, best, _ = jax.lax.fori_loop(0, steps, body, start)
         best = to_boundary(logits_fn, x, y, best)
         size = norm.size(best - x)
-        found = misclassified(logits_fn, best, y) & (size <= eps)
-        return select(found, best, x), jnp.where(found, -size, -jnp.inf)
+        broken = misclassified(logits_fn, best, y) & (size <= eps)
+        return select(broken, best, x), jnp.where(broken, -size, -jnp.inf)
 
     return strongest_copy(one, key, logits_fn, x, y, eps, restarts=restarts, targets=targets)
 
@@ -170,7 +170,7 @@ def _nearest_boundary(
     likely = likeliest_wrong(logits, y, max(min(classes, logits.shape[1]) - 1, 1))
     gaps, slopes = jax.vmap(boundary)(likely.T)
     sizes = jax.vmap(norm.dual)(slopes)
-    # A boundary that is nowhere has slope 0.
+    # Slope 0 means that there is no boundary.
     distances = jnp.where(sizes > 0, jnp.abs(gaps) / jnp.where(sizes > 0, sizes, 1.0), jnp.inf)
     nearest, rows = distances.argmin(0), jnp.arange(len(x))
     return gaps[nearest, rows], slopes[nearest, rows]
@@ -180,8 +180,8 @@ def _towards(x: Array, w: Array, c: Array, norm: Norm, bounds: Bounds) -> Array:
     """`argmin {||d|| : <w, d> = c, x + d in the box}` [B, ...]; the nearest corner where none is.
 
     For L2 `d_i = min(t w_i, room_i)` and for LINF `min(t, room_i)` in the direction of w, for L1
-    the whole room of the largest w_i first. Here t is found by solving for it, taking out what has
-    met the box, and again; ten times are exact but for odd cases, where they fall short.
+    all of the room of the largest w_i first. t is found by ten rounds of solving for it and fixing
+    the entries that have met the box: exact but in rare cases, where d falls short.
     """
     low, high = bounds
     shape, flat = x.shape, (x.shape[0], math.prod(x.shape[1:]))
@@ -193,7 +193,7 @@ def _towards(x: Array, w: Array, c: Array, norm: Norm, bounds: Bounds) -> Array:
         order = jnp.argsort(size, axis=1, descending=True)
         gain = jnp.where(size > 0, size * room, 0.0)
         ranked, gain = (jnp.take_along_axis(a, order, 1) for a in (size, gain))
-        # Of those before; a box without an end has infinite room, whose difference is no number.
+        # The sum over those before, not a difference of sums: an infinite box has infinite gains.
         before = jnp.cumsum(jnp.pad(gain[:, :-1], ((0, 0), (1, 0))), 1)
         missing = c - before
         part = jnp.clip(missing, 0.0, gain) / jnp.where(ranked > 0, ranked, 1.0)

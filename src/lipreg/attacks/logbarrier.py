@@ -33,15 +33,15 @@ def log_barrier(
 ) -> Array:
     """`min ||u - x||_2^2 / 2 - weight log(max_{j != y} p_j(u) - p_y(u))` (1903.10396).
 
-    From x with noise that is misclassified (at most `draws` Gaussian ones, from 0.01 widths of the
-    box, each 5 % larger), or from `start`, `[B, ...]`, where that is, such as another attack's
-    point. Brought to the boundary, it makes gradient steps of size `step` inside the box; one that
-    crosses the boundary is halved, and a halving counts as a step. Round k of `outer` has the
-    weight `weight * shrink^k` and ends after `inner` steps, or when none is longer than
-    `tolerance`. Lengths count in widths of the box. Norms: L2, LINF.
+    It starts from `start`, `[B, ...]`, such as another attack's point, where that is misclassified;
+    elsewhere from x with the first misclassified one of `draws` Gaussian noises, whose size begins
+    at 0.01 and grows by 5 %. From the boundary it takes gradient steps of size `step` inside the
+    box; a step that crosses the boundary is halved, and a halving counts as a step. Round k of
+    `outer` has the weight `weight * shrink^k` and ends after `inner` steps, or when none is longer
+    than `tolerance`. Lengths are in widths of the box. Norms: L2, LINF.
 
-    Two things differ from the paper. Each round's end is brought to the boundary on the segment
-    from x, and the closest of these points is returned, not the closest of the path, whose
+    Two things differ from the paper. The end of each round is brought to the boundary on the
+    segment from x, and the closest of these points is returned, not the closest of the path, whose
     distance from the boundary falls with the weight but not to 0; x itself where no start is
     misclassified. For LINF the paper descends a mean of |u - x| with the weights
     `softmax(500 |u - x|)`, whose step on n pixels is n times shorter: on linear models with 784
@@ -89,20 +89,20 @@ def log_barrier(
             return k + 1, active & (distance(ahead, u) > tolerance), u, ahead
 
         goes_on = lambda carry: (carry[0] < inner) & carry[1].any()
-        return jax.lax.while_loop(goes_on, body, (jnp.int32(0), found, u, u))[2]
+        return jax.lax.while_loop(goes_on, body, (jnp.int32(0), started, u, u))[2]
 
     def round_(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         u, kept = carry
         u = descend(u, weight * shrink ** k.astype(x.dtype))
         near = to_boundary(logits_fn, x, y, u)
         size = distance(near, x)
-        # At 0 it is x: a last bit made of u a point that does not count.
+        # At 0 it is x itself: rounding has moved u back over the boundary.
         return u, select((size > 0) & (size < distance(kept, x)), near, kept)
 
     first = x if start is None else jnp.clip(start.astype(x.dtype), low, high)
     first = _noise(example_keys(key, x.shape[0]), logits_fn, x, y, first, bounds, draws)
     first = to_boundary(logits_fn, x, y, first)
-    found = distance(first, x) > 0
+    started = distance(first, x) > 0
     _, kept = jax.lax.fori_loop(0, outer, round_, (first, first))
     return jax.lax.stop_gradient(kept)
 
@@ -115,12 +115,12 @@ def _noise(
     draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
 
     def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        k, found, u = carry
+        k, started, u = carry
         size = 0.01 * (high - low) * 1.05 ** k.astype(x.dtype)
         noisy = jnp.clip(x + size * draw(fold_in(keys, k)), low, high)
-        wrong = ~found & misclassified(logits_fn, noisy, y)
-        return k + 1, found | wrong, select(wrong, noisy, u)
+        wrong = ~started & misclassified(logits_fn, noisy, y)
+        return k + 1, started | wrong, select(wrong, noisy, u)
 
     goes_on = lambda carry: (carry[0] < draws) & ~carry[1].all()
-    found = misclassified(logits_fn, x, y) | misclassified(logits_fn, start, y)
-    return jax.lax.while_loop(goes_on, body, (jnp.int32(0), found, start))[2]
+    started = misclassified(logits_fn, x, y) | misclassified(logits_fn, start, y)
+    return jax.lax.while_loop(goes_on, body, (jnp.int32(0), started, start))[2]

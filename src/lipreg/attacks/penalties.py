@@ -1,4 +1,4 @@
-"""Minimum-norm attacks that weigh a norm against a penalty for being classified right."""
+"""Minimum-norm attacks that weigh a norm against a penalty for being classified correctly."""
 
 from collections.abc import Callable
 
@@ -37,16 +37,16 @@ def carlini_wagner(
 
     Adam on w, `x' = x + tanh(w) - tanh(w0)` in half widths of the box, from `w0 = arctanh(0.99 x)`:
     at the bounds themselves tanh is flat, and some hundreds of steps would be lost there. c is
-    searched for per example: ten times as large while it is too small, then bisected; of all the
-    points visited the closest one with a margin of `confidence` is returned, x itself where there
-    is none. Distances count in widths of the box, so that c and the learning rate mean the same in
+    searched for per example: multiplied by ten while it is too small, then bisected. Of all points
+    visited the closest with a margin of `confidence` is returned, x itself where there is none.
+    Distances are in widths of the box, so that c and the learning rate mean the same in
     any bounds.
 
     Further differences from the authors' code, each of which brings small distances nearer to the
     exact ones of linear models: the learning rate decays to 0 (by a cosine), no search ends early,
-    and c is large enough where the last tenth of a search is misclassified at some step, not all of
-    it. With fewer steps than some hundreds, raise the learning rate. Norm: L2. Deterministic: `key`
-    is there for the common contract.
+    and c counts as large enough if some step in the last tenth of a search is misclassified:
+    earlier steps do not count. With fewer than some hundred steps, raise the learning rate. Norm:
+    L2. Deterministic: `key` is there for the common contract.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> carlini_wagner(jax.random.key(0), lambda x: x, x, y, steps=200).round(2)
@@ -104,8 +104,8 @@ def ead(
     size: larger than beta, and growing. The extrapolated points are kept inside the box, and
     success is tested at them, with the logits of the pass that computes their gradient; the paper
     tests the points before extrapolation, with one more pass. Units and the search for c are those
-    of `carlini_wagner`; the closest point is that in l_1. Norm: L1. Deterministic: `key` is there
-    for the common contract.
+    of `carlini_wagner`; the closest point is the one in l_1. Norm: L1. Deterministic: `key` is
+    there for the common contract.
 
     >>> logits_fn = lambda x: x * jnp.array([[1.0, 2.0]])
     >>> x, y = jnp.array([[0.5, 0.4]]), jnp.array([1])

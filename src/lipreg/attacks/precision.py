@@ -18,9 +18,9 @@ Attack = TypeVar("Attack", bound=Callable[..., Array])
 def in_single(attack: Attack) -> Attack:
     """The attack with perturbations in float32 where images are in bfloat16 or float16.
 
-    Each point that the model sees, and the one returned, is rounded to the type of x, each entry
-    towards x: so the model sees exactly the points that may be returned, and rounding never leaves
-    the ball or the box. The derivative of the rounding is that of the identity.
+    Every point that the model sees, and the one returned, is rounded to the type of x, entry by
+    entry towards x: so the model sees exactly the points that may be returned, and rounding never
+    leaves the ball or the box. The derivative of the rounding is that of the identity.
     """
 
     @functools.wraps(attack)
@@ -45,7 +45,7 @@ def _rounded(points: Array, x: Array) -> Array:
     beyond = jnp.where(points > x.astype(points.dtype), rounded > points, rounded < points)
     nearest = rounded.astype(x.dtype)
     nearest = jnp.where(beyond, jnp.nextafter(nearest, x), nearest)
-    # It flushes subnormal numbers to 0, which may be farther from x than they are.
+    # The rounding flushes subnormal numbers to 0, which may be farther from x than they are.
     tiny = float(kind.tiny)
     ends = jnp.where(points < 0, -tiny, 0.0), jnp.where(points > 0, tiny, 0.0)
     return jnp.where(

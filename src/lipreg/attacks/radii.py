@@ -29,10 +29,10 @@ def ddn(
 ) -> Array:
     """`d <- e u/||u||, u = d + a g/||g||`: direction and norm decoupled (Rony et al., 1811.09600).
 
-    The direction follows the gradient g of the cross entropy, and the length e, `radius` at first,
-    the answer alone: times 1 - gamma where misclassified, 1 + gamma where not. The step a falls
-    from 1 to 0.01 along a cosine, both in units of the box. The closest misclassified point is
-    returned. Deterministic. Norm: L2.
+    The direction follows the gradient g of the cross entropy; the length e depends on the
+    prediction alone: `radius` at first, then times 1 - gamma where misclassified and 1 + gamma
+    where not. The step a falls from 1 to 0.01 along a cosine, both in units of the box. The closest
+    misclassified point is returned. Deterministic. Norm: L2.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> ddn(jax.random.key(0), lambda x: x, x, y).round(2)
@@ -81,13 +81,14 @@ def fmn(
     """`d <- P(d + a g/||g||_2, e)`: the projection on a ball whose radius e adapts (2102.12827).
 
     Fast minimum norm (Pintor et al.): g is the gradient of the margin. Until an example is first
-    misclassified, e is the length of d and the distance to the boundary that the linearised model
-    sees, `|margin| / ||g||_*`; the length before the box cuts it, which in the paper, after it, may
-    never grow. From then on e shrinks by the factor 1 - gamma where the point is misclassified,
-    never above the best length found, and grows by 1 + gamma where it is not. The step a falls from
-    1 to 0.01 in units of the box, gamma to a fiftieth, along cosines. The closest misclassified
-    point is returned. Unlike in the paper e grows by at least a thousandth: near the boundary the
-    linearised model's distance is almost 0. Deterministic. Norms: L1, L2, LINF.
+    misclassified, e is the length of d plus the distance to the boundary of the linearised model,
+    `|margin| / ||g||_*`. That length is taken before d is clipped to the box; the paper takes it
+    after, and then it may never grow. From then on e shrinks by the factor 1 - gamma where the
+    point is misclassified, never above the best length found, and grows by 1 + gamma where it is
+    not. The step a falls from 1 to 0.01 in units of the box, gamma to a fiftieth, along cosines.
+    The closest misclassified point is returned. Unlike in the paper e grows by at least a
+    thousandth: near the boundary the linearised model's distance is almost 0. Deterministic. Norms:
+    L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> fmn(jax.random.key(0), lambda x: x, x, y).round(2)
@@ -110,13 +111,13 @@ def fmn(
         grad = finite(grad)
         wrong = value > 0
         best, least = _keep(best, least, x, point, wrong, norm)
-        found = least < jnp.inf
+        broken = least < jnp.inf
         slope = norm.dual(grad)
         ahead = jnp.where(slope > 0, jnp.abs(value) / jnp.where(slope > 0, slope, 1.0), unit)
         change = _cosine(step, steps, gamma, gamma / 50, x.dtype)
         # On the boundary, and where the box cuts every step, ahead is almost 0.
         ahead = jnp.maximum(ahead, jnp.maximum(1e-3 * length, nudge(x, norm, bounds)))
-        grown = jnp.where(found, (1 + change) * radius, length + ahead)
+        grown = jnp.where(broken, (1 + change) * radius, length + ahead)
         radius = jnp.where(wrong, jnp.minimum((1 - change) * radius, least), grown)
         rate = unit * _cosine(step, steps, 1.0, 0.01, x.dtype)
         moved = norm.project(point - x + rate * L2.direction(grad), radius)
@@ -148,8 +149,8 @@ def basic_iterative(
     The protocol that 1810.00953 measured with: iterative FGSM, or its l_2 form, 10 steps in the
     cross entropy's direction d from the image itself. e begins at `radius` in units of the
     box, for L2 times the root of the number of pixels. The closest misclassified point is returned;
-    a failure is x itself, whose distance is inf (that evaluation wrote 0). It is a weak attack:
-    what it overstates is what a stronger one finds below it. Norms: L2, LINF.
+    a failure is x itself, whose distance is inf (that evaluation wrote 0). The attack is weak: a
+    stronger one finds smaller distances. Norms: L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> basic_iterative(jax.random.key(0), lambda x: x, x, y).round(2)
@@ -169,7 +170,7 @@ def basic_iterative(
         return cross_entropy(logits.astype(x.dtype), y).sum(), misclassified(lambda z: z, logits, y)
 
     def at(eps: Array, best: Array, least: Array) -> tuple[Array, Array, Array]:
-        """Ten steps at a radius per example: did they fool, and the closest point so far."""
+        """`steps` at a radius per example: whether they fooled, and the closest point so far."""
 
         def judged(point: Array, wrong: Array, seen: tuple) -> tuple:
             fooled, best, least = seen
@@ -209,7 +210,7 @@ def basic_iterative(
 
     wrong = misclassified(logits_fn, x, y)
     zero, count = jnp.zeros(y.shape, x.dtype), jnp.zeros(y.shape, jnp.int32)
-    # What is already wrong has nothing left to bisect.
+    # An image that is misclassified already has nothing left to bisect.
     start = (
         zero,
         jnp.where(wrong, 0.0, jnp.full_like(zero, jnp.inf)),

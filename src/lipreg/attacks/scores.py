@@ -77,7 +77,7 @@ def square(
     sides = [_sides(initial / 2**n, shape, least) for n in range(len(HALVED_AT) + 1)]
     halved_at = np.array([t * queries // 10_000 for t in HALVED_AT], np.int32)
 
-    # All that a trial leaves to chance in one draw: more of them are slow to compile.
+    # All random numbers of a trial in one draw: several draws are slow to compile.
     chances = jax.vmap(lambda key: jax.random.uniform(key, (5 + shape[2],)))
 
     def one(keys: Array, x: Array, y: Array, eps: Array, _: Array | None) -> tuple[Array, Array]:
@@ -121,7 +121,7 @@ def _sides(share: float, shape: tuple[int, ...], least: int) -> tuple[int, int]:
     return min(side, shape[0]), min(side, shape[1])
 
 
-# Not as wide as x64 would have them.
+# int32 under x64 too.
 _places = partial(jnp.arange, dtype=jnp.int32)
 
 
@@ -130,7 +130,7 @@ def _signs(chance: Array, dtype: np.dtype) -> Array:
 
 
 def _window(chance: Array, side: Array, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """A window somewhere in the image: each row's and column's place in it, and where it is."""
+    """A window at random: each row's and column's position in it, and a mask of its pixels."""
     places = jnp.asarray(shape[:2], jnp.int32) - side + 1
     corner = (chance * places.astype(chance.dtype)).astype(jnp.int32)
     row = _places(shape[0])[:, None] - corner[0]
@@ -192,7 +192,7 @@ def _tiles(key: Array, *, shape: tuple[int, ...], dtype: np.dtype) -> Array:
 def _shift(
     chance: Array, x: Array, x_adv: Array, eps: Array, *, side: Array, bounds: Bounds
 ) -> Array:
-    """Algorithm 3: the mass of a second window, and the radius unused, go to bumps in a first."""
+    """Algorithm 3: the mass of a second window, and the unused radius, go to bumps in the first."""
     row, column, inside = _window(chance[:2], side, x.shape)
     _, _, emptied = _window(chance[2:4], side, x.shape)
     bumps = jnp.where(

@@ -3,10 +3,10 @@
 `(logits_fn, x, y, *, ...) -> Certificate(radius [B], kind)`, with radius 0 where x is misclassified
 or the logits are not numbers. `kind` says what a radius is worth; the kinds do not mix:
 - "certified": no perturbation smaller than the radius changes the class;
-- "probabilistic": the same of a smoothed classifier, at a stated confidence;
+- "probabilistic": the same for a smoothed classifier, at a stated confidence;
 - "estimate": the formula of a certificate with a constant measured from below. It proves nothing.
 
-A proof is one in exact arithmetic: what the network's own rounding adds is not bounded.
+Proofs hold in exact arithmetic: the rounding errors of the network itself are not bounded.
 """
 
 from lipreg.certificates import smoothing

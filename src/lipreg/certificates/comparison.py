@@ -56,22 +56,23 @@ def compare(
     batch_size: int = 250,
     progress: Callable[[str], object] = lambda text: None,
 ) -> Comparison:
-    """Each image's radius by every rule, and the l2 distance that DDN, FMN and DeepFool find to it.
+    """Each image's radius by every rule, and the least l2 distance by DDN, FMN and DeepFool.
 
     A certified radius never exceeds a distance. One of kind "estimate" may, and is counted where it
-    does: its constant is the largest over these very images. Attacks, and the rules that look at
+    does: its constant is only the largest over these images. Attacks, and the rules that look at
     regions, stay inside `bounds`. `smooth` adds the second-order rule, which has a meaning for
-    networks that are twice differentiable.
+    twice differentiable networks only.
 
     Raises: ValueError where the network has a primitive that `lipschitz.bounds` has no rule for.
 
     >>> f, y = lambda x: jnp.concatenate([x, 1 - x], 1), jnp.array([0, 0])
-    >>> found = compare(jax.random.key(0), f, jnp.array([[1.0], [0.75]]), y)
-    >>> found.distance.round(3), found.certificates["margin, global"].radius.round(3)
+    >>> comparison = compare(jax.random.key(0), f, jnp.array([[1.0], [0.75]]), y)
+    >>> certificates = comparison.certificates
+    >>> comparison.distance.round(3), certificates["margin, global"].radius.round(3)
     (array([0.5 , 0.25], dtype=float32), Array([0.5 , 0.25], dtype=float32))
     """
     logits_fn = snapshot(logits_fn)
-    margin_of = lambda y: lambda x: margin(logits_fn(x), y)
+    margin_for = lambda y: lambda x: margin(logits_fn(x), y)
     jit = partial(compiled, logits_fn)
     certificates = {}
     progress("global bound")
@@ -85,21 +86,21 @@ def compare(
     progress("interval bounds")
     certificates["intervals"] = interval_bound(logits_fn, x, y, bounds=bounds)
     progress("gradients")
-    slope = of_function(margin_of(y), x)
+    slope = of_function(margin_for(y), x)
     certificates["first order"] = first_order(logits_fn, x, y, constant=slope)
     if smooth:
         progress("curvature")
-        largest = jit(lambda x, y: largest_curvature(key, margin_of(y), x, steps=20))
+        largest = jit(lambda x, y: largest_curvature(key, margin_for(y), x, steps=20))
         bent = Constant(max(float(largest(x, y).max()), 0.0), "estimate")
         certificates["second order"] = second_order(logits_fn, x, y, curvature=bent)
-    found = []
+    distances = []
     for name in ATTACKS:
         progress(name)
         attack = partial(getattr(attacks, name), norm=L2, bounds=bounds)
         measure = jit(partial(_distances, attack, bounds, logits_fn))
         keys = example_keys(key, len(x))
-        found.append(map_batches(measure, min(batch_size, len(x)), keys, x, y))
-    distance = np.min(found, 0)
+        distances.append(map_batches(measure, min(batch_size, len(x)), keys, x, y))
+    distance = np.min(distances, 0)
     violations = {
         name: int((np.asarray(c.radius) > distance * (1 + SLACK)).sum())
         for name, c in certificates.items()
@@ -119,20 +120,20 @@ def _distances(
     return curves.distance(logits_fn, x, y, x_adv, norm=L2, bounds=bounds)
 
 
-def to_markdown(found: Comparison, eps: float) -> str:
+def to_markdown(comparison: Comparison, eps: float) -> str:
     """One line per rule, and the attacks' last; `eps` is the radius of the last column but one."""
     lines = [
         "| rule | kind | median radius | mean | % of images at least "
         f"{eps:g} | radii beyond an adversarial image |",
         "|---|---|---|---|---|---|",
     ]
-    for name, (radius, kind) in found.certificates.items():
+    for name, (radius, kind) in comparison.certificates.items():
         r = np.asarray(radius)
         lines.append(
             f"| {name} | {kind} | {np.median(r):.3g} | {r.mean():.3g} "
-            f"| {100 * (r >= eps).mean():.1f} | {found.violations[name]} |"
+            f"| {100 * (r >= eps).mean():.1f} | {comparison.violations[name]} |"
         )
-    d = found.distance
+    d = comparison.distance
     lines.append(
         f"| {', '.join(ATTACKS)} | attacked | {np.median(d):.3g} | {d.mean():.3g} "
         f"| {100 * (d >= eps).mean():.1f} | |"

@@ -1,7 +1,7 @@
-"""Radii from a Lipschitz constant: what is left to the decision, divided by what a unit can do.
+"""Radii from a Lipschitz constant: the gap to another decision, divided by the constant.
 
-A radius is in the norm in which its constant was taken, and worth what the constant is worth: it is
-"certified" where that is "exact" or "certified", and else an "estimate". A constant proved on a box
+A radius is in the norm of its constant, and worth as much: it is "certified" where the constant is
+"exact" or "certified", and otherwise an "estimate". A constant proved on a box
 certifies perturbations that stay in the box.
 """
 
@@ -48,8 +48,9 @@ def loss_lipschitz(logits_fn: LogitsFn, x: Array, y: Array, *, constant: Constan
     Raises: ValueError for a constant that is not a `Constant`, negative or not a number.
 
     >>> f = lambda x: jnp.concatenate([x, -x], 1)
-    >>> found = loss_lipschitz(f, jnp.array([[9.0]]), jnp.array([0]), constant=Constant(2, "exact"))
-    >>> found.radius.round(2), found.kind  # log(2) / 2; the distance is 9
+    >>> x, y = jnp.array([[9.0]]), jnp.array([0])
+    >>> certificate = loss_lipschitz(f, x, y, constant=Constant(2, "exact"))
+    >>> certificate.radius.round(2), certificate.kind  # log(2) / 2; the distance is 9
     (Array([0.35], dtype=float32), 'certified')
     """
     logits = checked_logits(logits_fn, x, y)
@@ -71,10 +72,10 @@ def margin_lipschitz(
     Exact for a linear model with exact constants. It grows with the margin, where the rules of the
     loss and of probabilities saturate.
     `constant` holds the margins' own constants (`lipschitz(logits_fn, x)`, in l2; its margins may
-    also be `[K, K]`), which count what two logits have in common only once, or one number, L of
-    the logits. Then `L_yj = ||e_y - e_j||_* L`: `2 L` where L is in `label_norm` LINF, `sqrt(2) L`
-    where it is in L2. A constant that is in L2 is one in LINF too, which is the default.
-    `eps`, a number or `[B]`, is the radius around x within which the constant holds.
+    also be `[K, K]`), in which what two logits have in common cancels; or it is one number, the L
+    of the logits. Then `L_yj = ||e_y - e_j||_* L`: `2 L` where L is in `label_norm` LINF, `sqrt(2)
+    L` where it is in L2. A constant that is in L2 is one in LINF too, which is the default. `eps`,
+    a number or `[B]`, is the radius around x within which the constant holds.
 
     Raises: ValueError for a constant of another type or shape, negative or not a number.
 
@@ -86,7 +87,7 @@ def margin_lipschitz(
     logits = checked_logits(logits_fn, x, y)
     value = checked_value("margin_lipschitz", constant, Constant, LipschitzBound)
     if isinstance(constant, LipschitzBound):
-        among = pairs_of(value, logits, y)
+        among = class_constants(value, logits, y)
     else:
         between = label_norm.dual(jnp.asarray([[1.0, -1.0]], x.dtype))
         among = jnp.broadcast_to(between * value, logits.shape[:1])[:, None]
@@ -118,13 +119,13 @@ def first_order(logits_fn: LogitsFn, x: Array, y: Array, *, constant: Constant) 
 
 
 def checked_logits(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
-    """The logits, in the type of x: constants and gradients are."""
+    """The logits, in the type of x, as constants and gradients are."""
     check_inputs(logits_fn, x, y, ANYWHERE)
     return logits_fn(x).astype(x.dtype)
 
 
 def checked_value(rule: str, constant: Constant | LipschitzBound, *served: type) -> Array:
-    """The numbers of a record. Of another record they may be, as those of data, no function's."""
+    """The numbers of a record of a type in `served`; that of data is no constant of a function."""
     if not isinstance(constant, served):
         choices = " or ".join(t.__name__ for t in served)
         raise ValueError(f"{rule}: constant is a {type(constant).__name__}; want a {choices}.")
@@ -139,7 +140,7 @@ def checked_value(rule: str, constant: Constant | LipschitzBound, *served: type)
 
 
 def others(values: Array, y: Array) -> Array:
-    """Those of the classes other than y, `[B, K] -> [B, K - 1]`."""
+    """The values of the classes other than y, `[B, K] -> [B, K - 1]`."""
     classes, y = values.shape[1], y.astype(jnp.int32)
     return jnp.take_along_axis(values, (y[:, None] + jnp.arange(1, classes)[None]) % classes, 1)
 
@@ -150,7 +151,7 @@ def gaps(logits: Array, y: Array) -> Array:
     return jnp.maximum(own - others(logits, y), 0.0)
 
 
-def pairs_of(margins: Array, logits: Array, y: Array) -> Array:
+def class_constants(margins: Array, logits: Array, y: Array) -> Array:
     """`L_yj` of each example's y, `[B, K - 1]`, from `[K, K]` or `[B, K, K]`."""
     batch, classes = logits.shape
     if margins.shape not in ((classes, classes), (batch, classes, classes)):

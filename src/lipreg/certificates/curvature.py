@@ -1,7 +1,7 @@
 """Radii from a gradient and a bound of the curvature, and the curvature itself.
 
-Second derivatives say something of a network that has them: with `c2relu`, `silu` or `softplus`. A
-relu network's vanish where they exist, and it bends where they do not.
+Second derivatives say something about networks that have them: with `c2relu`, `silu` or `softplus`.
+Those of a relu network vanish where they exist, and it bends where they do not.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,9 @@ def second_order(logits_fn: LogitsFn, x: Array, y: Array, *, curvature: Constant
 
     `g_j` is the gradient of m_j at x, and `m_j(x + v) >= m_j - ||g_j|| ||v|| - C/2 ||v||^2` with C
     at least the largest eigenvalue of the Hessian of `-m_j = z_j - z_y`: the largest one, since
-    only what bends towards the other class shortens the way, and 0 where all are negative. C counts
-    for all j. The paper takes the runner-up j alone, which is no bound: another class may have the
-    larger margin and be nearer. That costs K backward passes, in one batch K times as large.
+    only curvature towards the other class brings it nearer, and 0 where all are negative. One C
+    serves all j. The paper takes the runner-up j alone, which is no bound: another class may have
+    the larger margin and be nearer. All j cost K backward passes, in one batch K times as large.
     Estimated by `largest_curvature`, C is a maximum over points and gives an estimate. The paper's
     margin is that of probabilities: hand in `lambda x: softmax(f(x))` for logits_fn.
 
@@ -69,14 +69,15 @@ def largest_curvature(
 ) -> Array:
     """`max eig D^2 f(x)` of each example, `[B]`, by Lanczos (1950) on Hessian-vector products.
 
-    f is `[B, ...] -> [B]`. As many `steps` as x has entries find it; fewer find less, and soon
-    little less. The largest eigenvalue, with its sign: it bounds how fast f may grow. That of `-f`
-    is minus the smallest. A product is a gradient of `<grad f, v>`, reverse over reverse. All
-    vectors are kept, `[B, steps, ...]`, and made orthogonal to each other (twice is enough), or
-    rounding finds the largest again and again.
-    A start is random, from `fold_in(key, row)`; `unroll` is that of `lax.fori_loop`.
+    f is `[B, ...] -> [B]`. As many `steps` as x has entries find it; fewer find a smaller
+    number, soon only a little smaller. It is the largest eigenvalue with its sign, which bounds how
+    fast f may grow; the largest of `-f` is minus the smallest of f. A product is a gradient of
+    `<grad f, v>`, reverse over reverse. All vectors are kept, `[B, steps, ...]`, and made
+    orthogonal to each other (twice is enough), since with rounding errors Lanczos finds the largest
+    again and again. The start is random, from `fold_in(key, row)`; `unroll` is that of
+    `lax.fori_loop`.
 
-    Raises: ValueError where f returns no `[B]`, a key of the old kind, steps below 1.
+    Raises: ValueError where f returns no `[B]`, an old-style key, steps below 1.
 
     >>> f = lambda x: 3 * x[:, 0] ** 2 - 5 * x[:, 1] ** 2
     >>> largest_curvature(jax.random.key(0), f, jnp.zeros((1, 2))).astype("float16")
@@ -103,7 +104,7 @@ def largest_curvature(
         diagonal = diagonal.at[:, k].set(dot("bn,bn->b", v, w))
         for _ in range(2):
             w = w - dot("bkn,bk->bn", basis, dot("bkn,bn->bk", basis, w))
-        # Below the rounding of the largest so far, the space is closed: 0 parts it from the rest.
+        # Below the rounding of the largest so far the Krylov space is complete: 0 ends it.
         size = L2.size(w)
         scale = jnp.maximum(jnp.abs(diagonal), beside).max(1)
         size = jnp.where(size > 10 * jnp.finfo(x.dtype).eps * scale, size, 0.0)
@@ -117,7 +118,7 @@ def largest_curvature(
     basis, diagonal, beside = jax.lax.fori_loop(
         0, steps, extend, (basis, empty, empty), unroll=unroll
     )
-    # Steps after the space was closed have added nothing: a number that is not above the largest.
+    # Steps after its end have added nothing: they get a number that is not above the largest.
     used = (basis[:, :-1] != 0).any(2)
     diagonal = jnp.where(used, diagonal, diagonal[:, :1])
     tridiagonal = lambda d, e: jnp.diag(d) + jnp.diag(e, 1) + jnp.diag(e, -1)

@@ -34,9 +34,9 @@ def margin_local(
 
     Every eps that is tried proves its radius. `r(eps) = min_j (z_y - z_j)^+ / L_yj(eps)` falls as
     the ball grows, so the maximum is where `r(eps) = eps`: between `r(inf)`, which is
-    that of `margin_lipschitz`, and `r(r(inf))`. Each of `steps` halves what is left between.
+    that of `margin_lipschitz`, and `r(r(inf))`. Each of `steps` halves this range.
 
-    Called outside of `jit`, as `lipschitz` is; compiled for all images together.
+    Called outside of `jit`, as `lipschitz` is; compiled once for all images.
 
     Raises: ValueError where a primitive has no rule, or x is outside of `bounds`.
 
@@ -49,22 +49,22 @@ def margin_local(
     logits = checked_logits(logits_fn, x, y)
     diameter = (bounds[1] - bounds[0]) * math.sqrt(x[0].size)
 
-    of_radius = bounder(logits_fn, x, bounds=bounds, y=y)
+    bound_at = bounder(logits_fn, x, bounds=bounds, y=y)
 
     def reach(eps: ArrayLike) -> Array:
-        bound = of_radius(eps)
+        bound = bound_at(eps)
         radii = gaps(logits, y) / others(bound.margins, y)
         radius = certificate(logits, radii.min(1), bound.kind).radius
         return jnp.minimum(radius, diameter)
 
     low = reach(math.inf)
     high = reach(low)
-    # First the far end: where no unit changes up to there, it is the answer.
+    # The far end first: if no unit changes up to there, it is the answer.
     for share in (1.0, *[0.5] * steps):
         eps = low + share * (high - low)
-        found = reach(eps)
-        low = jnp.maximum(low, jnp.minimum(eps, found))
-        high = jnp.minimum(high, jnp.maximum(eps, found))
+        proved = reach(eps)
+        low = jnp.maximum(low, jnp.minimum(eps, proved))
+        high = jnp.minimum(high, jnp.maximum(eps, proved))
     return Certificate(low, "certified")
 
 
@@ -73,8 +73,8 @@ def interval_bound(
 ) -> Certificate:
     """The largest l_inf radius at which `low_y > high_j` for all j (interval bounds, 1810.12715).
 
-    It holds in every l_p: their balls are inside that of l_inf. For l_2 alone it says little of
-    many pixels, and `margin_local` more. Found by `steps` bisections; may be jitted.
+    It holds in every l_p, whose balls are inside that of l_inf. In l_2 it is small for images of
+    many pixels, where `margin_local` proves more. Found by `steps` bisections; may be jitted.
 
     Raises: ValueError where a primitive has no rule, or x is outside of `bounds`.
 

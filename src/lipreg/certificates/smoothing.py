@@ -1,8 +1,8 @@
-"""Randomised smoothing (Cohen, Rosenfeld & Kolter, 1902.02918): the class that noise leaves.
+"""Randomised smoothing (Cohen, Rosenfeld & Kolter, 1902.02918): the likeliest class under noise.
 
 The smoothed classifier is `g(x) = argmax_c P(f(x + sigma n) = c)`, n normal, f the class with the
-largest logit. What is certified is g, in l2 and at the stated confidence, for each image by itself;
-it says nothing of f. The noise leaves [0, 1]; train with the same. All functions may be jitted.
+largest logit. What is certified is g, not f: in l2 and at the stated confidence, for each image by
+itself. Noisy images leave [0, 1]; train with the same noise. All functions may be jitted.
 """
 
 from typing import NamedTuple
@@ -51,17 +51,16 @@ def certify(
 ) -> Smoothed:
     """`r = sigma Phi^-1(p)`, p <= P(f(x + sigma n) = c) at confidence 1 - alpha (1902.02918).
 
-    `n0` draws choose the class c, `n` others count it, and p is the lower bound of Clopper &
-    Pearson (1934). It abstains where `p <= 1/2`. With all n draws of class c the radius is
-    `sigma Phi^-1(alpha^(1/n))`, 3.2 sigma by default, and never more. A radius of the true classes:
-    `jnp.where(found.classes == y, found.radius, 0)`.
-    `batch` draws of every image are classified at a time, which changes memory and not the result;
-    each draw has a key of its own.
+    `n0` draws choose the class c, in `n` others it is counted, and p is the lower bound of Clopper
+    & Pearson (1934). It abstains where `p <= 1/2`. With all n draws of class c the radius is `sigma
+    Phi^-1(alpha^(1/n))`, 3.2 sigma by default, and never more. The radius of correct predictions:
+    `jnp.where(smoothed.classes == y, smoothed.radius, 0)`. `batch` draws of every image are
+    classified at a time, which changes memory and not the result; each draw has a key of its own.
 
-    Raises: ValueError for sigma <= 0, alpha outside of (0, 1), a key of the old kind.
+    Raises: ValueError for sigma <= 0, alpha outside of (0, 1), an old-style key.
 
-    >>> found = certify(jax.random.key(0), lambda x: x, jnp.array([[0.9, 0.1]]), sigma=0.5)
-    >>> found.classes, found.radius.round(1)  # the exact one is 0.8 / sqrt(2)
+    >>> smoothed = certify(jax.random.key(0), lambda x: x, jnp.array([[0.9, 0.1]]), sigma=0.5)
+    >>> smoothed.classes, smoothed.radius.round(1)  # the exact one is 0.8 / sqrt(2)
     (Array([0], dtype=int32), Array([0.5], dtype=float32))
     """
     logits_fn = snapshot(logits_fn)

@@ -3,8 +3,7 @@
     x_train, y_train, x_test, y_test
 
 x are images, uint8 or floating, `[N, H, W, C]` or `[N, H, W]`, or vectors of features `[N, D]`;
-floating numbers are within bounds, which are 0 and 1 where nothing else is said. y are the classes,
-integers from 0 on.
+floating x lie within `bounds`, by default (0, 1). y are the classes, integers from 0 on.
 """
 
 import inspect
@@ -50,14 +49,14 @@ def load(name: str, *, dir: str = "", bounds: tuple[float, float] = (0.0, 1.0)) 
 # One set is kept, like one split of the others; a file that has changed is read again.
 @lru_cache(maxsize=1)
 def _checked(name: str, path: str, changed: int, bounds: tuple[float, float]) -> dict[str, Any]:
-    found = _file(path) if path else _returned(name)
+    given = _file(path) if path else _returned(name)
     for key in NAMES:
-        if key not in found:
+        if key not in given:
             raise ValueError(f"{name} has no {key}; it must have {', '.join(NAMES)}.")
     arrays = {}
     for split in ("train", "test"):
-        x = _inputs(f"{name}: x_{split}", np.asarray(found[f"x_{split}"]), bounds)
-        y = _classes(f"{name}: y_{split}", np.asarray(found[f"y_{split}"]))
+        x = _inputs(f"{name}: x_{split}", np.asarray(given[f"x_{split}"]), bounds)
+        y = _classes(f"{name}: y_{split}", np.asarray(given[f"y_{split}"]))
         if len(x) != len(y) or not len(x):
             raise ValueError(
                 f"{name} has {len(x)} x_{split} and {len(y)} y_{split}; it must have one class for "

@@ -30,8 +30,8 @@ def augment(key: Array, x: Array, *, flip: bool = True, pad: int = 4, cutout: in
 
     x `[B, H, W, C]`, uint8 or floating; the result has its shape and dtype. The square has side
     `cutout`, a centre uniform over the image's pixels (so it may stick out), and the value 0, like
-    the padding (DeVries & Taylor 2017). Image b draws from `fold_in(key, b)`: its batch-mates
-    change nothing. With `flip=False, pad=0, cutout=0` x itself is returned.
+    the padding (DeVries & Taylor 2017). Image b draws from `fold_in(key, b)`,
+    whatever the rest of the batch. With `flip=False, pad=0, cutout=0` x itself is returned.
 
     >>> augment(jax.random.key(0), jnp.ones((2, 8, 8, 3), jnp.uint8), pad=2).shape
     (2, 8, 8, 3)

@@ -24,7 +24,7 @@ class Dataset(NamedTuple):
     Attributes:
       x: uint8 `[N, H, W, C]`; an outsider's may also be float32, and `[N, D]`.
       y: int32 `[N]`, in 0 … classes - 1.
-      classes: their number.
+      classes: the number of classes.
     """
 
     x: np.ndarray
@@ -46,13 +46,13 @@ def load(
     `name` is digits, any set of TFDS with images of one size, a file of arrays, `my_data.npz`, or
     `package.module:name`, a function that returns them (`lipreg.datasets.arrays`). `validation` is
     the fraction held out, drawn by `seed`, at least one example. `test` is the official test split
-    and knows neither; digits has none, so 360 of its 1797 images, the same for every seed, are its
-    own. `dir` is the folder of prepared TFDS data sets; "" stands for the environment variable
+    and depends on neither; digits has none, so 360 of its 1797 images, the same for every seed, are
+    its own. `dir` is the folder of prepared TFDS data sets; "" stands for the environment variable
     TFDS_DATA_DIR, then for TFDS's own default. `bounds` are those of floating x. The arrays may be
     read-only.
 
-    Raises: ValueError for an unknown name or split, for a fraction outside (0, 1), for arrays that
-    are not as they must be, and, with the command to run, for a data set that is not prepared.
+    Raises: ValueError for an unknown name or split, for a fraction outside (0, 1), for malformed
+    arrays, and, with the command to run, for a data set that is not prepared.
 
     >>> load("digits", "test").x.shape
     (360, 8, 8, 1)
@@ -72,13 +72,13 @@ def load(
 
 
 def _outside(name: str, split: str, dir: str, bounds: tuple[float, float]) -> Dataset:
-    found = arrays.load(name, dir=dir, bounds=bounds)
-    classes = 1 + max(int(found[f"y_{which}"].max()) for which in ("train", "test"))
-    return Dataset(found[f"x_{split}"], found[f"y_{split}"], classes)
+    given = arrays.load(name, dir=dir, bounds=bounds)
+    classes = 1 + max(int(given[f"y_{which}"].max()) for which in ("train", "test"))
+    return Dataset(given[f"x_{split}"], given[f"y_{split}"], classes)
 
 
 def check_split(split: str, validation: float) -> None:
-    """ValueError for another split than those of `load`, and for no fraction to hold out."""
+    """ValueError for an unknown split, and for a fraction to hold out that is not in (0, 1)."""
     if split not in SPLITS:
         raise ValueError(f"No split {split!r}; choose one of {', '.join(SPLITS)}.")
     if not 0 < validation < 1:
@@ -86,7 +86,7 @@ def check_split(split: str, validation: float) -> None:
 
 
 def part(n: int, split: str, *, seed: int, validation: float) -> np.ndarray:
-    """The rows of the official training split's n that are `train` or `validation`, shuffled.
+    """The rows of an official training split of n that are in `train` or `validation`, shuffled.
 
     >>> len(part(20, "train", seed=0, validation=0.1))
     18
@@ -133,7 +133,7 @@ def _prepared(name: str, split: str, dir: str) -> Dataset:
 
 
 def wrong_labels(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset:
-    """The data set with this fraction of its labels replaced by another class, each as likely.
+    """The data set with this fraction of its labels replaced by another class, all equally likely.
 
     >>> digits = load("digits", "test")
     >>> int((wrong_labels(digits, 0.25).y != digits.y).sum())

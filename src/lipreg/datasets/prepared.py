@@ -1,4 +1,4 @@
-"""Data sets that tensorflow-datasets has prepared as array_record, found without TensorFlow."""
+"""Data sets that tensorflow-datasets has prepared as array_record, read without TensorFlow."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from absl import logging
 
 __all__ = ["TESTS", "builder", "folder", "quiet", "source"]
 
-TESTS = ("test", "validation", "val")  # what the official test split is called, the first labelled
+TESTS = ("test", "validation", "val")  # names of an official test split, the first with labels
 
 
 def folder(dir: str | os.PathLike[str]) -> str:
@@ -23,32 +23,32 @@ def folder(dir: str | os.PathLike[str]) -> str:
 def builder(name: str, dir: str) -> Any:
     """TFDS's builder of a set in a folder.
 
-    Raises: ValueError for a name that TFDS has not, and, with the command to run, for a set that is
-    not prepared as array_record.
+    Raises: ValueError for a name that TFDS does not have, and, with the command to run, for a set
+    that is not prepared as array_record.
     """
     import tensorflow_datasets as tfds
 
     with quiet():
         try:
             # No file_format: TFDS would raise its own error for what is prepared as something else.
-            found: Any = tfds.builder(name, data_dir=dir or None)
+            prepared: Any = tfds.builder(name, data_dir=dir or None)
         except tfds.core.DatasetNotFoundError:
             raise ValueError(
                 f"No data set {name!r}; choose one of cifar10, cifar100, digits, mnist, name "
                 "another of TFDS, my_data.npz or package.module:name, or set config.data.side, in "
                 "pixels, to stream one, or folder for DIR/train/CLASS/*.jpg."
             ) from None
-        # The question comes first: TFDS answers for a missing folder with an unrelated error.
-        kind = found.info.file_format.value if found.is_prepared() else ""
+        # is_prepared comes first: for a missing folder TFDS raises an unrelated error.
+        kind = prepared.info.file_format.value if prepared.is_prepared() else ""
     if kind != "array_record":
-        raise ValueError(_how_to_prepare(name, dir, str(found.data_path), kind))
-    return found
+        raise ValueError(_how_to_prepare(name, dir, str(prepared.data_path), kind))
+    return prepared
 
 
 def source(
     name: str, split: str, dir: str, decoders: dict[str, Any] | None = None
 ) -> tuple[Any, Any, str]:
-    """The records of a split, `train` or `test`, the features of the set, and where they are from.
+    """The records of a split, `train` or `test`, the features of the set, and where they come from.
 
     Raises: ValueError, also for a set without images and classes, or without such a split.
     """
@@ -65,9 +65,9 @@ def source(
         )
     official = TESTS if split == "test" else ("train",)
     for which in (which for which in official if which in splits):
-        found = made.as_data_source(split=which, decoders=decoders)
-        if found[0]["label"] >= 0:  # a test split without labels has -1
-            return found, features, f"{name}, {which}"
+        records = made.as_data_source(split=which, decoders=decoders)
+        if records[0]["label"] >= 0:  # a test split without labels has -1
+            return records, features, f"{name}, {which}"
     raise ValueError(
         f"{name} has the splits {', '.join(splits)}; none of {', '.join(official)} has labels."
     )
@@ -75,7 +75,7 @@ def source(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """TFDS logs an error per file whose group size is not 1, a warning for a missing folder, ..."""
+    """No logs of TFDS: an error per file whose group size is not 1, and the like."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
     try:
@@ -84,13 +84,13 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _how_to_prepare(name: str, dir: str, folder: str, found: str) -> str:
+def _how_to_prepare(name: str, dir: str, folder: str, kind: str) -> str:
     where = f", data_dir={json.dumps(dir)}" if dir else ""
     code = (
         f'import tensorflow_datasets as tfds; tfds.builder("{name}"{where})'
         '.download_and_prepare(file_format="array_record")'
     )
-    instead = f" (it is there as {found}: prepare it in another folder)" if found else ""
+    instead = f" (it is there as {kind}: prepare it in another folder)" if kind else ""
     return (
         f"{name} is not prepared as array_record in {folder}{instead}. Prepare it once by "
         f"`python -c {shlex.quote(code)}`, where there are network access and TensorFlow, or name "

@@ -1,8 +1,8 @@
-"""Sets that do not fit in memory: images are read, cropped and resized as they are asked for.
+"""Sets that do not fit in memory: images are read, cropped and resized when they are needed.
 
-A `Stream` stands where a `datasets.Dataset` does in training. Its batches come from Grain and are a
-function of seed and step alone: whatever the number of threads, workers and processes, and wherever
-a run goes on.
+In training a `Stream` takes the place of a `datasets.Dataset`. Its batches come from Grain and are
+a function of seed and step alone, whatever the number of threads, workers and processes, and
+wherever a run is resumed.
 """
 
 import dataclasses
@@ -32,15 +32,15 @@ Read = Callable[[int], tuple[Any, int, str]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Images of any size, and their classes, where they lie; see `load`.
+    """Images of any size on disk, and their classes; see `load`.
 
     Attributes:
       read: the source, `row -> (file, class, name)`.
       rows: those of this split, in random order.
-      classes: their number.
+      classes: the number of classes.
       side: of the squares that images become, in pixels.
-      threads: that decode, each a batch; 0 decodes when a batch is asked for.
-      workers: processes with so many threads each; 0 for threads of this process.
+      threads: how many decode, a batch each; with 0 a batch is decoded when it is needed.
+      workers: processes with this many threads each; 0 for threads of this process.
     """
 
     read: Read
@@ -68,10 +68,10 @@ class Stream:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches to train on, without end: x uint8 `[B, side, side, 3]` and y int32 `[B]`.
 
-        An epoch is a permutation; what does not fill a batch is left out. Each image is cropped at
-        random (`random_box`). Batch s depends on seed and s alone, and `first_step` is the first s.
-        With several processes, by default as jax counts them, B is one's share of `batch_size`, and
-        row r of the whole batch belongs to process `r // B`.
+        An epoch is a permutation; rows that do not fill a batch are dropped. Each image is cropped
+        at random (`random_box`). Batch s depends on seed and s alone, and `first_step` is the first
+        s. With several processes, by default as jax counts them, B is the share of one, and row r
+        of the global batch belongs to process `r // B`.
 
         Raises: ValueError for a `batch_size` that is not from 1 to the number of examples, or that
         the processes can't share equally; and, from the iterator, naming it, for a file that is no
@@ -90,7 +90,7 @@ class Stream:
                 f"batch_size = {batch_size}; it must be a multiple of the {processes} processes."
             )
         if self.workers and not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain asks for its own; in a notebook nobody parses them
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own, which nobody parses in a notebook
         used = len(self) // batch_size * batch_size
         # Not shuffle(seed), which would begin at seed 1 with the second epoch of seed 0.
         source: Any = self.rows
@@ -197,7 +197,7 @@ def load(
     the official training split. `test` is the official test split, or the official validation split
     where there is no other with labels, as in ImageNet.
 
-    Raises: ValueError for what is not there, with what is wanted, and for an empty split.
+    Raises: ValueError for missing data, saying what is wanted, and for an empty split.
 
     >>> load("folder", "train", dir="imagenet").shape  # doctest: +SKIP
     (224, 224, 3)

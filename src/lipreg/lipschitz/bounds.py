@@ -1,6 +1,6 @@
 """Proved bounds of any function of images, read off its jaxpr: intervals and Lipschitz constants.
 
-No list of layers is asked for: a linen, nnx or plain function is traced, and its primitives are
+No list of layers is needed: a linen, nnx or plain function is traced, and its primitives are
 walked in two domains at once, for all inputs of a box or ball:
 - interval: `low <= v <= high`, entry by entry (interval bound propagation, 1810.12715);
 - Lipschitz: `||dv||_2 <= lip ||dx||_2`, and `|dv_i| <= rows_i ||dx||_2` for each entry.
@@ -110,11 +110,12 @@ def lipschitz(
 ) -> LipschitzBound:
     """`sup ||f(u) - f(v)||_2 / ||u - v||_2` over u, v in the l2 ball of radius eps, bounded above.
 
-    The ball around each `x [B, ...]` is cut with the box `bounds`; `eps`, a number or `[B]`, inf by
-    default: the whole box, and one number for all examples. A dense layer counts with its spectral
-    norm, the units that are off left out; a convolution with the largest spectral norm of its
-    kernel's Fourier transform, which is an upper bound for any zero padding (Sedghi et al.,
-    1805.10408, on a torus large enough for no window to wrap around). Exact for a linear map.
+    The ball around each `x [B, ...]` is cut with the box `bounds`. `eps` is a number or `[B]`; inf,
+    the default, stands for all of the box, and gives one number for all examples. A dense layer
+    counts with its spectral norm, the units that are off left out; a convolution with the largest
+    spectral norm of its kernel's Fourier transform, which is an upper bound for any zero padding
+    (Sedghi et al., 1805.10408, on a torus large enough for no window to wrap around). Exact for a
+    linear map.
 
     Call it outside of `jit`, with concrete parameters. Each call compiles a program of its own, in
     float64, and computes the norms of all layers anew, so hand in many examples at once, and use
@@ -143,8 +144,8 @@ def bounder(
 
     With classes `y [B]` it computes only the K margins of `z_y`, `[B, K]`, not all K^2.
 
-    >>> of_radius = bounder(lambda x: jax.nn.relu(x - 0.5), jnp.zeros((1, 1)))
-    >>> [round(of_radius(eps).output.item(), 4) for eps in (0.25, 0.75)]
+    >>> bound_at = bounder(lambda x: jax.nn.relu(x - 0.5), jnp.zeros((1, 1)))
+    >>> [round(bound_at(eps).output.item(), 4) for eps in (0.25, 0.75)]
     [0.0, 1.0]
     """
     low, high = bounds
@@ -163,7 +164,7 @@ def bounder(
     points = np.asarray(x, np.float64)
     # The rows of margins to compute: each example's K, or that of its class.
     every = np.arange(shape[1], dtype=np.int32)
-    rows, row_of = (every, None) if y is None else np.unique(np.asarray(y), return_inverse=True)
+    rows, row = (every, None) if y is None else np.unique(np.asarray(y), return_inverse=True)
     own = np.broadcast_to(every, (len(x), len(every))) if y is None else np.asarray(y)[:, None]
     if not ((points >= low) & (points <= high)).all():
         raise ValueError(f"x from {points.min():g} to {points.max():g}: outside bounds {bounds}.")
@@ -182,26 +183,26 @@ def bounder(
             return jnp.zeros(()), jnp.zeros((classes.size, shape[1]))
         return _constants(out, classes)
 
-    def of_radius(eps: ArrayLike) -> LipschitzBound:
+    def bound_at(eps: ArrayLike) -> LipschitzBound:
         if isinstance(eps, Tracer):
             raise ValueError("eps is a tracer; lipschitz needs numbers: call it outside of jit.")
         radii = np.asarray(eps, np.float64)
         if radii.shape not in ((), points.shape[:1]) or not (radii >= 0).all():
             raise ValueError(f"eps = {eps}: want a radius >= 0, or one per example [{len(x)}].")
-        whole = bool(np.isinf(radii).all())
+        everywhere = bool(np.isinf(radii).all())
         radii = np.broadcast_to(radii, points.shape[:1])
         with jax.enable_x64(True):
             # The whole box is the same for all examples, and has no centre.
-            given = (points[:1], None, rows[None]) if whole else (points, radii, own)
-            found = run(traced.consts, *given)
-            output, margins = (_widened(upper(a), 1, x.dtype) for a in found)
+            given = (points[:1], None, rows[None]) if everywhere else (points, radii, own)
+            constants = run(traced.consts, *given)
+            output, margins = (_widened(upper(a), 1, x.dtype) for a in constants)
         if y is not None:
-            margins = margins[0, row_of] if whole else margins[:, 0]
+            margins = margins[0, row] if everywhere else margins[:, 0]
         output = jnp.broadcast_to(output, (len(x),))
         margins = jnp.broadcast_to(margins, (len(x), *margins.shape[1:]))
         return LipschitzBound(output, margins)
 
-    return of_radius
+    return bound_at
 
 
 def _check_floating(**arrays: Any) -> None:
@@ -233,10 +234,10 @@ def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
     # Slopes and rows relative to the largest, since the squares of small ones would underflow.
     steepest = largest(most)
     low, high = (s / jnp.where(steepest > 0, steepest, 1.0) for s in (low, high))
-    one_of = jnp.arange(low.size, dtype=classes.dtype)[None] == classes[:, None]
+    is_class = jnp.arange(low.size, dtype=classes.dtype)[None] == classes[:, None]
     if root.matrix is None:
         unit, terms = norm(jnp.ones_like(root.rows)), 1
-        squares, gram = jnp.ones_like(low), one_of.astype(low.dtype)
+        squares, gram = jnp.ones_like(low), is_class.astype(low.dtype)
     else:
         unit, terms = largest(jnp.abs(root.matrix)), root.matrix.shape[1]
         rescaled = root.matrix / jnp.where(unit > 0, unit, 1.0)
@@ -255,4 +256,4 @@ def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
     margins = jnp.sqrt(jnp.maximum(reduce(jnp.maximum, corners), 0.0) + rounding)
     margins = times(upper(margins), times(steepest, unit))
     margins = jnp.minimum(upper(margins), upper(rows[classes, None] + rows[None]))
-    return output, jnp.where(one_of, 0.0, margins)
+    return output, jnp.where(is_class, 0.0, margins)

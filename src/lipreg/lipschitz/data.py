@@ -84,8 +84,8 @@ def of_data(
     rows, or floating labels `[n]` or `[n, K]`. With classes and LINF this is 1 over the smallest
     distance between two classes.
 
-    All n^2 pairs are looked at, `block` rows at a time: a few arrays `[block, n]` of memory. In
-    l_2 that is a product of matrices, in other norms it is many times slower. Data that form
+    All n^2 pairs are compared, `block` rows at a time, in the memory of a few arrays `[block, n]`.
+    In l_2 that is a product of matrices, in other norms it is many times slower. Data that form
     clusters a thousand times smaller than their spread leave many pairs to float64, which is slow.
     `progress` wraps the iterator over blocks, as `tqdm` does.
 
@@ -148,8 +148,8 @@ def of_data(
 def worst_pairs(constant: DataConstant, k: int) -> np.ndarray:
     """The k pairs `i < j` with the largest quotients, the largest first, `[k, 2]`.
 
-    A pair counts where one of the two has no larger quotient with another image; there may be
-    fewer than k. The images to look at for wrong labels and near duplicates.
+    A pair is listed if one of its images has no larger quotient with another image, so there may
+    be fewer than k. These are the images to check for wrong labels and near duplicates.
 
     >>> x, y = jnp.array([[0.0], [1.0], [1.5], [3.0]]), jnp.array([0, 0, 1, 1])
     >>> worst_pairs(of_data(x, y), 2)
@@ -208,7 +208,7 @@ def _distances(a: np.ndarray, i: np.ndarray, j: np.ndarray, norm: Norm) -> np.nd
 def _upper_bounds(
     i: Array, x: _Points, y: _Points | None, labels: Array, norm: Norm, label_norm: Norm
 ) -> tuple[Array, Array]:
-    """No less than the quotients of rows i and all rows, `[B, n]`, and where it is largest, `[B]`.
+    """Upper bounds of the quotients of rows i with all rows, `[B, n]`, and their argmax, `[B]`.
 
     -1 for equal labels. A sum of d products in float32 is wrong by at most `d u` times the sum of
     their sizes, u = 2^-24, in whatever order (Higham 2002, section 3.1). With the norms and the
@@ -238,7 +238,7 @@ def _slack(a: _Points, norm: Norm) -> float:
 
 
 def _differences(rows: _Points, a: _Points, norm: Norm) -> tuple[Array, Array]:
-    """`||a_i - a_j||` and the most that it is wrong by, `[B, n]`."""
-    # Over the many, so that the few stay in the cache.
+    """`||a_i - a_j||` and a bound of its rounding error, `[B, n]`."""
+    # Mapped over all rows, so that the few of the batch stay in the cache.
     sizes = jax.lax.map(lambda row: norm.size(rows.values - row[None]), a.values).T
     return sizes, _slack(a, norm) * sizes + EPS * (rows.sizes[:, None] + a.sizes[None])

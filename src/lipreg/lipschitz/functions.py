@@ -127,7 +127,7 @@ def of_function(
 def of_linear(w: ArrayLike, *, norm: Norm = L2, label_norm: Norm = LINF) -> Constant:
     """`||W||` from `norm` to `label_norm`, the constant of `x -> W x`, W `[K, N]`, in float64.
 
-    Of a layer `x @ w`, hand in `w.T`.
+    For a layer `x @ w`, hand in `w.T`.
 
     Raises: ValueError as `operator_norm` does, and where W is not a matrix.
 
@@ -159,14 +159,14 @@ def ascended_pairs(
     """`max_{u, v} ||f(u) - f(v)|| / ||u - v||` by ascent of both, from x (CLIP, 2103.12531).
 
     Each pair starts as x and a point at the distance `eps`, in `norm`. Its ends move along the
-    quotient's steepest directions, in turn together and against each other: at first by the
+    quotient's steepest directions, by turns in the same and in opposite ones: at first by the
     fraction `step_size` of their distance, then by more after a move that raised the quotient and
     by less after one that did not, which is taken back. So more steps never find less. No pair
     comes closer than eps, so that rounding of f, some `1e-7 |f| / eps`, is not taken for slope.
     `bounds` is the box that pairs stay in, `(-inf, inf)` for none; `unroll` is that of
     `lax.fori_loop`. Points in half precision are searched in float32.
 
-    Raises: ValueError for x outside bounds, a key of the old kind, eps of 0, steps below 1, and
+    Raises: ValueError for x outside bounds, an old-style key, eps of 0, steps below 1, and
     where f returns neither `[B]` nor `[B, K]`.
 
     >>> pairs = ascended_pairs(jax.random.key(0), lambda x: 3 * x[:, 0], jnp.full((1, 2), 0.5))
@@ -188,7 +188,7 @@ def ascended_pairs(
         return jnp.where(length > 0, gap / jnp.where(length > 0, length, 1.0), 0.0)
 
     def fit(u: Array, v: Array) -> tuple[Array, Array]:
-        """At least eps apart, and then moved into the box as one, so that they stay so."""
+        """The pair stretched to eps where it is shorter, then shifted into the box."""
         length = norm.size(u - v)
         apart = jnp.maximum(eps / jnp.where(length > 0, length, 1.0), 1.0)
         half = jnp.clip((u - v) / 2 * expand(apart, x), (low - high) / 2, (high - low) / 2)
@@ -199,8 +199,8 @@ def ascended_pairs(
         best, rates = carry
         u, v, _ = best
         to_u, to_v = jax.grad(lambda u, v: quotient(u, v).sum(), (0, 1))(u, v)
-        # Together (1) or against each other (-1), which is much the steeper: in one move of both
-        # the pair would turn and stay where it is.
+        # In the same direction (1) or in opposite ones (-1), which is much steeper: if one move did
+        # both, the pair would turn and stay where it is.
         turn = t % 2
         sign = (1 - 2 * turn).astype(x.dtype)
         slope = finite(to_u) + sign * finite(to_v)
@@ -210,9 +210,9 @@ def ascended_pairs(
         move = norm.direction(slope).astype(x.dtype)
         move = expand(rates[turn] * norm.size(u - v), x) * move
         u, v = fit(u + move, v + sign * move)
-        found = Pairs(u, v, quotient(u, v))
-        better = found.quotients > best.quotients
-        best = Pairs(*(select(better, a, b) for a, b in zip(found, best, strict=True)))
+        tried = Pairs(u, v, quotient(u, v))
+        better = tried.quotients > best.quotients
+        best = Pairs(*(select(better, a, b) for a, b in zip(tried, best, strict=True)))
         return best, rates.at[turn].multiply(jnp.where(better, GROWTH, DECAY))
 
     noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))

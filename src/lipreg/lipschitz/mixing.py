@@ -28,8 +28,8 @@ __all__ = [
 def _largest_singular(matrices: Array) -> Array:
     """`max ||M||_2` over a stack `[..., m, n]`, from above: `||(M M*)^(2^k)||_F^(1 / 2^(k + 1))`.
 
-    k = 24 squarings leave a factor of `m^(2^-26)`. No eigenvalues of LAPACK: several batches of
-    them in one program can wait for each other for ever on a CPU of two cores.
+    k = 24 squarings leave a factor of `m^(2^-26)`. Not by LAPACK's eigenvalues: several batches of
+    them in one program can wait for each other forever on a CPU of two cores.
     """
     # Relative to the largest entry, since its square may underflow.
     unit = largest(jnp.abs(matrices))
@@ -106,14 +106,14 @@ def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Ro
     (first, second), (batch, _) = params["dimension_numbers"]
     if batch:
         raise ValueError("No bound for a dot_general with batch dimensions; write it as matrices.")
-    summed, of_x = (second, first) if left else (first, second)
-    free = [i for i in range(w.ndim) if i not in summed]
+    summed_w, summed_x = (second, first) if left else (first, second)
+    free = [i for i in range(w.ndim) if i not in summed_w]
     mask = most(root.slope)
-    kept = [i for i in range(mask.ndim) if i not in of_x]
+    kept = [i for i in range(mask.ndim) if i not in summed_x]
     size = lambda array, axes: math.prod(array.shape[i] for i in axes)
-    outputs, terms, copies = size(w, free), size(w, summed), size(mask, kept)
-    matrix = w.transpose(*free, *summed).reshape(outputs, terms)
-    mask = mask.transpose(*kept, *of_x).reshape(copies, terms)
+    outputs, terms, copies = size(w, free), size(w, summed_w), size(mask, kept)
+    matrix = w.transpose(*free, *summed_w).reshape(outputs, terms)
+    mask = mask.transpose(*kept, *summed_x).reshape(copies, terms)
     masked = times(matrix, mask.max(0, initial=0.0)[None])
 
     def norm(c: Array) -> Array:
@@ -125,10 +125,10 @@ def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Ro
 
 
 def convolution(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Root:
-    """Of `conv(x, w)`: the largest spectral norm of the kernel's Fourier transform (1805.10408).
+    """For `conv(x, w)`, the largest spectral norm of the kernel's Fourier transform (1805.10408).
 
-    On a torus of side `n + k - 1` no window wraps around, so that every padding gives a part of
-    the torus's outputs for inputs of which some are 0; strides leave outputs out, and a dilated
+    On a torus of side `n + k - 1` no window wraps around, so any padding gives some of the outputs
+    of the torus, for inputs that are partly 0; strides leave outputs out, and a dilated
     image has zeros in between. Where windows hardly overlap another bound is better: each entry
     lies in `ceil(k / s)` windows a side, and each window is multiplied by one matrix.
 
@@ -231,16 +231,16 @@ def either(args: list, alike: Array) -> Root:
 
     def widest(boxes: list) -> Any:
         low, high = (jnp.stack(ends) for ends in zip(*boxes, strict=True))
-        all_of_them = low.min(0), high.max(0)
-        return jax.tree.map(partial(jnp.where, alike), boxes[-1], all_of_them)
+        widest_box = low.min(0), high.max(0)
+        return jax.tree.map(partial(jnp.where, alike), boxes[-1], widest_box)
 
-    largest_of = lambda sizes: jnp.where(alike, sizes[-1], jnp.stack(sizes).max(0))
+    largest_size = lambda sizes: jnp.where(alike, sizes[-1], jnp.stack(sizes).max(0))
     return Root(
         widest([r.box for r in roots]),
         widest([r.centre for r in roots]) if centred else None,
         widest([r.slope for r in roots]),
-        largest_of([r.lip for r in roots]),
-        largest_of([r.rows for r in roots]),
+        largest_size([r.lip for r in roots]),
+        largest_size([r.rows for r in roots]),
     )
 
 

@@ -69,7 +69,7 @@ def upper(a: Any) -> Array:
 
 
 def largest(a: Array) -> Array:
-    """The largest of some sizes; 0 of none."""
+    """The largest of some sizes; 0 if there are none."""
     return a.max(initial=0.0)
 
 
@@ -201,7 +201,7 @@ def _compare(a: Box, b: Box) -> tuple[Box, tuple[Box, ...]]:
 
 
 def _finite(a: Box) -> tuple[Box, tuple[Box, ...]]:
-    """Where float32, in which most functions compute, has numbers as large."""
+    """Whether values are in the range of float32, in which most functions compute."""
     sure = jnp.where(most(a) <= float(jnp.finfo(jnp.float32).max), 1.0, 0.0)
     return (sure, jnp.ones_like(sure)), (ANY,)
 

@@ -1,4 +1,4 @@
-"""What the walk knows of a number that depends on x: a root, and an expression built on it."""
+"""What the walk knows about a number that depends on x: a root, and an expression built on it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -61,14 +61,14 @@ class Value:
 
     @property
     def affine(self) -> bool:
-        """Affine in the root. A quotient is only where the divisor is a constant."""
+        """Whether it is affine in the root; a quotient is if its divisor is a constant."""
         once = self.name in AFFINE and len(self.sources) == 1 and self.sources[0].affine
         return self.rule is None or (once and (self.name != "div" or self.args[0] in self.sources))
 
     @property
     def tangled(self) -> bool:
-        """Two ways lead to the root, and boxes alone forget that they belong together; or a case
-        ends somewhere, and the values on both sides are to be compared there."""
+        """Whether several paths lead to the root, whose dependence boxes alone would lose; or a
+        condition switches cases, whose values are to be compared there."""
         return (
             self.name == "select_n" or len(self.sources) > 1 or any(a.tangled for a in self.sources)
         )
@@ -111,8 +111,8 @@ def bound(value: Value) -> tuple[Box, Box, Box]:
         return *evaluate(value, box), scale
     least, greatest = evaluate(start, box)[0]
 
-    def cell(found: tuple[Box, Box], edges: Array) -> tuple[tuple[Box, Box], None]:
-        """Widened by one cell: its values and slopes, and the jump, if any, at its end."""
+    def cell(hull: tuple[Box, Box], edges: Array) -> tuple[tuple[Box, Box], None]:
+        """The hull widened by one cell: its values and slopes, and the jump, if any, at its end."""
         begin, end = (jnp.clip(edge, least, greatest) for edge in edges)
         # Cells divide the affine part, not the root: there kinks lie exactly on edges.
         parts = jax.tree.map(lambda *v: jnp.stack(v), (begin, end), (end, end))
@@ -123,7 +123,7 @@ def bound(value: Value) -> tuple[Box, Box, Box]:
         ends = (jnp.where(jnp.isfinite(s[1]), i, s[1]) for s, i in zip(slopes, inner, strict=True))
         now = (values[0].min(0), values[1].max(0)), tuple(ends)
         widen = lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))
-        return (widen(found[0], now[0]), widen(found[1], now[1])), None
+        return (widen(hull[0], now[0]), widen(hull[1], now[1])), None
 
     def within(part: Box) -> tuple[Box, Box]:
         low, high = divide(plus(part, (-shift[1], -shift[0])), scale)
@@ -146,7 +146,7 @@ def settle(value: Value) -> Root:
     centre = root.centre and evaluate(value, root.centre)[0]
     if root.norm is None:
         return Root(box, centre, product(slope, root.slope), root.lip, root.rows)
-    # The affine part joins the weights before it, the rest waits for the weights behind.
+    # The affine part joins the weights before it, the rest waits for the weights after it.
     unit = most(scale)
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
     rows = unit * root.rows

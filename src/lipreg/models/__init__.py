@@ -5,7 +5,7 @@ logits `[B, classes]` in float32, whatever `dtype` it computes in. With `train=T
 normalisation uses the batch's statistics. There are no strided convolutions: resolution falls by
 2 x 2 average pooling, and `convolution.conv` keeps the derivatives fast inside loops on CPU.
 
-`network` makes two pure functions of a model, and of an outsider's own in nnx, linen or plain JAX.
+`network` turns a model into two pure functions, an outsider's in nnx, linen or plain JAX as well.
 """
 
 from functools import partial

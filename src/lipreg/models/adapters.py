@@ -4,8 +4,8 @@
     network(Net())            a linen module
     network((init, apply))    `init(key, x) -> params`, `apply(params, x) -> logits`
 
-Whether a network trains is said to it in the words that it knows: an nnx module by its `train()`
-and `eval()`, and any network by those of the arguments `MODES` that its call has.
+A network is told in its own terms whether it trains: an nnx module by its `train()` and `eval()`,
+and any network by those of the arguments `MODES` that its call has.
 """
 
 import inspect
@@ -56,13 +56,13 @@ def network(model: Any, *, precision: str = "default") -> Network:
     """The two functions of a linen module, of an nnx module or class, or of `(init, apply)`.
 
     The weights of an nnx class, or of any function with `rngs`, are drawn from the key of `init`;
-    an nnx module keeps its own, whatever the key. Of an nnx module `nnx.Param` are the params. A
+    an nnx module keeps its own, whatever the key. The params of either are its `nnx.Param`. A
     plain `apply` that declares one of `MODES`, or `key`, is handed it by keyword.
 
     `precision` is that of products, in derivatives as well: "highest" for full float32 where an
     accelerator would use TF32 or bfloat16, "default" for jax_default_matmul_precision.
 
-    Raises: ValueError for what is none of these, and for a call with further arguments.
+    Raises: ValueError for what is none of these, and for a call that needs further arguments.
 
     >>> net = network((lambda key, x: jnp.ones((x.shape[-1], 3)), lambda params, x: x @ params))
     >>> x = jnp.ones((5, 2))
@@ -71,7 +71,7 @@ def network(model: Any, *, precision: str = "default") -> Network:
     """
     if isinstance(model, Network):
         return model
-    draw, apply = _of(model)
+    draw, apply = _functions(model)
 
     def init(key: Array, x: Any) -> tuple[Any, Any]:
         return draw(key, jnp.zeros((1, *x.shape[1:]), jnp.float32))
@@ -84,7 +84,7 @@ def network(model: Any, *, precision: str = "default") -> Network:
 
 
 def functional(model: Any, *, precision: str = "default") -> Apply:
-    """`network(model).apply`, for weights that are there already.
+    """`network(model).apply`, for weights that exist already.
 
     >>> net = linen.Dense(3)
     >>> params = net.init(jax.random.key(0), jnp.ones((1, 2)))["params"]
@@ -94,7 +94,7 @@ def functional(model: Any, *, precision: str = "default") -> Apply:
     return network(model, precision=precision).apply
 
 
-def _of(model: Any) -> tuple[Callable, Callable]:
+def _functions(model: Any) -> tuple[Callable, Callable]:
     if isinstance(model, linen.Module):
         return _linen(model)
     if isinstance(model, nnx.Module):
@@ -250,9 +250,9 @@ def parameters(function: Callable) -> dict[str, inspect.Parameter]:
         function, args, keywords = function.func, function.args, function.keywords
     if isinstance(function, type):  # nnx's metaclass hides the signature
         function, args = function.__init__, (None, *args)  # pyright: ignore
-    found = inspect.signature(partial(function, *args, **keywords)).parameters
+    accepted = inspect.signature(partial(function, *args, **keywords)).parameters
     hidden = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {name: p for name, p in found.items() if p.kind not in hidden}
+    return {name: p for name, p in accepted.items() if p.kind not in hidden}
 
 
 def name(model: Any) -> str:

@@ -61,7 +61,7 @@ def check(what: str, name: str, choices: Any) -> None:
 
 
 def normalised(x: Array, train: bool, *, scale: bool = True, offset: bool = True) -> Array:
-    """Momentum 0.9, eps 1e-5; statistics and arithmetic in float32 whatever x is."""
+    """Batch normalisation in float32, whatever x is, with momentum 0.9 and eps 1e-5."""
     layer = nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
@@ -121,8 +121,8 @@ class Head(nn.Module):
 
     `linear`: `Wx + b`. `batch_norm`: `BN(Wx)`, without scale and offset. `tanh`:
     `t tanh(BN(Wx) / t)`, `t = |learned scalar|`, 1 at first, which keeps every logit within t
-    (the code of 1810.00953). All is computed in float32, whatever the features are: bfloat16 rounds
-    a logit of 40 to a multiple of 1/4, and so the softmax by a factor of up to e^(1/8).
+    (the code of 1810.00953). Everything is computed in float32, whatever the features are: bfloat16
+    rounds a logit of 40 to a multiple of 1/4, and so the softmax by a factor of up to e^(1/8).
     """
 
     classes: int
@@ -134,7 +134,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        # Batch normalisation would take a bias away again.
+        # Batch normalisation would cancel a bias.
         dense = nn.Dense(self.classes, use_bias=self.kind == "linear", dtype=jnp.float32)
         logits = dense(x.astype(jnp.float32))
         if self.kind == "linear":

@@ -15,7 +15,7 @@ __all__ = ["outsider"]
 
 
 def outsider(
-    found: Any,
+    brought: Any,
     x: Any,
     *,
     classes: int,
@@ -27,8 +27,8 @@ def outsider(
     """The network that an outsider brings: what `network` takes, or a function that makes it.
 
     A class or function is called with `options`, and with `classes`, `head` and `activation` where
-    it takes them; `rngs` stays open, so that the weights come from the key of `init`. x has the
-    inputs' shape, `[B, ...]` with any B. The network is traced in both modes.
+    it takes them; `rngs` is left to `network`, so that the weights come from the key of `init`. x
+    has the inputs' shape, `[B, ...]` with any B. The network is traced in both modes.
 
     Raises: ValueError, in one line, for options that are not taken or missing, logits that are not
     floating `[B, classes]`, a model_state that changes its form, and random numbers in evaluation.
@@ -38,21 +38,21 @@ def outsider(
     >>> net.init(jax.random.key(0), x)[0]["kernel"].shape
     (2, 3)
     """
-    made = isinstance(found, linen.Module | nnx.Module) or is_pair(found)
-    if not made and not callable(found):
+    made = isinstance(brought, linen.Module | nnx.Module) or is_pair(brought)
+    if not made and not callable(brought):
         raise ValueError(
-            f"{name(found)} is no network: bring an nnx or a linen class, a module, a pair (init, "
-            "apply), or a function that makes one of them."
+            f"{name(brought)} is no network: bring an nnx or a linen class, a module, a pair "
+            "(init, apply), or a function that makes one of them."
         )
-    takes = {} if made else parameters(found)
+    takes = {} if made else parameters(brought)
     if head != "linear" and "head" not in takes:
-        raise ValueError(f"head = {head!r}, and {name(found)} takes no head: it has its own.")
+        raise ValueError(f"head = {head!r}, and {name(brought)} takes no head: it has its own.")
     if made and options:
-        raise ValueError(f"{name(found)} is made already; it takes no {', '.join(options)}.")
+        raise ValueError(f"{name(brought)} is made already; it takes no {', '.join(options)}.")
     offered = {"classes": classes, "head": head, "activation": activation}
     given = {word: value for word, value in offered.items() if word in takes} | options
-    net = network(found if made else _called(found, takes, given), precision=precision)
-    _check(net, name(found), jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.float32), classes)
+    net = network(brought if made else _called(brought, takes, given), precision=precision)
+    _check(net, name(brought), jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.float32), classes)
     return net
 
 

@@ -18,7 +18,7 @@ def space_to_depth(x: Array) -> Array:
 
 
 class Residual(Model):
-    """A network of blocks; with `remat` what is inside them is computed again in backward passes.
+    """A network of blocks; with `remat` their inside is recomputed in backward passes.
 
     That takes less memory and more time (1604.06174).
     """
@@ -127,8 +127,8 @@ class BottleneckResNet(Residual):
     """Stages of blocks `act(x + BN conv1 act BN conv3 act BN conv1(x))` (1512.03385).
 
     The inner convolutions have a quarter of the block's channels. The stem takes 2 x 2 windows as
-    pixels of four times the channels, so that its 3 x 3 convolution is one of 6 x 6 with stride 2,
-    for the original's 7 x 7, and pools by the mean, not the maximum. A block that halves the
+    pixels of four times the channels, so that its 3 x 3 convolution is one of 6 x 6 with stride 2
+    in place of the original's 7 x 7. It pools by the mean, not the maximum. A block that halves the
     resolution does so before its 3 x 3 convolution, where version 1.5 strides, and in its shortcut.
     """
 

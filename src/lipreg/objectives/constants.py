@@ -1,4 +1,4 @@
-"""The loss and a penalty on a constant, a maximum over the batch: `j2_lip`, `lip_excess`."""
+"""The loss and a penalty on a Lipschitz constant, the batch's maximum: `j2_lip`, `lip_excess`."""
 
 from collections.abc import Callable
 
@@ -52,8 +52,8 @@ def j2_lip(
     inside its batch's statistics would cost what the full form does.
 
     `points` are where the maximum is taken: `"clean"`, at x, as the formula has it, or
-    `"attacked"`, at `x + eps d`, as the authors' code has it, for one more backward pass. It is no
-    detail: on that CNN the two parameter gradients have a cosine of 0 to 0.1
+    `"attacked"`, at `x + eps d`, as the authors' code has it, for one more backward pass. The
+    choice is no detail: on that CNN the two parameter gradients have a cosine of 0 to 0.1
     (benchmarks/largest_gradient.py).
 
     `lam` is per example. The authors weigh the gradient of the batch *mean*: their 0.1 is 0.1/B
@@ -72,7 +72,7 @@ def j2_lip(
     trained, still = bind(logits_fn, loss), bind(frozen or logits_fn, loss)
     value, sizes, parts = first_order(trained, still, x, y, eps, norm, method)
     if points == "attacked":
-        # Of the program of method="attack" the compiler keeps one copy.
+        # With method="attack" this repeats a pass, of which the compiler keeps one copy.
         x = jax.lax.stop_gradient(moved(x, eps, ascent(still, x, y, norm)[2]))
         _, sizes, _ = ascent(still, x, y, norm)
     if top_k:
@@ -105,9 +105,9 @@ def lip_excess(
     """`E l(x) + lam max(Lip(f) - L0, 0)` (Oberman & Calder 1808.09540, J^Lip,n).
 
     `f = output(logits)` of the frozen view: with softmax the network as the theorems have it,
-    labels in the simplex. Lip(f), from `norm` to l_inf, is what the batch shows, an estimate from
-    below: by `method="gradient"` the largest norm of a gradient of an f_k; by `pairs(steps)` the
-    largest quotient over pairs of points. The derivative of the maximum is that of the one example
+    labels in the simplex. Lip(f), from `norm` to l_inf, is estimated from below on the batch:
+    `method="gradient"` takes the largest norm of a gradient of an f_k, `pairs(steps)` the largest
+    quotient over pairs of points. The derivative of the maximum is that of the one example
     or pair that attains it. L0 is the constant of the data, `lipschitz.of_data`.
 
     >>> same, none = lambda logits: logits, lambda logits, y: 0 * logits[:, 0]

@@ -52,7 +52,7 @@ class pairs(NamedTuple):  # in lower case: as a method it stands beside "gradien
     bounds: Bounds = (0.0, 1.0)
 
     def __call__(self, f: Callable[[Array], Array], x: Array, norm: Norm) -> Array:
-        # What draws the first directions need not change: the batches do.
+        # The first directions may be the same at every step: the batches are not.
         key, steps, bounds = jax.random.key(0), self.steps, self.bounds
         ascended = ascended_pairs(key, f, x, norm=norm, steps=steps, bounds=bounds)
         top = ascended.quotients.argmax()[None]
@@ -103,7 +103,7 @@ def first_order(
     norm: Norm,
     method: Method,
 ) -> tuple[Array, Array, Parts]:
-    """`E[l + eps ||grad l||_*]` by the method asked for, the gradient norms [B], and the parts."""
+    """`E[l + eps ||grad l||_*]` by `method`, the gradient norms [B], and the parts."""
     if method == "attack":
         values, sizes, direction = ascent(frozen, x, y, norm)
         penalised, aux = trained(moved(x, eps, direction), y)

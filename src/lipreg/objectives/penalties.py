@@ -116,7 +116,7 @@ def grad_lp(
     """`E l(x) + lam (E ||grad l(x)||_*^p)^(1/p)`: the gradient's L^p(rho) norm, p = 1 to inf.
 
     Total variation at p = 1 (the J2 penalty), the batch's Lipschitz estimate at p = inf: the two
-    ends that 1810.00953 names, and what lies between.
+    ends that 1810.00953 names, and all norms between them.
 
     >>> half = lambda logits, y: (logits**2).sum(1) / 2
     >>> y = jnp.zeros(3, int)

@@ -1,7 +1,7 @@
 """Runs: a config made into parts, trained in a folder, read back."""
 
 from lipreg.runs.experiment import Experiment, Loaded, load, prepare
-from lipreg.runs.train import train_run, train_together
+from lipreg.runs.train import train_run, train_vmapped
 
 __all__ = [
     "Experiment",
@@ -9,5 +9,5 @@ __all__ = [
     "load",
     "prepare",
     "train_run",
-    "train_together",
+    "train_vmapped",
 ]

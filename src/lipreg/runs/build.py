@@ -77,7 +77,7 @@ class Program(NamedTuple):
 
 
 def parts(config: Config) -> Parts:
-    """The parts of a config; ValueError, in one sentence, for a config that is no good one."""
+    """The parts of a config; ValueError, in one sentence, for an invalid config."""
     check(config)
     shared = config.copy_and_resolve_references()
     shared.seed = 0
@@ -113,7 +113,7 @@ def _parts(config: Config) -> Parts:
 
 
 def network(config: Config) -> Callable[[int, tuple[int, ...]], models.Network]:
-    """A config's network for so many classes and inputs of such a shape."""
+    """A config's network, as a function of the number of classes and the shape of an input."""
     return partial(_network, FrozenConfigDict(config.model), config.train.precision)
 
 
@@ -121,12 +121,12 @@ def network(config: Config) -> Callable[[int, tuple[int, ...]], models.Network]:
 @lru_cache(maxsize=64)
 def _network(model: Config, precision: str, classes: int, shape: tuple[int, ...]) -> models.Network:
     name, options = called(model.name)
-    found = named("model", name, {known: partial(models.build, known) for known in models.NAMES})
+    make = named("model", name, {known: partial(models.build, known) for known in models.NAMES})
     options = {"classes": classes, "head": model.head, "activation": model.activation} | options
     if ":" in name:
         x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        return models.outsider(found, x, precision=precision, **options)
-    return models.network(found(**{**model.settings, **options}), precision=precision)
+        return models.outsider(make, x, precision=precision, **options)
+    return models.network(make(**{**model.settings, **options}), precision=precision)
 
 
 def bound_objective(config: Config) -> Callable[..., Any]:
@@ -197,5 +197,5 @@ def _program(parts: Parts, classes: int, shape: tuple[int, ...], steps: int) -> 
 
 
 def program(parts: Parts, dataset: datasets.Dataset, steps: int) -> Program:
-    """The program of these parts for inputs like the data set's and a run of so many steps."""
+    """The program of these parts for inputs like the data set's and a run of `steps` steps."""
     return _program(parts, dataset.classes, dataset.x.shape[1:], steps)

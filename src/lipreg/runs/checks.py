@@ -20,7 +20,7 @@ _FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
 
 
 def check(config: Config) -> None:
-    """ValueError with the field, its value and the choices, for what does not make a run.
+    """ValueError with the field, its value and the choices, for an invalid config.
 
     A ConfigDict accepts None for any field, so it is refused here, as is a field that a config file
     has added and that nothing would read. The names of parts are looked up in `build.parts`.
@@ -32,7 +32,7 @@ def check(config: Config) -> None:
     _check_objective(config)
     outside = ":" in config.objective
     for name, value in leaves(config).items():
-        if not (outside and name.startswith("options.")):  # its own business
+        if not (outside and name.startswith("options.")):  # an outsider's own
             _check_value(name, value)
     low, high = _pair(config.data.bounds)
     if not -math.inf < low < high < math.inf:
@@ -101,7 +101,7 @@ def _check_value(name: str, value: Any) -> None:
 
 
 def _pair(value: Any) -> tuple[float, float]:
-    """Two numbers, or two that are none."""
+    """The value if it is two numbers, or else two NaN."""
     numbers = isinstance(value, tuple) and len(value) == 2
     numbers = numbers and all(isinstance(v, int | float) for v in value)
     return value if numbers else (math.nan, math.nan)

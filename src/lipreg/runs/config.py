@@ -1,4 +1,4 @@
-"""The fields of an experiment, their defaults, and what makes a config a good one.
+"""The fields of an experiment, their defaults, and what its objective adds to them.
 
 The files in `experiments/configs` start from `base_config` and set the values of a data set.
 """
@@ -77,7 +77,7 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "dir": "",  # a folder of prepared TFDS data sets; "" for $TFDS_DATA_DIR
         "side": 0,  # pixels; of a set that is streamed (datasets.streamed); 0: one held in memory
         "threads": 4,  # that decode what is streamed
-        "workers": 0,  # processes with so many threads each; 0: threads of the training process
+        "workers": 0,  # processes with this many threads each; 0: threads of the training process
         "validation": 0.1,  # fraction of the training split
         "seed": 0,  # of that split; the same for every seed of the training
         "wrong_labels": 0.0,  # fraction of the training labels that are replaced by another class
@@ -93,7 +93,7 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "optimizer": "sgd",  # or another of optax's with its options: "adamw(b2=0.95)"
         "momentum": 0.9,  # of sgd
         "nesterov": False,  # of sgd
-        "weight_decay": 1e-3,  # the papers' 5e-4 ||w||^2; as adamw has it, where it is that
+        "weight_decay": 1e-3,  # the papers' 5e-4 ||w||^2; adamw decays in its own way
         "clip": 0.0,  # of the gradient's global norm; 0 is off
         "ema": 0.0,  # decay of the averaged weights; 0 is off
         "ramp": 0.0,  # fraction of training over which a strength grows from 0
@@ -131,13 +131,13 @@ def objective(name: str) -> Callable[..., Any]:
     Raises: ValueError where there is none, and for what is no function.
     """
     own = {known: getattr(objectives, known) for known in objectives.__all__}
-    found = named("objective", name, own)
-    if not callable(found):
+    function = named("objective", name, own)
+    if not callable(function):
         raise ValueError(
-            f"{name} is a {type(found).__name__}; an objective is a function of (logits_fn, x, y) "
-            "and keyword-only strengths and options."
+            f"{name} is a {type(function).__name__}; an objective is a function of (logits_fn, x, "
+            "y) and keyword-only strengths and options."
         )
-    return found
+    return function
 
 
 def strengths(name: str) -> tuple[str, ...]:
@@ -151,8 +151,8 @@ def options(name: str) -> dict[str, Any]:
     A norm goes by its name. An option whose default is a function, None or the like stays as it is.
     """
     parameters = inspect.signature(objective(name)).parameters.values()
-    found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    held = {k: _held(default) for k, default in found.items() if k not in GIVEN}
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    held = {k: _held(default) for k, default in defaults.items() if k not in GIVEN}
     return {k: value for k, value in held.items() if _plain(value)}
 
 
@@ -168,7 +168,7 @@ def _plain(value: Any) -> bool:
 
 
 def complete(config: Config) -> Config:
-    """A run's config in the form of today: what its version did not have is off by default.
+    """A run's config in today's form: fields that its version did not have are off by default.
 
     Options that its objective no longer has are left out. An objective that cannot be imported any
     more keeps the options of its time: a run is read without it.
@@ -188,12 +188,12 @@ def complete(config: Config) -> Config:
 
 def _renewed(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Options of an earlier version as those of today, of which `defaults` has all."""
-    found = defaults | {name: value for name, value in old.items() if name in defaults}
+    renewed = defaults | {name: value for name, value in old.items() if name in defaults}
     own = FOLDED.get(old.get("method", ""), {})
     moved = {n: old[n] for n in own if n in old and n not in defaults and old[n] != own[n]}
     if moved:
-        found["method"] += f"({', '.join(f'{name}={value!r}' for name, value in moved.items())})"
-    return found
+        renewed["method"] += f"({', '.join(f'{name}={value!r}' for name, value in moved.items())})"
+    return renewed
 
 
 def label(config: Config) -> str:
@@ -206,11 +206,11 @@ def label(config: Config) -> str:
 
 def leaves(config: Config, prefix: str = "") -> dict[str, Any]:
     """The fields of a config, or of nested dicts, by their full names, `train.epochs`."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, ConfigDict | Mapping)
-        found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
+        fields |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return fields
 
 
 def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:

@@ -61,10 +61,10 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise ValueError(f"{workdir} is not a run: it has no config.json.")
-    found = files.read(path)
-    if not isinstance(found, dict):
+    config = files.read(path)
+    if not isinstance(config, dict):
         raise ValueError(f"{path} cannot be read: it holds no config.")
-    return ConfigDict(_tuples(found))
+    return ConfigDict(_tuples(config))
 
 
 def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
@@ -160,7 +160,7 @@ def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 
 
 class Log:
-    """Appends rows to metrics.jsonl and TensorBoard; those after `step` come again: forgotten.
+    """Appends rows to metrics.jsonl and TensorBoard; old rows after `step` are dropped.
 
     Of several processes the first one writes.
     """
@@ -236,12 +236,12 @@ def _read(
                 f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} in the model."
             )
     # All of it, whatever is wanted: the hash is that of all.
-    found = manager.load(step, {n: jnp.zeros(shape, dtype) for n, (dtype, *shape) in there.items()})
-    if digest(found) != meta["sha256"]:
+    saved = manager.load(step, {n: jnp.zeros(shape, dtype) for n, (dtype, *shape) in there.items()})
+    if digest(saved) != meta["sha256"]:
         raise OSError("its content is not what was saved")
 
     def rebuild(path: Any, leaf: jax.Array) -> jax.Array:
-        value = found[jax.tree_util.keystr(path, simple=True, separator=".")]
+        value = saved[jax.tree_util.keystr(path, simple=True, separator=".")]
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(value) if is_key else value
 
@@ -257,16 +257,17 @@ def restore(
 ) -> Any:
     """The newest sound checkpoint in the form of `template`, or None where there is none at all.
 
-    Or the newest of step `at_most` or before. The template is a state, or its arrays' shapes and
-    types. With `fields` it has those fields of a state alone, and the others are not looked at.
+    With `at_most`, the newest of that step or before. The template is a state, or its arrays'
+    shapes and types. With `fields` it has those fields of a state alone, and the others are not
+    looked at.
 
-    A damaged one (unreadable, or with a content that is not what was saved) is passed over for the
-    one before it, with a warning that names it.
+    A damaged checkpoint (unreadable, or with a content that is not what was saved) is passed over
+    for the one before it, with a warning that names it.
 
     Raises: ValueError where a leaf's path, shape or type is not the template's, naming it, and
     where no checkpoint is sound.
     """
-    steps = [found.step for found in reversed(manager.checkpoints)]
+    steps = [checkpoint.step for checkpoint in reversed(manager.checkpoints)]
     if at_most is not None:
         steps = [step for step in steps if step <= at_most]
     for step in steps:

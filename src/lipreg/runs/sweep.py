@@ -4,7 +4,7 @@
                             validation errors, or why it has none; such a point is done
 
 Points that differ in seed and strengths alone share one compiled step: `loop` runs them one after
-the other, `vmap` all at once, the devices sharing the runs. `ray` starts a process for each.
+the other, `vmap` all at once, sharded over the devices. `ray` starts a process for each.
 `reports.sweeps` makes one table of them.
 """
 
@@ -35,21 +35,21 @@ def parse(axes: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     >>> parse(["strengths.lam=0,0.01", "seed=0:3", "model.head=linear,tanh"])
     {'strengths.lam': (0, 0.01), 'seed': (0, 1, 2), 'model.head': ('linear', 'tanh')}
     """
-    found: dict[str, tuple[Any, ...]] = {}
+    parsed: dict[str, tuple[Any, ...]] = {}
     for axis in axes:
         name, equals, text = axis.partition("=")
         if not (name and equals and text):
             raise ValueError(f"Axis {axis!r}: write NAME=VALUE,VALUE or NAME=START:STOP.")
-        if name in found:
+        if name in parsed:
             raise ValueError(f"Axis {name}: it is there twice.")
         ends = text.split(":")
         if len(ends) == 2 and all(end.isdecimal() for end in ends):
-            found[name] = tuple(range(int(ends[0]), int(ends[1])))
+            parsed[name] = tuple(range(int(ends[0]), int(ends[1])))
         else:
-            found[name] = tuple(_value(word) for word in text.split(","))
-        if not found[name]:
+            parsed[name] = tuple(_value(word) for word in text.split(","))
+        if not parsed[name]:
             raise ValueError(f"Axis {axis}: no values.")
-    return found
+    return parsed
 
 
 def _value(word: str) -> Any:
@@ -62,8 +62,8 @@ def _value(word: str) -> Any:
 def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Config]:
     """Every combination of the axes' values as a checked config, by name: `lam=0.01,seed=3`.
 
-    Raises: ValueError for no axes, for a field that the config has not and for a value that it
-    does not take.
+    Raises: ValueError for no axes, for a field that the config does not have and for a value that
+    it does not take.
     """
     if not axes:
         raise ValueError("No axes; give one, {NAME: (VALUE, VALUE)}.")
@@ -76,7 +76,7 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
         if len(set(values)) < len(values):
             listed = ",".join(map(str, values))
             raise ValueError(f"Axis {name}={listed}: a value is there twice.")
-    found: dict[str, Config] = {}
+    configs: dict[str, Config] = {}
     for values in itertools.product(*axes.values()):
         point = config.copy_and_resolve_references()
         for name, value in zip(axes, values, strict=True):
@@ -88,18 +88,18 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
                 raise ValueError(f"Axis {name}={value}: {error}.") from None
         build.parts(point)
         parts = (f"{label}={value}" for label, value in zip(labels, values, strict=True))
-        found[",".join(parts)] = point
-    return found
+        configs[",".join(parts)] = point
+    return configs
 
 
 def run(
-    found: Mapping[str, Config],
+    configs: Mapping[str, Config],
     workdir: str | Path,
     *,
     engine: str = "auto",
     silent: bool = False,
 ) -> None:
-    """Train those points that are not done; a point that diverges is written down, and passed over.
+    """Train those points that are not done; a point that diverges is written down and skipped.
 
     `auto` is `vmap` on accelerators, for points that allow it, and `loop` on CPU.
 
@@ -109,26 +109,26 @@ def run(
     if engine not in ENGINES:
         raise ValueError(f"No engine {engine!r}; choose one of {', '.join(ENGINES)}.")
     folder = Path(workdir) / "points"
-    for name, config in found.items():
+    for name, config in configs.items():
         storage.check_workdir(folder / name, config.to_dict())
-    left = {name: config for name, config in found.items() if not outcome(folder / name)}
+    left = {name: config for name, config in configs.items() if not outcome(folder / name)}
     if engine == "ray":
         _by_ray(left, folder, silent)
         return
     if engine == "auto":
         engine = "loop" if jax.default_backend() == "cpu" or not _alike(left) else "vmap"
     if engine == "vmap":
-        _together({n: runs.prepare(c) for n, c in left.items()}, folder, silent)
+        _vmapped({n: runs.prepare(c) for n, c in left.items()}, folder, silent)
         return
     for name, config in left.items():
         train_point(config, folder / name, silent=silent)
 
 
-def _alike(found: Mapping[str, Config]) -> bool:
+def _alike(left: Mapping[str, Config]) -> bool:
     def rest(config: Config) -> dict[str, Any]:
         return config.to_dict() | {"seed": None, "strengths": None}
 
-    configs = list(found.values())
+    configs = list(left.values())
     return all(
         rest(c) == rest(configs[0]) and not c.data.wrong_labels and not c.data.side for c in configs
     )
@@ -145,16 +145,16 @@ def train_point(config: Config, workdir: Path, *, silent: bool = True) -> None:
         _record(workdir)
 
 
-def _together(prepared: dict[str, runs.Experiment], folder: Path, silent: bool) -> None:
+def _vmapped(prepared: dict[str, runs.Experiment], folder: Path, silent: bool) -> None:
     """All at once; those that diverge are taken out, the others go on from their checkpoints."""
     while len(prepared) > 1:
         names = list(prepared)
-        # As many devices as share the runs equally.
+        # As many devices as can share the runs equally.
         shares = np.gcd(len(names), jax.device_count())
         try:
             with parallel.over(jax.devices()[:shares]):
                 places = [folder / name for name in names]
-                runs.train_together(list(prepared.values()), places, silent=silent)
+                runs.train_vmapped(list(prepared.values()), places, silent=silent)
         except training.Diverged as error:
             for k in error.runs:
                 _record(folder / names[k], str(error))
@@ -174,7 +174,7 @@ def _trial(config: Config, workdir: Path) -> None:
 
 
 def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
-    """A process for each point, on a GPU of its own where there are any; a killed one again."""
+    """A process for each point, on a GPU of its own where there are any; restarted if killed."""
     try:
         import ray
         from ray.exceptions import RayError
@@ -208,10 +208,10 @@ def outcome(workdir: Path) -> dict[str, Any]:
     """A point's last validation errors, or why it has none; empty if it is not done, or damaged."""
     path = workdir / "point.json"
     try:
-        found = files.read(path) if path.is_file() else {}
+        record = files.read(path) if path.is_file() else {}
     except ValueError:
         return {}
-    return found if "failed" in found or {CLEAN, ROBUST} <= set(found) else {}
+    return record if "failed" in record or {CLEAN, ROBUST} <= set(record) else {}
 
 
 def _record(workdir: Path, failed: str = "") -> None:

@@ -15,15 +15,15 @@ from lipreg.runs import storage
 from lipreg.runs.config import label
 from lipreg.runs.experiment import Experiment, key_for
 
-__all__ = ["train_run", "train_together"]
+__all__ = ["train_run", "train_vmapped"]
 
 
 def train_run(
     experiment: Experiment, workdir: str | Path, *, silent: bool = False
 ) -> training.State:
-    """Train in `workdir`, reporting and keeping checkpoints; a run that stopped goes on.
+    """Train in `workdir`, reporting and keeping checkpoints; a run that stopped is resumed.
 
-    Inside `parallel.over` the devices share each batch. Returns the last state.
+    Inside `parallel.over` each batch is sharded over the devices. Returns the last state.
 
     Raises: ValueError for a workdir that is not this config's, or in use, before anything is
     written, and FloatingPointError where a part of the objective is not finite.
@@ -50,16 +50,16 @@ def train_run(
     return state
 
 
-def train_together(
+def train_vmapped(
     experiments: Sequence[Experiment], workdirs: Sequence[str | Path], *, silent: bool = False
 ) -> list[training.State]:
     """`train_run` of several experiments at once, their step vmapped over states and strengths.
 
-    They differ in seed and strengths alone. Inside `parallel.over` the devices share the runs. For
-    accelerators that one run does not fill; on CPU, where convolutions of vmapped weights are slow,
-    one run after the other is faster, and compiles once as well.
+    They differ in seed and strengths alone. Inside `parallel.over` the runs are sharded over the
+    devices. It is meant for accelerators that one run does not fill: on CPU, where convolutions
+    with vmapped weights are slow, one run after the other is faster, and compiles once as well.
 
-    Raises: as `train_run`; training.Diverged tells which runs are not finite.
+    Raises: as `train_run`; training.Diverged says which runs are not finite.
     """
     lead = experiments[0]
     for other in experiments:

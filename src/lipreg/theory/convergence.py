@@ -1,4 +1,4 @@
-"""What the theorems of 1808.09540 bound: covering radius, discrepancy, and the rates of their fall.
+"""What the theorems of 1808.09540 bound: covering radius, discrepancy, and how fast they fall.
 
 With clean labels, minimisers on n random points of an m-dimensional manifold are within 2 L0
 covering radii of the truth (Theorem 2.7, Lemma 2.9). With noisy labels they converge as well

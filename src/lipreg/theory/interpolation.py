@@ -2,8 +2,8 @@
 
 At the n data points the functional is a convex program: `minimise` solves it. Between them, any
 extension that keeps the Lipschitz constant is a minimiser: `extend` gives the smallest, the
-largest and their mean. With clean labels, `Lip(u0) <= L0`, the program has nothing to do and the
-extension of the labels themselves is a minimiser, with loss 0.
+largest and their mean. With clean labels, `Lip(u0) <= L0`, the labels themselves solve the program,
+and their extension is a minimiser with loss 0.
 """
 
 import math
@@ -163,7 +163,7 @@ def _solve(
     A quadratic program over second-order cones, in `f [n, K]` and `s >= 0`. Returns f and L0 + s.
     """
     (n, k), pairs = target.shape, len(run)
-    # The solver's tolerances are absolute: labels and distances in units of their own.
+    # The solver's tolerances are absolute, so labels and distances get units of their own.
     centre, x_unit = target.mean(0), run.max()
     y_unit = abs(target - centre).max()
     slope_unit = y_unit / x_unit
@@ -199,19 +199,19 @@ def minimise(x: ArrayLike, y: ArrayLike, *, lam: float, L0: float, norm: Norm = 
     """`min_f 1/n sum_i |f(x_i) - y_i|^2 + lam max(Lip(f) - L0, 0)` exactly (1808.09540, J^{Lip,n}).
 
     `x [n, ...]`, and y scalars `[n]` or vectors `[n, K]`, which are measured in l_2. This is a
-    convex program in the values `f(x_i)` and L, with Lip(f) over the data points. `extend` carries
-    scalars on with the same slope, in any norm; for vectors and `norm=L2` such an extension exists
+    convex program in the values `f(x_i)` and L, with Lip(f) over the data points. `extend` extends
+    scalars with the same slope, in any norm; for vectors and `norm=L2` such an extension exists
     (Kirszbraun), but it is not `extend`'s. Labels in the simplex get values in the simplex.
     Points that coincide share one value, whatever their labels.
 
-    Pairs become constraints where they are found violated, until none is: exact, and far fewer.
+    A pair becomes a constraint when it is violated, until none is: exact, with far fewer than all.
 
     Raises: ValueError for data that are not finite or do not fit, and negative lam or L0;
     RuntimeError where the solver reports no solution.
 
     >>> x, y = np.array([[0.0], [0.1]]), np.array([0.0, 1.0])
-    >>> found = minimise(x, y, lam=0.02, L0=2.0)
-    >>> print(found.values.round(4), round(found.L, 4))  # slope (1 - 2 lam / r) / r, r = 0.1
+    >>> f = minimise(x, y, lam=0.02, L0=2.0)
+    >>> print(f.values.round(4), round(f.L, 4))  # slope (1 - 2 lam / r) / r, r = 0.1
     [0.2 0.8] 6.0
     """
     if not (0 <= lam < math.inf and 0 <= L0 < math.inf):
@@ -234,11 +234,11 @@ def minimise(x: ArrayLike, y: ArrayLike, *, lam: float, L0: float, norm: Norm = 
         slopes, partners = _steepest(points, f, norm, L2)
         i = np.flatnonzero(slopes > L * (1 + 1e-7))
         j = partners[i]
-        found = np.setdiff1d(n * np.minimum(i, j) + np.maximum(i, j), pairs)
-        # Only pairs that are constraints already can be left, by the solver's rounding.
-        if not found.size:
+        violated = np.setdiff1d(n * np.minimum(i, j) + np.maximum(i, j), pairs)
+        # Any that are left are constraints already, missed by the solver's rounding.
+        if not violated.size:
             break
-        pairs = np.concatenate([pairs, found])
+        pairs = np.concatenate([pairs, violated])
         i, j = np.divmod(pairs, n)
         run = np.linalg.norm(points[i] - points[j], norm.p, axis=1)
         f, L = _solve(target, counts / len(flat), i, j, run, min(lam, enough), L0)

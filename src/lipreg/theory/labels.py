@@ -1,4 +1,4 @@
-"""Labels that are wrong: what they do to the data's constant, and whether training resists them.
+"""Wrong labels: what they do to the data's constant, and whether training resists them.
 
 The functional `E_n l(f, u0) + lam max(Lip(f) - L0, 0)` "could correct errors in the labels"
 (1808.09540), and refuse the random ones that plain networks fit (Zhang et al., 1611.03530). An
@@ -28,7 +28,7 @@ __all__ = ["correction", "label_correction", "random_labels", "shuffled_labels"]
 def shuffled_labels(key: Array, y: ArrayLike, fraction: float) -> np.ndarray:
     """y `[n]` with this fraction of its labels permuted among themselves (1611.03530).
 
-    Some come to rest where they were, one in K of K equal classes.
+    Some keep their class: one in K, if K classes are equally frequent.
 
     >>> shuffled_labels(jax.random.key(0), np.array([0, 1, 2, 3]), 1.0)
     array([0, 2, 3, 1])
@@ -75,14 +75,15 @@ def _train(
     epochs: int,
     batch_size: int,
 ) -> tuple[Array, Callable[[Array], Array]]:
-    """The classes of `shown` after each epoch, `[epochs, N]`, and the logits as a function at last.
+    """The classes of `shown` after each epoch, `[epochs, N]`, and the logits of the last as a
+    function.
 
-    Cross entropy, on `lip_excess` where there are strengths and on `j0` where there are none.
+    Cross entropy, by `lip_excess` where there are strengths and by `j0` where there are none.
     """
     model, per_epoch = models.build("MLP", classes=classes, widths=widths), len(y) // batch_size
     apply, objective = models.functional(model), "lip_excess" if strengths else "j0"
     cosine = optimizers.schedule("cosine", learning_rate, epochs * per_epoch)
-    # The derivative of a large lam times the largest gradient would throw the weights away.
+    # The derivative of a large lam times the largest gradient would throw the weights far off.
     tx = optimizers.sgd(cosine, weight_decay=weight_decay, clip=1.0)  # pyright: ignore
     step = training.make_step(apply, getattr(objectives, objective), tx)
     targets = optax.smooth_labels(jax.nn.one_hot(y, classes), smoothing)  # pyright: ignore
@@ -101,7 +102,7 @@ def _train(
 
 @jax.jit
 def _fitted(key: Array, logits_fn: Callable, x: Array, y: Array) -> dict[str, Array]:
-    """What the probabilities f make of labels `[n]`. Training looked at gradients, not at pairs."""
+    """How the probabilities f fit labels `[n]`. Lip(f) is from pairs; training saw gradients."""
     f = lambda x: jax.nn.softmax(logits_fn(x))
     given = jnp.take_along_axis(f(x), y[:, None], 1)
     return {
@@ -144,10 +145,10 @@ def _trainer(config: Config, training: datasets.Dataset, shown: Array) -> Callab
     return lambda key, y, strengths, **more: _train(key, x, y, shown, strengths, **settings, **more)
 
 
-def _curves(config: Config, found: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Curve]:
+def _curves(config: Config, measured: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Curve]:
     """A panel for each data set and quantity, a curve in it for each method."""
     curves = {}
-    for (name, quantity), values in found.items():
+    for (name, quantity), values in measured.items():
         what, method = quantity.split(", ")
         curves[f"{what}, {name}: {method}"] = Curve(f"{what}, {name}", config.percents, values)
     return curves
@@ -168,21 +169,21 @@ def random_labels(config: Config, progress: Progress = iter) -> Study:
         clean = of_data(x, training.y).value
         fit = _trainer(config, training, x)
 
-        def measured(key: Array, percent: int) -> dict[str, ArrayLike]:
+        def quantities(key: Array, percent: int) -> dict[str, ArrayLike]:
             y = shuffled_labels(key, training.y, percent / 100)
-            found: dict[str, ArrayLike] = {"L0, data": of_data(x, y).value}
+            values: dict[str, ArrayLike] = {"L0, data": of_data(x, y).value}
             regularised = {"lam": config.lam, "L0": clean}
             for method, strengths in {"plain": {}, "lip_excess": regularised}.items():
                 _, logits_fn = fit(key, y, strengths)
                 fitted = _fitted(key, logits_fn, x, y)
-                found |= {f"{what}, {method}": value for what, value in fitted.items()}
-            return found
+                values |= {f"{what}, {method}": value for what, value in fitted.items()}
+            return values
 
-        return measured
+        return quantities
 
     cases = {name: case(name) for name in config.data}
-    found = measure(config, config.percents, cases, progress)
-    at = lambda name, place, quantity: found[name, quantity][place].mean()
+    measured = measure(config, config.percents, cases, progress)
+    at = lambda name, place, quantity: measured[name, quantity][place].mean()
     sentences = [
         f"{name}, {percent} % shuffled: L0 {at(name, place, 'L0, data'):.3g}; training error "
         f"{at(name, place, 'training error, plain'):.1%} without the regulariser and "
@@ -193,7 +194,7 @@ def random_labels(config: Config, progress: Progress = iter) -> Study:
         for place, percent in enumerate(config.percents)
         if place in (0, len(config.percents) - 1)
     ]
-    return Study(_curves(config, found), sentences, axis="% shuffled")
+    return Study(_curves(config, measured), sentences, axis="% shuffled")
 
 
 def label_correction(config: Config, progress: Progress = iter) -> Study:
@@ -232,32 +233,32 @@ def label_correction(config: Config, progress: Progress = iter) -> Study:
     def case(key: Array, percent: int) -> dict[str, float]:
         seed = int(jax.random.bits(key))
         given = datasets.wrong_labels(training, percent / 100, seed=seed).y
-        found = {}
+        values = {}
         for method, (strengths, predicted) in candidates(key, given).items():
-            of_training, of_validation, of_test = np.split(np.asarray(predicted), ends, axis=1)
-            best = (of_validation != validation.y).mean(1).argmin()
-            corrected, kept = correction(of_training[best], given, training.y)
-            found |= {
+            on_training, on_validation, on_test = np.split(np.asarray(predicted), ends, axis=1)
+            best = (on_validation != validation.y).mean(1).argmin()
+            corrected, kept = correction(on_training[best], given, training.y)
+            values |= {
                 f"wrong labels corrected, {method}": corrected,
                 f"right labels kept, {method}": kept,
-                f"test error, {method}": (of_test[best] != test.y).mean(),
+                f"test error, {method}": (on_test[best] != test.y).mean(),
                 f"strength chosen, {method}": strengths[best],
             }
-        return found
+        return values
 
-    found = measure(config, config.percents, {config.data: case}, progress)
+    measured = measure(config, config.percents, {config.data: case}, progress)
     about = [f"L0 = {L0:.3g}, that of {len(validation.y)} clean validation images."]
     about += [
-        _verdict(percent, {quantity: values[place] for (_, quantity), values in found.items()})
+        _verdict(percent, {quantity: values[place] for (_, quantity), values in measured.items()})
         for place, percent in enumerate(config.percents)
     ]
-    return Study(_curves(config, found), about, axis="% wrong")
+    return Study(_curves(config, measured), about, axis="% wrong")
 
 
-def _verdict(percent: int, found: Mapping[str, np.ndarray]) -> str:
+def _verdict(percent: int, values: Mapping[str, np.ndarray]) -> str:
     """Which method wins, and how lip_excess does against the best of the others."""
     errors, corrected = (
-        {name.removeprefix(what): v for name, v in found.items() if name.startswith(what)}
+        {name.removeprefix(what): v for name, v in values.items() if name.startswith(what)}
         for what in ("test error, ", "wrong labels corrected, ")
     )
     best, *rest = sorted(errors, key=lambda method: errors[method].mean())

@@ -1,4 +1,4 @@
-"""A study on paper: its table as Markdown and CSV, its curves in log-log axes.
+"""A study written down: its table as Markdown and CSV, its curves in log-log axes.
 
 NAME.md          the table, the sentences; config and `storage.about()` as a line of JSON
 NAME.csv         every curve and n: mean, standard deviation, and the curve's rate

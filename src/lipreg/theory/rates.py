@@ -49,9 +49,9 @@ def covering(config: Config, progress: Progress = iter) -> Study:
         return lambda key, n: {"radius": covering_radius(sample(key, n), reference)}
 
     cases = {name: case(manifold) for name, manifold in manifolds.items()}
-    found = measure(config, config.sizes, cases, progress)
+    measured = measure(config, config.sizes, cases, progress)
     curves = {
-        name: Curve("random points", config.sizes, found[name, "radius"], -1 / m, logarithm=True)
+        name: Curve("random points", config.sizes, measured[name, "radius"], -1 / m, logarithm=True)
         for name, (m, _) in manifolds.items()
     }
     powers = (2**6, 2**12, 2**18)  # of which square and cube roots are whole
@@ -122,13 +122,13 @@ def clean(config: Config, progress: Progress = iter) -> Study:
         values, lip = _train(key, x, u, at, lam=config.lam, L0=_constant(m), steps=config.steps)
         return errors(m, "network", values) | {"lip": float(lip)}
 
-    found, nets = (
+    measured, nets = (
         measure(config, sizes, {row: partial(case, m) for row, m in cubes.items()}, progress)
         for sizes, case in ((config.sizes, exact), (config.network_sizes, trained))
     )
     lips = {row: nets.pop((row, "lip")).max() for row in cubes}
     curves = {}
-    for (row, quantity), values in (found | nets).items():
+    for (row, quantity), values in (measured | nets).items():
         panel, name = quantity.split(", ")
         power = 1 if panel == "sup error" else 2
         curves[f"{panel}, {row}: {name}"] = (
@@ -137,23 +137,23 @@ def clean(config: Config, progress: Progress = iter) -> Study:
             else Curve(f"{panel}, {row}", config.sizes, values, -power / cubes[row], True)
         )
     in_n = {
-        row: convergence.fit_rate(config.sizes, found[row, "mean squared error, midpoint"]).slope
+        row: convergence.fit_rate(config.sizes, measured[row, "mean squared error, midpoint"]).slope
         for row in cubes
     }
-    return Study(curves, _about_clean(found, lips, in_n) + compare(curves))
+    return Study(curves, _about_clean(measured, lips, in_n) + compare(curves))
 
 
 def _about_clean(
-    found: dict[tuple[str, str], np.ndarray], lips: dict[str, float], in_n: dict[str, float]
+    measured: dict[tuple[str, str], np.ndarray], lips: dict[str, float], in_n: dict[str, float]
 ) -> list[str]:
-    # The extensions are computed in float32, hence 1e-5.
+    # The extensions are rounded to float32, hence 1e-5.
     above = [
-        found[row, f"sup error, {side}"] > found[row, "sup error, bound"] + 1e-5
+        measured[row, f"sup error, {side}"] > measured[row, "sup error, bound"] + 1e-5
         for row in lips
         for side in ("lower", "midpoint", "upper")
     ]
     x = np.linspace(0, 1, 11)[:, None]
-    of_data = lipschitz.of_data(x, np.sin(2 * np.pi * x[:, 0])).value
+    data_constant = lipschitz.of_data(x, np.sin(2 * np.pi * x[:, 0])).value
     each = lambda values: ", ".join(f"{value:.3g} for {row}" for row, value in values.items())
     return [
         f"Violations of the bound 2 L0 (covering radius): {np.sum(above)} of {np.size(above)}.",
@@ -164,7 +164,8 @@ def _about_clean(
         f"is that of the worst point; in n alone the midpoint's slope is {each(in_n)}. Cross "
         "entropy is unbounded: it does not satisfy the corollary's growth condition.",
         "L0 is Lip(u0) here. That of the data can be less, and then the bound need not hold: "
-        f"sin(2 pi x) on 11 equidistant points has {of_data:.4g}, against 2 pi = {2 * np.pi:.4g}.",
+        f"sin(2 pi x) on 11 equidistant points has {data_constant:.4g}, against "
+        f"2 pi = {2 * np.pi:.4g}.",
     ]
 
 
@@ -207,8 +208,8 @@ def noisy(config: Config, progress: Progress = iter) -> Study:
     reference, grid = _cells(1, config.reference), _cells(1, config.limit)
 
     def minimiser(x: ArrayLike, y: ArrayLike, lam: float) -> np.ndarray:
-        found = minimise(x, y, lam=lam, L0=config.L0)
-        return np.asarray(extend(x, found.values, found.L)(reference), np.float64)
+        f = minimise(x, y, lam=lam, L0=config.L0)
+        return np.asarray(extend(x, f.values, f.L)(reference), np.float64)
 
     def gaussian(key: Array, u: np.ndarray) -> np.ndarray:
         return u + config.noise * np.asarray(jax.random.normal(key, u.shape), np.float64)
@@ -234,10 +235,10 @@ def noisy(config: Config, progress: Progress = iter) -> Study:
             for lam, limit in zip((config.lam, 0.0), limits[name], strict=True)
         }
 
-    found = measure(config, config.sizes, {name: partial(case, name) for name in laws}, progress)
+    measured = measure(config, config.sizes, {name: partial(case, name) for name in laws}, progress)
     curves = {
         f"{name}, {lam}": Curve(f"sup |u_n - u*|, {name}", config.sizes, values)
-        for (name, lam), values in found.items()
+        for (name, lam), values in measured.items()
     }
     ends = [
         f"{k}: {c.values[0].mean():.3g} to {c.values[-1].mean():.3g}" for k, c in curves.items()
@@ -273,13 +274,13 @@ def off_manifold(config: Config, progress: Progress = iter) -> Study:
         on, off = apart(reference), apart(np.zeros((1, 2)))
         return {"on the circle, largest": on, "bound": bound, "at its centre": off, "slope": slope}
 
-    found = measure(config, config.sizes, {"": case}, progress)
-    slope = found.pop(("", "slope")).max()
+    measured = measure(config, config.sizes, {"": case}, progress)
+    slope = measured.pop(("", "slope")).max()
     curves = {
         name: Curve("upper - lower", config.sizes, values)
         if name == "at its centre"
         else Curve("upper - lower", config.sizes, values, -1.0, logarithm=True)
-        for (_, name), values in found.items()
+        for (_, name), values in measured.items()
     }
     on, off = (curves[name].values[-1] for name in ("on the circle, largest", "at its centre"))
     return Study(

@@ -128,16 +128,16 @@ def measure(
     A repeat's key depends on the seed, n and its number only: cases see the same samples.
     """
     key = jax.random.key(config.seed)
-    found: dict[tuple[str, str], list[float]] = {}
+    measured: dict[tuple[str, str], list[float]] = {}
     for name, n, repeat in progress(list(itertools.product(cases, sizes, range(config.repeats)))):
         own = jax.random.fold_in(jax.random.fold_in(key, n), repeat)
         for quantity, value in cases[name](own, n).items():
-            found.setdefault((name, quantity), []).append(float(value))
-    return {pair: np.reshape(values, (len(sizes), -1)) for pair, values in found.items()}
+            measured.setdefault((name, quantity), []).append(float(value))
+    return {pair: np.reshape(values, (len(sizes), -1)) for pair, values in measured.items()}
 
 
 def compare(curves: Mapping[str, Curve]) -> list[str]:
-    """What it means that the intervals of some curves leave out the theorem's exponent.
+    """What follows for the curves whose intervals leave out the theorem's exponent.
 
     >>> compare({"a": Curve("", [10, 100, 1000], np.array([[1.0], [0.9], [0.8]]), -0.5)})
     ['Flatter than the theorem: a. The rate is not seen at these n: lower-order terms still weigh.']

@@ -1,7 +1,7 @@
-"""What a compiled step costs, read from the program itself, and what many devices would make of it.
+"""What a compiled step costs, read from the program itself, and how it would scale to many devices.
 
     step = jax.jit(step).lower(*arguments).compile()
-    of(step)         floating-point operations, bytes of memory, collectives and what they move
+    analyse(step)    floating-point operations, bytes of memory, collectives and what they move
     scaling(...)     the efficiency to expect on 1, 8, 64, 512 devices
 
 A *forward unit* is one evaluation of the network; a backward pass in inputs or in weights costs one
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["PRICES", "Cost", "Scaling", "of", "price", "scaling"]
+__all__ = ["PRICES", "Cost", "Scaling", "analyse", "price", "scaling"]
 
 # Forward units of a training step by (objective, method): directions and attacked step 2 + 3; the
 # exact penalty differentiates the direction's pass, 2 + 4; a difference is a direction and two
@@ -60,7 +60,7 @@ class Cost(NamedTuple):
       flops: XLA's count of floating-point operations; a loop's body counts once.
       arguments: bytes of the inputs.
       temporary: bytes of what lives between inputs and outputs.
-      collectives: how many of each kind, and the bytes that they reduce or gather together.
+      collectives: the number of each kind, and the bytes that these reduce or gather in total.
     """
 
     flops: float
@@ -74,11 +74,11 @@ _OPERATION = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(?:-start)?\(")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
 
 
-def of(compiled: Any) -> Cost:
+def analyse(compiled: Any) -> Cost:
     """The cost of what `jax.jit(f).lower(...).compile()` returns.
 
     >>> import jax, jax.numpy as jnp
-    >>> of(jax.jit(jnp.dot).lower(jnp.ones((4, 8)), jnp.ones((8, 2))).compile()).flops
+    >>> analyse(jax.jit(jnp.dot).lower(jnp.ones((4, 8)), jnp.ones((8, 2))).compile()).flops
     128.0
     """
     memory = compiled.memory_analysis()
@@ -125,8 +125,8 @@ def scaling(
     Data-parallel training with the batch per device kept: each of n devices computes `flops`; an
     all-reduce sends `2 (n-1)/n` of the `reduced` bytes over every link (rings, Patarasuk & Yuan
     2009), and a short one takes the depth of a tree, up and down (Thakur, Rabenseifner & Gropp
-    2005). Nothing overlaps, and no messages are joined: the efficiency `t(1) / t(n)` is one from
-    below for devices and links that are as fast as said.
+    2005). Nothing overlaps, and no messages are joined: so `t(1) / t(n)` is a lower bound of the
+    efficiency, for devices and links of the given speeds.
 
     >>> [round(line.efficiency, 3) for line in scaling(
     ...     1e9, 4e6, 1, flops_per_s=1e12, bytes_per_s=1e10, latency_s=0.0)]

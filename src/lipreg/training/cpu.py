@@ -1,4 +1,4 @@
-"""How a process computes fast on CPU: whose convolutions XLA takes, and that memory stays mapped.
+"""What makes a process fast on CPU: XLA's own convolutions, and memory that stays mapped.
 
 Nothing here changes a program, and results agree to rounding.
 """
@@ -18,7 +18,7 @@ _FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 _CONVOLUTIONS = "individual_convolution"
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_NEVER = -1  # a threshold that no size reaches; 2^31 - 1 is one that large steps do
+_NEVER = -1  # a threshold that no size reaches, as large steps reach 2^31 - 1
 
 
 def tune() -> None:
@@ -28,13 +28,13 @@ def tune() -> None:
     0.35 to 0.65 of the time (`benchmarks/tuned.py`):
 
     - Convolutions outside of loops by XLA's own code (Eigen), not YNNPACK's: 0.5 to 0.6. It adds a
-      flag to the environment's XLA_FLAGS, which a process reads once; not where that flag is set,
-      nor with a jaxlib that does not know the flag: XLA would end the process.
+      flag to the environment's XLA_FLAGS, which a process reads once; but not where that flag is
+      set already, nor where jaxlib does not know it, since XLA would then end the process.
     - The memory of a program stays with the process: 0.6 to 0.8 where its temporaries exceed
       32 MiB. XLA takes them in one piece, and glibc returns a piece of that size to the system
       after each step, which clears it page by page for the next. So nothing is returned, however
       large, and a step runs in the thread that calls it, since other threads' heaps end at 64 MiB:
-      a call returns when its step is done. Elsewhere than with glibc, or where
+      a call returns when its step is done. Without glibc, or where
       JAX_CPU_ENABLE_ASYNC_DISPATCH is set, nothing is changed.
     """
     flags = os.environ.get("XLA_FLAGS", "")
@@ -52,7 +52,7 @@ def _known(*words: str) -> bool:
     """Whether jaxlib's binary contains all these words: a flag as a C string, and a value's name.
 
     XLA has no function that lists its flags, and jaxlib's options read the environment when they
-    are created. To find a word takes 10 to 20 ms, to find that it is absent 0.5 s.
+    are created. Finding a word takes 10 to 20 ms, finding that it is absent 0.5 s.
     """
     spec = find_spec("jaxlib")
     if not spec or not spec.origin:

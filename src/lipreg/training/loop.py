@@ -19,7 +19,7 @@ __all__ = ["Diverged", "fit"]
 
 
 class Diverged(FloatingPointError):
-    """A part is not finite; `runs` are the places of those where it is so, of several at once."""
+    """A part is not finite; of several runs at once, in those whose indices are `runs`."""
 
     def __init__(self, message: str, runs: tuple[int, ...]):
         super().__init__(message)
@@ -41,24 +41,24 @@ def fit(
 ) -> Iterator[tuple[State, dict[str, np.ndarray]]]:
     """Train from `state.step` to `steps`; yields the state and the mean parts since the last yield.
 
-    That is at multiples of `every` steps and at the end of each epoch.
+    It yields at multiples of `every` steps and at the end of each epoch.
     The data set is moved to the device once; an epoch is a permutation drawn from `key` and its
-    number, so a restored state goes on with the batches that it would have seen. The whole step is
-    one compiled program which *donates* its state: a yielded state is gone when the next is asked
-    for. A `stream.Stream` is read as it goes. `per_dispatch` steps of a set in memory make one
-    program where they fit between two reports; 0 stands for 1 on CPU, where a scan of convolutions
-    other than the library's is slow, and 16 elsewhere. `started` is told the seconds that the first
-    took, compilation included.
+    number, so a restored state goes on with the batches that it would have seen. The step is one
+    compiled program which *donates* its state: a yielded state is invalid once the next is asked
+    for. A `streamed.Stream` is read as training proceeds. Of a data set in memory, `per_dispatch`
+    steps are dispatched as one program where they fit between two yields; 0 stands for 1 on CPU,
+    where a scan of convolutions other than the library's is slow, and 16 elsewhere. `started` is
+    called with the seconds that the first dispatch took, compilation included.
 
-    K runs train together when states, strengths and keys are stacked, `[K, ...]`, and the step is
-    vmapped over all three of its arguments. Inside `parallel.over` the devices share the batch, or
-    the K runs.
+    K runs are trained at once if states, strengths and keys are stacked, `[K, ...]`, and the step
+    is vmapped over all three of its arguments. Inside `parallel.over` the batch, or the K runs, are
+    sharded over the devices.
 
     Raises: Diverged, naming the step and the part, when a part is not finite; ValueError, naming
     the leaf, where a step changes the form of its state.
     """
-    together = state.step.ndim > 0
-    place = parallel.shard if together else parallel.replicate
+    stacked = state.step.ndim > 0
+    place = parallel.shard if stacked else parallel.replicate
     state = jax.tree.map(jnp.copy, place(state))  # the caller's own is not the one donated
     strengths = place({name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()})
     done = int(np.ravel(parallel.gather(state.step))[0])
@@ -99,15 +99,15 @@ def _programs(step: Callable) -> tuple[Callable, Callable]:
     """A step, and several in a scan, compiled once for each `step`."""
 
     def one(state: State, strengths: dict, source: tuple[Array, ...], batch: Any):
-        together = state.step.ndim > 0
+        stacked = state.step.ndim > 0
         batch = tuple(a[batch] for a in source) or batch  # rows of the source, or images and labels
         given = state
         state, parts = step(given, strengths, batch)
-        # Else each step would compile anew, or a scan fail without the name of what changed.
+        # Without this, each step would compile again, or a scan fail without naming what changed.
         chex.assert_trees_all_equal_shapes_and_dtypes(
             given, state, custom_message="before and after a step", exception_type=ValueError
         )
-        return (state if together else parallel.keep_replicated(state)), parts
+        return (state if stacked else parallel.keep_replicated(state)), parts
 
     def several(state: State, strengths: dict, source: tuple[Array, ...], batches: Any):
         return jax.lax.scan(lambda state, b: one(state, strengths, source, b), state, batches)
@@ -131,8 +131,8 @@ def _batches(key: Array, n: int, batch_size: int, first: int) -> Iterator[np.nda
 
 def _means(history: list[dict[str, Array]], first: int) -> dict[str, np.ndarray]:
     """The mean of each part over the steps from `first` on, a scalar or `[K]`."""
-    found = parallel.gather(history)
-    parts = {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
+    history = parallel.gather(history)
+    parts = {name: np.concatenate([parts[name] for parts in history]) for name in history[0]}
     for offset in range(len(parts["objective"])):
         for name, values in parts.items():
             if not np.isfinite(values[offset]).all():

@@ -88,10 +88,11 @@ def make_step(
     """`step(state, strengths, (x, y)) -> (state, parts)`, one gradient step on an objective.
 
     `objective` is one of `objectives`, its static options bound; `strengths` its traced ones, by
-    name. `x` is uint8 or floating; `augment(key, x)` sees it as it comes. The step builds the two
-    views of the network, in training mode and frozen, and hands a key to an objective that declares
-    one. `ramp=("lam", n)` lets that strength grow from 0 over the first n steps. `parts` gains
-    `objective`, the number that was differentiated, and `grad_params`, that gradient's norm.
+    name. `x` is uint8 or floating; `augment(key, x)` sees it before it is converted. The step
+    builds the two views of the network, in training mode and frozen, and hands a key to an
+    objective that declares one. `ramp=("lam", n)` lets that strength grow from 0 over the first n
+    steps. `parts` gains `objective`, the number that was differentiated, and `grad_params`, that
+    gradient's norm.
     """
     draws = "key" in inspect.signature(objective).parameters
 
