@@ -91,7 +91,7 @@ def fit(
                 started(time.perf_counter() - begun)
                 begun = 0.0
             history.append(parts)
-        yield state, _means(history, first + 1)
+        yield state, _means(history, first + 1, state.step.ndim)
 
 
 @lru_cache(maxsize=16)
@@ -112,11 +112,7 @@ def _programs(step: Callable) -> tuple[Callable, Callable]:
     def several(state: State, strengths: dict, source: tuple[Array, ...], batches: Any):
         return jax.lax.scan(lambda state, b: one(state, strengths, source, b), state, batches)
 
-    def single(*arguments: Any):
-        state, parts = one(*arguments)
-        return state, jax.tree.map(lambda a: a[None], parts)
-
-    return jax.jit(single, donate_argnums=0), jax.jit(several, donate_argnums=0)
+    return jax.jit(one, donate_argnums=0), jax.jit(several, donate_argnums=0)
 
 
 def _batches(key: Array, n: int, batch_size: int, first: int) -> Iterator[np.ndarray]:
@@ -129,9 +125,10 @@ def _batches(key: Array, n: int, batch_size: int, first: int) -> Iterator[np.nda
         yield from batches[skipped:] if key.ndim else batches[skipped:, 0]
 
 
-def _means(history: list[dict[str, Array]], first: int) -> dict[str, np.ndarray]:
-    """The mean of each part over the steps from `first` on, a scalar or `[K]`."""
-    history = parallel.gather(history)
+def _means(history: list[dict[str, Array]], first: int, rank: int) -> dict[str, np.ndarray]:
+    """The mean of each part over the steps from `first` on: a scalar, or `[K]` where rank is 1."""
+    by_step = lambda a: a.reshape(-1, *a.shape[a.ndim - rank :])  # those of one step as well
+    history = jax.tree.map(by_step, parallel.gather(history))
     parts = {name: np.concatenate([parts[name] for parts in history]) for name in history[0]}
     for offset in range(len(parts["objective"])):
         for name, values in parts.items():
