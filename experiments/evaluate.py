@@ -52,8 +52,15 @@ def main(_: list[str]) -> None:
                 f"--{flag.name}={flag.value}: --protocol={_PROTOCOL.value} does not use it, only "
                 f"{', '.join(protocols)}."
             )
+    if len(set(_NORMS.value)) < max(len(_NORMS.value), 1):
+        raise ValueError(f"--norms={','.join(_NORMS.value)}; name one or more, each once.")
     own = {name: getattr(attacks, name) for name in attacks.__all__}
-    others = {name.rpartition(":")[2]: doors.named("attack", name, own) for name in _ATTACK.value}
+    others = {}
+    for name in _ATTACK.value:
+        short = name.rpartition(":")[2]
+        if short in others:
+            raise ValueError(f"--attack={name}: there is another {short!r}; rename one.")
+        others[short] = doors.named("attack", name, own)
     loaded = runs.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
     if loaded.step != loaded.steps and parallel.is_main():
         print(f"The weights are those of step {loaded.step} of {loaded.steps}.")

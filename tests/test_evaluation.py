@@ -1,5 +1,6 @@
 """Survivors packed, AutoAttack against exact errors, what goes on, and what is refused."""
 
+import inspect
 from contextlib import nullcontext
 from functools import partial
 
@@ -336,6 +337,10 @@ def test_a_strangers_attack_runs_beside_the_others_and_is_not_believed(model, tm
     np.testing.assert_array_equal(again.others["l2"]["mine"][eps].broken, mine[eps].broken)
     with pytest.raises(ValueError, match="another attacks"):
         run(folder=tmp_path)
+    rewritten = others | {"liar": lambda *args, **options: liar(*args, **options) / 2}
+    rewritten["liar"].__signature__ = inspect.signature(liar)
+    with pytest.raises(ValueError, match="another attack code"):  # else its old numbers would stay
+        run(attacks=rewritten, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +364,11 @@ def test_a_strangers_attack_runs_beside_the_others_and_is_not_believed(model, tm
             {"protocol": "pgd", "attacks": {"flat": lambda k, f, x, y, *, norm, bounds: x[0]}},
             r"attack 'flat' returned \(6,\); want images like x \(1, 6\)",
         ),
+        (
+            {"protocol": "pgd", "attacks": {"np": lambda k, f, x, y, *, norm, bounds: np.array(x)}},
+            r"attack 'np' cannot be traced \(TracerArrayConversionError: ",
+        ),
+        ({"radii": {}}, "radii has no norm"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(model, given, said):

@@ -11,7 +11,7 @@ import pytest
 from lipreg import datasets, norms, objectives, runs
 from lipreg.runs import build, storage
 from lipreg.runs.checks import check
-from lipreg.runs.config import base_config, complete, label, options, strengths
+from lipreg.runs.config import base_config, complete, differing, label, options, strengths
 
 OBJECTIVE = '''
 import jax
@@ -36,6 +36,10 @@ def smoothed(logits, y, *, by=0.1):
 
 def bare(logits_fn, x, y):
     return 0.0, {}
+
+
+def broken(logits_fn, x, y, *, loss=cross_entropy, frozen=None, rate=float("nan")):
+    return undefined
 
 
 number = 3
@@ -116,7 +120,12 @@ def test_strengths_and_options_of_an_objective_are_read_from_its_signature(folde
         ({"loss": "my_objectives:smoothed(of=1)"}, "No option 'of' of .*; it takes by"),
         ({"model.name": "my_networks:Nets"}, "my_networks has no 'Nets'"),
         ({"model.name": "my_networks:Net(features=5, depth=3)"}, "No option 'depth'"),
+        (
+            {"model.name": "my_networks:Net(features=7)"},
+            r"Net\(.*\) cannot be made for inputs \[5\]",
+        ),
         ({"model.head": "tanh"}, "head = 'tanh', and Net takes no head"),
+        ({"model.activation": "softplus"}, "activation = 'softplus', and Net takes no activation"),
         ({"train.optimizer": "adamw(clip=1)"}, r"adamw\(clip=1\); write config.train.clip = 1"),
         ({"train.optimizer": "adamw(b9=1)"}, "No option 'b9' of the optimizer 'adamw'"),
         ({"train.optimizer": "adam", "train.momentum": 0.5}, r"train.momentum = 0.5; only sgd"),
@@ -139,6 +148,10 @@ def test_what_is_no_objective_is_told_in_one_line(folder, features):
     other.train.batch_size = 8
     with pytest.raises(ValueError, match=r"A step of my_objectives:bare .* \(TypeError: bare\(\)"):
         runs.prepare(other)
+    other.objective, other.options = "my_objectives:broken", options("my_objectives:broken")
+    with pytest.raises(ValueError, match=r"A step of my_objectives:broken .* \(NameError: name"):
+        runs.prepare(other)
+    assert not differing(other, other.copy_and_resolve_references())  # NaN among its options
 
 
 def test_a_run_is_read_and_evaluated_without_what_trained_it(folder, features):

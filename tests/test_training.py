@@ -195,6 +195,25 @@ def test_an_objective_that_drops_what_the_network_returns_is_told():
         step(state, {"eps": jnp.float32(0.1)}, (X[:8], Y[:8]))
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"each": jnp.zeros(8)}, r"part 'each' has shape \[8\]; want a scalar"),
+        ({"step": jnp.zeros(())}, "a part 'step', which a report has already"),
+        ({"aux": {"calls": jnp.zeros(2)}}, r'parts\["aux"\] is not what the network returns'),
+        ({"aux": None}, r'parts\["aux"\] is not what the network returns'),
+    ],
+)
+def test_parts_that_no_report_can_hold_and_another_aux_are_told(more, said):
+    odd = lambda logits_fn, x, y, *, loss, frozen: (
+        loss(logits_fn(x)[0], y).mean(),
+        {"aux": logits_fn(x)[1]} | more,
+    )
+    step, state = dropped(odd)
+    with pytest.raises(ValueError, match=said):
+        step(state, {}, (X[:8], Y[:8]))
+
+
 def run(state, step, steps, every=4):
     return list(
         training.fit(

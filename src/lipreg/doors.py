@@ -4,10 +4,11 @@ import ast
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["called", "named"]
+__all__ = ["called", "named", "told"]
 
 
 def named(kind: str, name: str, own: Mapping[str, Any]) -> Any:
@@ -39,8 +40,30 @@ def named(kind: str, name: str, own: Mapping[str, Any]) -> Any:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"No {kind} {name!r}: {module} cannot be imported ({why}).") from error
     if not hasattr(imported, attribute):
-        raise ValueError(f"No {kind} {name!r}: {module} has no {attribute!r}.")
+        file = getattr(imported, "__file__", None)  # not the one that was meant, perhaps
+        place = f"; it is {file}" if file else ""
+        raise ValueError(f"No {kind} {name!r}: {module} has no {attribute!r}{place}.")
     return getattr(imported, attribute)
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """What an outsider's code raises in the block, as a ValueError of one line that says `what`.
+
+    A ValueError goes on as it is: most are the library's own.
+
+    >>> with told("The network Net cannot be traced"):
+    ...     {}["weights"]
+    Traceback (most recent call last):
+    ValueError: The network Net cannot be traced (KeyError: 'weights').
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        why = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{what} ({type(error).__name__}: {why}).") from error
 
 
 def called(text: str) -> tuple[str, dict[str, Any]]:

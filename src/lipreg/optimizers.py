@@ -76,10 +76,12 @@ def build(
             f"{name!r} is a {type(make).__name__}; an optimizer is (learning_rate, **options) -> "
             "optax.GradientTransformation."
         )
-    takes = list(inspect.signature(make).parameters)[1:]
+    parameters = inspect.signature(make).parameters
+    takes = list(parameters)[1:]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     decays = "weight_decay" in takes
     for option in options:
-        if option not in takes:
+        if option not in takes and not takes_any:
             known = ", ".join(word for word in takes if word != "weight_decay")
             raise ValueError(f"No option {option!r} of the optimizer {name!r}; it takes {known}.")
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lipreg import doors
+from lipreg.doors import named, told
 
 __all__ = ["NAMES", "is_outside", "load"]
 
@@ -84,12 +84,13 @@ def _file(path: str) -> Mapping[str, Any]:
 
 
 def _returned(name: str) -> Mapping[str, Any]:
-    made = doors.named("data set", name, {})
+    made = named("data set", name, {})
     try:
         inspect.signature(made).bind()
     except TypeError:
         raise ValueError(f"{name} is no function without arguments, which returns data.") from None
-    made = made()
+    with told(f"{name} returns no data"):
+        made = made()
     if isinstance(made, tuple | list) and len(made) == len(NAMES):
         return dict(zip(NAMES, made, strict=True))
     if not isinstance(made, Mapping):

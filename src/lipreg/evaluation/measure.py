@@ -1,7 +1,8 @@
 """One call that measures a model: clean error, distances, robust errors, and their worth."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ def evaluate(
         settings = {"radii": {k: list(v) for k, v in radii.items()}, "bounds": list(bounds)}
         settings |= {"seed": seed, "batch_size": batch_size, "checked": checked}
         identity = _identity(subject, surrogate) | settings | _settings(plan)
+        if attacks:
+            identity["attack code"] = _programs(subject, attacks, radii)
         subject = subject._replace(store=Store(folder, identity))
 
     def report(norm: str) -> tuple[Check, ...]:
@@ -139,6 +142,8 @@ def _check(
     served = [
         n for n, by_name in plan.searches.items() if by_name or plan.autoattack or plan.within
     ]
+    if not radii:
+        raise ValueError("radii has no norm; give {norm: (radius, ...)}.")
     for norm, values in radii.items():
         if norm not in NORMS:
             raise ValueError(f"No norm {norm!r} in radii; choose one of {', '.join(NORMS)}.")
@@ -158,6 +163,21 @@ def _check(
 def _settings(plan: Protocol) -> dict[str, Any]:
     attacks = {norm: [*by_name, *plan.within] for norm, by_name in plan.searches.items()}
     return {"protocol": plan.name, "attacks": attacks} | dict(plan.settings)
+
+
+def _programs(
+    subject: Subject, attacks: Mapping[str, Callable[..., Array]], norms: Iterable[str]
+) -> str:
+    """A hash of what others' attacks compute: with another code, a name is another attack."""
+
+    def text(name: str, attack: Callable[..., Array], norm: str) -> np.ndarray:
+        eps = (jnp.float32(0.5),) if has_radius(name, attack) else ()
+        run = partial(outsider(name, attack), norm=NORMS[norm], bounds=subject.bounds)
+        images = subject.keys[:1], subject.model, subject.x[:1], subject.y[:1]
+        program = jax.jit(lambda *args: run(*args)).lower(*images, *eps).as_text()
+        return np.frombuffer(program.encode(), np.uint8)
+
+    return digest({(name, n): text(name, f, n) for name, f in attacks.items() for n in norms})
 
 
 def _identity(subject: Subject, surrogate: LogitsFn | None) -> dict[str, Any]:

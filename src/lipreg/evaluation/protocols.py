@@ -12,6 +12,7 @@ from jax import Array
 from lipreg import attacks, curves
 from lipreg.box import Bounds
 from lipreg.contracts import LogitsFn
+from lipreg.doors import told
 from lipreg.norms import Norm
 
 __all__ = ["PROTOCOLS", "Protocol", "grid", "has_radius", "outsider", "pgd", "search"]
@@ -144,14 +145,15 @@ def outsider(name: str, attack: Callable[..., Array]) -> Callable[..., Array]:
 
     So its random numbers do not depend on the batch, whatever it does with its key.
 
-    Raises: ValueError where what it returns is no image.
+    Raises: ValueError where it cannot be traced, and where what it returns is no image.
     """
 
     def run(
         keys: Array, logits_fn: LogitsFn, x: Array, y: Array, *eps: Any, norm: Norm, bounds: Bounds
     ) -> Array:
         def one(key: Array, x: Array, y: Array) -> Array:
-            x_adv = attack(key, logits_fn, x[None], y[None], *eps, norm=norm, bounds=bounds)
+            with told(f"attack {name!r} cannot be traced"):
+                x_adv = attack(key, logits_fn, x[None], y[None], *eps, norm=norm, bounds=bounds)
             if getattr(x_adv, "shape", None) != (1, *x.shape):
                 got = getattr(x_adv, "shape", type(x_adv).__name__)
                 raise ValueError(

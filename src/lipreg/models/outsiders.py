@@ -47,6 +47,10 @@ def outsider(
     takes = {} if made else parameters(brought)
     if head != "linear" and "head" not in takes:
         raise ValueError(f"head = {head!r}, and {name(brought)} takes no head: it has its own.")
+    if activation != "relu" and "activation" not in takes:
+        raise ValueError(
+            f"activation = {activation!r}, and {name(brought)} takes no activation: it has its own."
+        )
     if made and options:
         raise ValueError(f"{name(brought)} is made already; it takes no {', '.join(options)}.")
     offered = {"classes": classes, "head": head, "activation": activation}

@@ -29,7 +29,7 @@ from lipreg import (
     optimizers,
     training,
 )
-from lipreg.doors import called, named
+from lipreg.doors import called, named, told
 from lipreg.runs.checks import check
 from lipreg.runs.config import Config, objective
 
@@ -123,10 +123,11 @@ def _network(model: Config, precision: str, classes: int, shape: tuple[int, ...]
     name, options = called(model.name)
     make = named("model", name, {known: partial(models.build, known) for known in models.NAMES})
     options = {"classes": classes, "head": model.head, "activation": model.activation} | options
-    if ":" in name:
-        x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        return models.outsider(make, x, precision=precision, **options)
-    return models.network(make(**{**model.settings, **options}), precision=precision)
+    with told(f"The network {model.name} cannot be made for inputs {list(shape)}"):
+        if ":" in name:
+            x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+            return models.outsider(make, x, precision=precision, **options)
+        return models.network(make(**{**model.settings, **options}), precision=precision)
 
 
 def bound_objective(config: Config) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from lipreg.doors import called
 from lipreg.runs.config import Config, base_config, leaves, options, strengths
 
 __all__ = ["check"]
@@ -40,7 +41,7 @@ def check(config: Config) -> None:
             f"config.data.bounds = {config.data.bounds}; it must be two numbers, (low, high)."
         )
     t = config.train
-    if not t.optimizer.startswith("sgd"):
+    if called(t.optimizer)[0] != "sgd":
         for name, default in (("momentum", 0.9), ("nesterov", False)):
             if t[name] != default:
                 raise ValueError(

@@ -221,4 +221,5 @@ def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """
     a, b = leaves(a), leaves(b)
     pairs = {name: (a.get(name, "absent"), b.get(name, "absent")) for name in sorted({**a, **b})}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    same = lambda x, y: x == y or (x != x and y != y)  # NaN is equal to itself here
+    return {name: pair for name, pair in pairs.items() if not same(*pair)}

@@ -14,6 +14,7 @@ from jax import Array
 
 from lipreg import datasets, files, parallel, training
 from lipreg.datasets import streamed
+from lipreg.doors import told
 from lipreg.runs import build, storage
 from lipreg.runs.config import Config, complete
 from lipreg.training import State
@@ -52,8 +53,8 @@ def _split(config: Config, split: str, examples: int) -> Any:
     options = {
         name: d[name] for name in ("dir", "side", "seed", "validation", "threads", "workers")
     }
-    found = streamed.load(d.name, split, **options)
-    return found if split == "train" else found.sample(min(examples, len(found)))
+    stream = streamed.load(d.name, split, **options)
+    return stream if split == "train" else stream.sample(min(examples, len(stream)))
 
 
 def prepare(config: Config) -> Experiment:
@@ -81,17 +82,12 @@ def prepare(config: Config) -> Experiment:
             "would not move."
         )
     program = build.program(parts, validation, steps)
-    state = program.init(key_for(config, "init"), key_for(config, "step"))
+    with told(f"The network {config.model.name} cannot be initialised"):
+        state = program.init(key_for(config, "init"), key_for(config, "step"))
     x = jax.ShapeDtypeStruct((t.batch_size, *validation.x.shape[1:]), validation.x.dtype)
     batch = (x, jax.ShapeDtypeStruct(x.shape[:1], np.int32))
-    try:
+    with told(f"A step of {config.objective} with {config.model.name} cannot be traced"):
         jax.eval_shape(program.step, state, config.strengths.to_dict(), batch)
-    except (TypeError, AttributeError, jax.errors.JAXTypeError) as error:  # an outsider's own, say
-        why = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"A step of {config.objective} with {config.model.name} cannot be traced "
-            f"({type(error).__name__}: {why})."
-        ) from error
     return Experiment(config, train, validation, program, state, steps)
 
 

@@ -28,6 +28,7 @@ Apply = Callable[[Any, Any, Array, bool, Array | None], tuple[Array, Any]]
 # A step's key is folded with the row of each image that augmentation draws for, and with these,
 # which no batch reaches.
 OBJECTIVE, NETWORK = 2**32 - 1, 2**32 - 2
+ADDED = ("step", "objective", "grad_params")  # beside the objective's parts in a report
 
 
 @partial(
@@ -120,6 +121,7 @@ def make_step(
                 'The objective drops what the network returns beside its logits: parts["aux"].'
             )
         model_state = parts.pop("aux")
+        _check(parts, state.model_state, model_state)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -129,6 +131,22 @@ def make_step(
         return state, parts | {"objective": value, "grad_params": optax.tree.norm(grads)}
 
     return step
+
+
+def _check(parts: dict[str, Any], before: Any, after: Any) -> None:
+    """ValueError for parts that no report can hold, and for an aux that is not the network's."""
+    for name, value in parts.items():
+        if name in ADDED:
+            raise ValueError(f"The objective has a part {name!r}, which a report has already.")
+        if jnp.shape(value):
+            raise ValueError(
+                f"The objective's part {name!r} has shape {list(jnp.shape(value))}; want a scalar."
+            )
+    form = lambda tree: jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree)
+    if form(before) != form(after):
+        raise ValueError(
+            'The objective\'s parts["aux"] is not what the network returns beside its logits.'
+        )
 
 
 def logits_fn(apply: Apply, state: State) -> jax.tree_util.Partial:
