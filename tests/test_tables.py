@@ -116,6 +116,8 @@ def test_a_run_counts_once(tmp_path):
             "split is 'validation (0.1 of the images, by seed 0)' and 'validation (0.1 of the",
         ),
         ({"data.name": "folder"}, {"data.name": "folder", "data.dir": "x"}, "data.dir is '' and"),
+        ({"data.name": "a.npz"}, {"data.name": "a.npz", "data.dir": "x"}, "data.dir is '' and 'x'"),
+        ({}, {"data.bounds": (0.0, 2.0)}, "data.bounds is (0.0, 1.0) and (0.0, 2.0)"),
         ({"distances": np.zeros(2)}, {}, "n is 2 and 4"),
         ({"robust": {"full": {}}}, {"robust": {"autoattack": {}}}, "protocol is 'full' and 'auto"),
     ],
@@ -137,6 +139,8 @@ def test_a_run_without_the_protocols_evaluation_is_refused_with_those_it_has(tmp
             ValueError, match=rf"has not been evaluated by pgd in .*{had}.*: run py"
         ):
             reports.table([a, b], tmp_path / "out", **given)
+    with pytest.raises(ValueError, match=r"--attack=MODULE:mine --attack=ddn --norms=l1\.$"):
+        reports.table([a, b], tmp_path / "out", protocol="pgd+mine+ddn", norms=["l1"])
     shutil.rmtree(b / "evaluations")
     files.write_json(b / "evaluation.json", {})
     said = r"b has .*, it has that of an earlier version: run python \S*evaluate.py --run=\S*b\.$"

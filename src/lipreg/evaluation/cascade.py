@@ -126,9 +126,9 @@ def run(
             store=subject.store,
             name=f"{name}-{label}-{round_}",
         )
-        for rows, found in batches:
-            hit = rows[found["broken"]]
-            x_adv[hit], broken_by[hit] = found["points"][found["broken"]], len(names) - 1
+        for rows, results in batches:
+            hit = rows[results["broken"]]
+            x_adv[hit], broken_by[hit] = results["points"][results["broken"]], len(names) - 1
             left = (broken_by < 0).sum()
             subject.tell(f"{name} {label}: {left} of {len(x)} images left")
 

@@ -102,8 +102,8 @@ def masking_report(
     # In every norm the largest ball is the box, which l_inf's steps cross fastest.
     box = {"norm": LINF, "eps": number(bounds[1] - bounds[0])}
 
-    found = each(partial(compiled(model, _probe, norm, bounds), model, eps=number(eps)))
-    found |= {
+    answers = each(partial(compiled(model, _probe, norm, bounds), model, eps=number(eps)))
+    answers |= {
         "steps": broken("fgsm").sum() - plain,
         "radius": (np.maximum.accumulate(counts) - counts).max(),
         "whole box": ~np.any([broken(loss=loss, **box) for loss in losses], 0),
@@ -112,10 +112,10 @@ def masking_report(
         "restarts": np.any(by_start, 0).sum() - by_start[0].sum(),
     }
     if norm is not L1:
-        found["scores"] = broken("square") & ~by_any
+        answers["scores"] = broken("square") & ~by_any
     if surrogate is not None:
-        found["transfer"] = broken(source=snapshot(surrogate)) & ~by_any
-    counted = {name: max(int(np.sum(found[name])), 0) for name in QUESTIONS if name in found}
+        answers["transfer"] = broken(source=snapshot(surrogate)) & ~by_any
+    counted = {name: max(int(np.sum(answers[name])), 0) for name in QUESTIONS if name in answers}
     return tuple(answered(name, count, len(x)) for name, count in counted.items())
 
 
@@ -158,8 +158,8 @@ def _broken(
         "square": partial(square, queries=budget),
     }[attack]
     x_adv = run(fold_in(keys, start), logits_fn, x, y, eps, norm=norm, bounds=bounds)
-    found = curves.distance(model, x, y, x_adv, norm=norm, bounds=bounds)
-    return found <= expand(eps, found) * (1 + 1e-4)
+    distances = curves.distance(model, x, y, x_adv, norm=norm, bounds=bounds)
+    return distances <= expand(eps, distances) * (1 + 1e-4)
 
 
 def _probe(

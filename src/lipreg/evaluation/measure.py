@@ -77,8 +77,8 @@ def evaluate(
       protocol does not use and for bad inputs.
 
     >>> x, y = jax.random.uniform(jax.random.key(0), (8, 4)), jnp.array([0, 1] * 4)
-    >>> found = evaluate(lambda x: 9 * x[:, :2], x, y, protocol="deck", radii={"l2": (0.1,)})
-    >>> found.error("l2", 0.0) == found.clean.mean(), found.error("l2", 9.0)
+    >>> result = evaluate(lambda x: 9 * x[:, :2], x, y, protocol="deck", radii={"l2": (0.1,)})
+    >>> result.error("l2", 0.0) == result.clean.mean(), result.error("l2", 9.0)
     (np.True_, 1.0)
     """
     plan = _plan(protocol, attacks or {})
@@ -183,9 +183,9 @@ def _programs(
 def _identity(subject: Subject, surrogate: LogitsFn | None) -> dict[str, Any]:
     """Hashes of the data and the models: leaves, arrays that they read besides, some logits."""
     x = jnp.asarray(subject.x[:8])
-    of = lambda f: None if f is None else digest((f, captured(f, x), f(x)))
+    hashed = lambda f: None if f is None else digest((f, captured(f, x), f(x)))
     data = digest((subject.x, subject.y))
-    return {"model": of(subject.model), "surrogate": of(surrogate), "data": data}
+    return {"model": hashed(subject.model), "surrogate": hashed(surrogate), "data": data}
 
 
 def _wrong(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> dict[str, Array]:
@@ -200,20 +200,20 @@ def _searched(
     nearest = np.full(len(points), np.inf)
     for label, attack in plan.searches[norm].items():
         unit = f"{norm}-{label}" + "-kept" * keep
-        found = subject.each(unit, _measured, attack, NORMS[norm], subject.bounds, keep)
-        distances[label] = found["distance"]
+        results = subject.each(unit, _measured, attack, NORMS[norm], subject.bounds, keep)
+        distances[label] = results["distance"]
         if keep:
-            closer = found["distance"] < nearest
-            nearest = np.minimum(nearest, found["distance"])
-            points[closer] = found["points"][closer]
+            closer = results["distance"] < nearest
+            nearest = np.minimum(nearest, results["distance"])
+            points[closer] = results["points"][closer]
     return distances, points
 
 
 def _measured(
     attack: Callable, norm: Norm, bounds: Bounds, keep: bool, *args: Any
 ) -> dict[str, Array]:
-    found, x_adv = attack(*args, norm=norm, bounds=bounds)
-    return {"distance": found} | ({"points": x_adv} if keep else {})
+    distances, x_adv = attack(*args, norm=norm, bounds=bounds)
+    return {"distance": distances} | ({"points": x_adv} if keep else {})
 
 
 def _autoattack(

@@ -48,7 +48,7 @@ class Evaluation(NamedTuple):
     def at(self, norm: str, eps: float) -> list[Outcome]:
         """What the attacks with a radius have done at this one: AutoAttack, then the others."""
         by_radius = (self.outcomes[norm], *self.others[norm].values())
-        return [found[eps] for found in by_radius if eps in found]
+        return [outcomes[eps] for outcomes in by_radius if eps in outcomes]
 
     def error(self, norm: str, eps: float) -> float:
         """The fraction misclassified within eps by any of the attacks.
@@ -65,8 +65,8 @@ class Evaluation(NamedTuple):
             choices = ", ".join(f"{radius:g}" for radius in measured)
             raise ValueError(f"No error at {norm} {eps:g} was measured; choose one of {choices}.")
         broken = self.clean.copy()
-        for found in self.distances[norm].values():
-            broken |= found <= eps
+        for distances in self.distances[norm].values():
+            broken |= distances <= eps
         for radius in ran:
             if radius <= eps * (1 + 1e-5):
                 for outcome in self.at(norm, radius):
@@ -79,70 +79,71 @@ def _finite_mean(distances: np.ndarray) -> float:
     return float(finite.mean()) if len(finite) else float("inf")
 
 
-def to_json(found: Evaluation) -> dict[str, Any]:
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """The numbers of an evaluation, ready for `json.dumps`; inf is written as None."""
     number = lambda value: None if not np.isfinite(value) else float(value)
     return {
-        "protocol": found.protocol,
-        "n": len(found.clean),
-        "clean_error": float(found.clean.mean()),
+        "protocol": evaluation.protocol,
+        "n": len(evaluation.clean),
+        "clean_error": float(evaluation.clean.mean()),
         "norms": {
             norm: {
-                "radii": list(found.radii[norm]),
+                "radii": list(evaluation.radii[norm]),
                 "distances": {
                     label: {
                         "median": number(curves.median_distance(values)),
                         "mean_of_found": number(_finite_mean(values)),
                         "failures": int(np.isinf(values).sum()),
                     }
-                    for label, values in found.distances[norm].items()
+                    for label, values in evaluation.distances[norm].items()
                 },
                 "errors": {
-                    f"{eps:g}": outcome.breakdown() for eps, outcome in found.outcomes[norm].items()
+                    f"{eps:g}": outcome.breakdown()
+                    for eps, outcome in evaluation.outcomes[norm].items()
                 },
                 "others": {
                     label: {f"{eps:g}": outcome.error for eps, outcome in by_radius.items()}
-                    for label, by_radius in found.others[norm].items()
+                    for label, by_radius in evaluation.others[norm].items()
                 },
-                "checks": [check._asdict() for check in found.checks[norm]],
-                "left_out": list(found.left_out[norm]),
+                "checks": [check._asdict() for check in evaluation.checks[norm]],
+                "left_out": list(evaluation.left_out[norm]),
             }
-            for norm in found.distances
+            for norm in evaluation.distances
         },
     }
 
 
-def to_markdown(found: Evaluation) -> str:
+def to_markdown(evaluation: Evaluation) -> str:
     """An evaluation as tables for each norm: distances, robust errors, the masking report."""
     lines = [
-        f"{len(found.clean)} images, {100 * found.clean.mean():.4g} % misclassified without an "
-        "attack."
+        f"{len(evaluation.clean)} images, {100 * evaluation.clean.mean():.4g} % misclassified "
+        "without an attack."
     ]
-    for norm in found.distances:
+    for norm in evaluation.distances:
         lines.append(f"\n### {norm}")
-        if found.left_out[norm]:
-            lines += ["", f"Without {', '.join(found.left_out[norm])}: no form for this norm."]
-        if found.distances[norm]:
-            lines += ["", curves.to_markdown(_distances(found, norm))]
-        if errors := _errors(found, norm):
+        if evaluation.left_out[norm]:
+            lines += ["", f"Without {', '.join(evaluation.left_out[norm])}: no form for this norm."]
+        if evaluation.distances[norm]:
+            lines += ["", curves.to_markdown(_distances(evaluation, norm))]
+        if errors := _errors(evaluation, norm):
             lines += [
                 "",
                 "% error under attacks with a radius, those of AutoAttack in turn:",
                 "",
                 curves.to_markdown(errors),
             ]
-        if checks := found.checks[norm]:
+        if checks := evaluation.checks[norm]:
             lines += ["", "| masking check | | |", "|---|---|---|"]
             lines += [f"| {c.name} | {c.status} | {c.sentence} |" for c in checks]
     return "\n".join(lines) + "\n"
 
 
-def _distances(found: Evaluation, norm: str) -> dict[str, dict[str, float | str]]:
+def _distances(evaluation: Evaluation, norm: str) -> dict[str, dict[str, float | str]]:
     """A row for each attack, and for all of them; the errors where no others are measured."""
-    distances = dict(found.distances[norm])
+    distances = dict(evaluation.distances[norm])
     if len(distances) > 1:
-        distances["all together"] = found.nearest(norm)
-    errors = () if found.outcomes[norm] else found.radii[norm]
+        distances["all together"] = evaluation.nearest(norm)
+    errors = () if evaluation.outcomes[norm] else evaluation.radii[norm]
     return {
         label: {
             "median distance": float(curves.median_distance(values)),
@@ -154,18 +155,18 @@ def _distances(found: Evaluation, norm: str) -> dict[str, dict[str, float | str]
     }
 
 
-def _errors(found: Evaluation, norm: str) -> dict[str, dict[str, float]]:
+def _errors(evaluation: Evaluation, norm: str) -> dict[str, dict[str, float]]:
     """A row for each radius: clean, after each attack of AutoAttack in turn, by others, by all."""
     rows: dict[str, dict[str, float]] = {}
-    for eps in found.radii[norm]:
-        auto, others = found.outcomes[norm].get(eps), found.others[norm]
-        if not found.at(norm, eps):
+    for eps in evaluation.radii[norm]:
+        auto, others = evaluation.outcomes[norm].get(eps), evaluation.others[norm]
+        if not evaluation.at(norm, eps):
             continue
         after = auto.breakdown() if auto else {}
         alone = {label: by_radius[eps].error for label, by_radius in others.items()}
         row = {name: error for name, error in after.items() if name not in ("clean", "known")}
-        row = {"clean": float(found.clean.mean())} | row | alone
-        if found.distances[norm] or len(found.at(norm, eps)) > 1:
-            row["all attacks"] = found.error(norm, eps)
+        row = {"clean": float(evaluation.clean.mean())} | row | alone
+        if evaluation.distances[norm] or len(evaluation.at(norm, eps)) > 1:
+            row["all attacks"] = evaluation.error(norm, eps)
         rows[f"eps = {eps:.4g}"] = {name: 100 * error for name, error in row.items()}
     return rows

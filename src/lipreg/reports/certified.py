@@ -38,10 +38,10 @@ def certify(
     key, eps, config = jax.random.key(seed), loaded.config.evaluation.l2.table, loaded.config
     smooth = config.model.activation != "relu"
     options = {"bounds": tuple(config.data.bounds), "smooth": smooth, "progress": progress}
-    found = comparison.compare(key, loaded.logits_fn, x, y, **options)
+    compared = comparison.compare(key, loaded.logits_fn, x, y, **options)
     lines = [f"# {label(config)}, {config.data.name}, {examples} {split} images, l2", ""]
-    lines.append(comparison.to_markdown(found, eps))
-    arrays: dict[str, Any] = {n: np.asarray(c.radius) for n, c in found.certificates.items()}
+    lines.append(comparison.to_markdown(compared, eps))
+    arrays: dict[str, Any] = {n: np.asarray(c.radius) for n, c in compared.certificates.items()}
     if sigma:
         progress("smoothing")
         smoothed = smoothing.certify(key, loaded.logits_fn, x, sigma=sigma)
@@ -54,7 +54,7 @@ def certify(
         )
     lines.append(f"\n{json.dumps(storage.about())}")
     text = "\n".join(lines) + "\n"
-    arrays["attacked"] = found.distance
+    arrays["attacked"] = compared.distance
     files.write_arrays(Path(workdir) / "certificates.npz", **arrays)
     files.write(Path(workdir) / "certificates.md", text)
     return text

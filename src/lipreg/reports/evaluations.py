@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from lipreg import curves, datasets, evaluation, files, parallel
+from lipreg.attacks import __all__ as LIBRARY
 from lipreg.attacks import pgd
 from lipreg.evaluation.protocols import Protocol, grid
 from lipreg.norms import NORMS
@@ -64,9 +65,9 @@ def evaluate(
     if n > len(loaded.dataset.y):
         raise ValueError(f"examples = {n}; the split has {len(loaded.dataset.y)}.")
     x, y = np.asarray(datasets.to_unit(loaded.dataset.x[:n])), loaded.dataset.y[:n]
-    whole = "+".join([protocol, *sorted(attacks or {})])
-    folder = _folder(workdir, whole, split, n, norms)
-    found = evaluation.evaluate(
+    plan = "+".join([protocol, *sorted(attacks or {})])
+    folder = _folder(workdir, plan, split, n, norms)
+    result = evaluation.evaluate(
         loaded.logits_fn,
         x,
         y,
@@ -81,20 +82,21 @@ def evaluate(
         folder=folder / f"step_{loaded.step}",
         progress=progress,
     )
-    heading = f"{label(config)}, {config.data.name}, {split} split, {whole}"
-    text = f"# {heading}\n\n{evaluation.to_markdown(found)}"
+    heading = f"{label(config)}, {config.data.name}, {split} split, {plan}"
+    text = f"# {heading}\n\n{evaluation.to_markdown(result)}"
     attacked = _attacked(loaded, radii, seed) if protocol == "pgd" else {}
     if not parallel.is_main():
         return text
-    record = _described(config, whole, split, seed, norms)
-    record |= {"step": loaded.step, "steps": loaded.steps, "row": _row(found, radii)}
-    record |= {"about": storage.about()} | evaluation.to_json(found) | {"protocol": whole}
-    files.write_arrays(folder / "distances.npz", **_arrays(found))
-    _draw_curves(found, folder, label(config), radii)
+    record = _described(config, plan, split, seed, norms)
+    record |= {"step": loaded.step, "steps": loaded.steps, "row": _row(result, radii)}
+    record["attacks"] = {name: _source(attack) for name, attack in (attacks or {}).items()}
+    record |= {"about": storage.about()} | evaluation.to_json(result) | {"protocol": plan}
+    files.write_arrays(folder / "distances.npz", **_arrays(result))
+    _draw_curves(result, folder, label(config), radii)
     for name, figure in attacked.items():
         plots.save(figure, folder / name)
     if keep:
-        _write_images(found, folder, x, y)
+        _write_images(result, folder, x, y)
     files.write(folder / "report.md", text)
     files.write_json(folder / "evaluation.json", record)
     return text
@@ -108,19 +110,20 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
     """
     workdir = folder.parents[1]
     config = complete(storage.read_config(workdir))
-    protocol = _named(folder.name)[0]
-    again = f"run {command(workdir, protocol)}"
+    protocol, _, _, suffix = _named(folder.name)
+    norms = suffix[1:].split("-") if suffix else USUAL
     paths = folder / "evaluation.json", folder / "distances.npz"
+    again = f"run {command(workdir, protocol, norms)}"
     if not all(path.is_file() for path in paths):
         raise ValueError(f"{workdir} has not been evaluated by {protocol}: {again}.")
-    record, found = map(files.read, paths)
+    record, arrays = map(files.read, paths)
     expected = {"row", "data", "split", "seed", "settings", "protocol", "n", "norms", "step"}
     if not expected <= set(record):
         raise ValueError(f"{paths[0]} is not a run's evaluation: {again}.")
     # Each is written atomically, but a kill may come between the two.
-    medians = {f"{norm} median": norm for norm in record["norms"] if norm in found}
+    medians = {f"{norm} median": norm for norm in record["norms"] if norm in arrays}
     if any(
-        record["row"].get(m) != float(curves.median_distance(found[medians[m]])) for m in medians
+        record["row"].get(m) != float(curves.median_distance(arrays[medians[m]])) for m in medians
     ):
         raise ValueError(f"{' and '.join(map(str, paths))} are of two evaluations: {again}.")
     if record["step"] != record["steps"]:
@@ -128,7 +131,7 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
             f"{workdir} was evaluated at step {record['step']} of {record['steps']}: let its "
             f"training end, and {again}."
         )
-    return config, record, found
+    return config, record, arrays
 
 
 def evaluated(
@@ -151,18 +154,20 @@ def evaluated(
 
 def places(workdir: str | Path, norms: Sequence[str] = USUAL) -> dict[tuple[str, str, int], Path]:
     """The folders of a run's evaluations in these norms, by protocol, split and number."""
-    found = {}
+    folders = {}
     for path in sorted(Path(workdir).glob("evaluations/*/evaluation.json")):
         *key, there = _named(path.parent.name)
         if there == _suffix(norms):
-            found[tuple(key)] = path.parent
-    return found
+            folders[tuple(key)] = path.parent
+    return folders
 
 
-def command(workdir: str | Path, protocol: str) -> str:
-    """What makes an evaluation anew."""
+def command(workdir: str | Path, protocol: str, norms: Sequence[str] = USUAL) -> str:
+    """What makes an evaluation anew; the module of an attack of one's own is not known here."""
     protocol, *attacks = protocol.split("+")
-    flags = [f"--protocol={protocol}"] * (protocol != "pgd") + [f"--attack={a}" for a in attacks]
+    flags = [f"--protocol={protocol}"] * (protocol != "pgd")
+    flags += [f"--attack={a}" if a in LIBRARY else f"--attack=MODULE:{a}" for a in attacks]
+    flags += [f"--norms={','.join(norms)}"] * bool(_suffix(norms))
     return " ".join([f"python experiments/evaluate.py --run={workdir}", *flags])
 
 
@@ -178,6 +183,12 @@ def _folder(workdir: str | Path, protocol: str, split: str, n: int, norms: Seque
 
 def _suffix(norms: Sequence[str]) -> str:
     return "" if set(norms) == set(USUAL) else "_" + "-".join(sorted(norms))
+
+
+def _source(attack: Any) -> str:
+    """Where an attack comes from: another module's of the same name is another attack."""
+    module, name = (getattr(attack, n, "") for n in ("__module__", "__qualname__"))
+    return f"{module}:{name}"
 
 
 def _radii(config: Config, norms: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -215,44 +226,44 @@ def _described(
 
 
 def _row(
-    found: evaluation.Evaluation, radii: Mapping[str, Mapping[str, float]]
+    result: evaluation.Evaluation, radii: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float]:
     """The table's row: medians where there are distances, and the errors at each radius."""
-    nearest = {norm: found.nearest(norm) for norm, by_name in found.distances.items() if by_name}
+    nearest = {norm: result.nearest(norm) for norm, by_name in result.distances.items() if by_name}
     table = {norm: r["table"] for norm, r in radii.items()}
-    clean = {"% clean error": round(100 * float(found.clean.mean()), 4)}
+    clean = {"% clean error": round(100 * float(result.clean.mean()), 4)}
     row = curves.row(nearest, table) if nearest else clean
-    for norm, values in found.radii.items():
+    for norm, values in result.radii.items():
         for eps in values:
-            if found.at(norm, eps):
-                row[f"% error at {norm} {eps:g}"] = round(100 * found.error(norm, eps), 4)
+            if result.at(norm, eps):
+                row[f"% error at {norm} {eps:g}"] = round(100 * result.error(norm, eps), 4)
     return row
 
 
-def _arrays(found: evaluation.Evaluation) -> dict[str, np.ndarray]:
-    arrays = {"clean": found.clean}
-    for norm, by_name in found.distances.items():
+def _arrays(result: evaluation.Evaluation) -> dict[str, np.ndarray]:
+    arrays = {"clean": result.clean}
+    for norm, by_name in result.distances.items():
         if by_name:
-            arrays[norm] = found.nearest(norm)
+            arrays[norm] = result.nearest(norm)
         arrays |= {f"distance_{norm}_{name}": values for name, values in by_name.items()}
-        for eps in found.radii[norm]:
-            if outcomes := found.at(norm, eps):
+        for eps in result.radii[norm]:
+            if outcomes := result.at(norm, eps):
                 arrays[f"broken_{norm}_{eps:g}"] = np.any([o.broken for o in outcomes], 0)
     return arrays
 
 
 def _draw_curves(
-    found: evaluation.Evaluation,
+    result: evaluation.Evaluation,
     folder: Path,
     name: str,
     radii: Mapping[str, Mapping[str, float]],
 ) -> None:
     """The error curves of the nearest images, as lines of JSON and as pictures."""
     lines = []
-    for norm, by_name in found.distances.items():
+    for norm, by_name in result.distances.items():
         if not by_name:
             continue
-        distances, table = found.nearest(norm), radii[norm]["table"]
+        distances, table = result.nearest(norm), radii[norm]["table"]
         epsilons = np.linspace(0, max(radii[norm]["largest"], table), 101)
         errors = np.asarray(curves.error_at(distances, epsilons))
         for eps, error in zip(epsilons, errors, strict=True):
@@ -265,17 +276,19 @@ def _draw_curves(
         files.write(folder / "curve.jsonl", "".join(lines))
 
 
-def _write_images(found: evaluation.Evaluation, folder: Path, x: np.ndarray, y: np.ndarray) -> None:
+def _write_images(
+    result: evaluation.Evaluation, folder: Path, x: np.ndarray, y: np.ndarray
+) -> None:
     def write(name: str, x_adv: np.ndarray, **more: np.ndarray) -> None:
         x_adv = np.moveaxis(x_adv, -1, 1) if x_adv.ndim == 4 else x_adv
         files.write_arrays(folder / f"adversarial_{name}.npz", adv_complete=x_adv, y=y, **more)
 
-    for norm, values in found.radii.items():
-        if found.distances[norm]:
-            write(norm, found.nearest_points[norm], distance=found.nearest(norm))
+    for norm, values in result.radii.items():
+        if result.distances[norm]:
+            write(norm, result.nearest_points[norm], distance=result.nearest(norm))
         for eps in values:
             x_adv = x.copy()
-            outcomes = found.at(norm, eps)
+            outcomes = result.at(norm, eps)
             for outcome in reversed(outcomes):  # the first that broke an image has the last word
                 x_adv[outcome.broken] = outcome.x_adv[outcome.broken]
             if outcomes:

@@ -271,8 +271,8 @@ def pareto(errors: Mapping[str, ArrayLike], *, front: Collection[str]) -> Figure
     >>> figure.axes[0].get_xlabel()
     'clean error (%)'
     """
-    pairs = {name: np.asarray(found, float).reshape(-1, 2) for name, found in errors.items()}
-    means = {name: found.mean(0) for name, found in pairs.items() if len(found)}
+    pairs = {name: np.asarray(points, float).reshape(-1, 2) for name, points in errors.items()}
+    means = {name: points.mean(0) for name, points in pairs.items() if len(points)}
     if not means:
         raise ValueError("pareto has no errors to draw.")
     figure = Figure(figsize=(5.2, 3.8), layout="constrained")

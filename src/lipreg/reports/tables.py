@@ -48,12 +48,12 @@ def _choices(workdir: Path, wanted: _Wanted) -> list[tuple[str, int]]:
     """
     storage.read_config(workdir)  # says what is no run
     there = evaluations.places(workdir, wanted.norms)
-    found = [
+    choices = [
         (split, n)
         for protocol, split, n in there
         if protocol == wanted.protocol and wanted.split in ("", split) and wanted.examples in (0, n)
     ]
-    if not found:
+    if not choices:
         had = ", ".join("_".join(map(str, key)) for key in there)
         if not had and (workdir / "evaluation.json").is_file():
             had = "that of an earlier version"
@@ -61,9 +61,9 @@ def _choices(workdir: Path, wanted: _Wanted) -> list[tuple[str, int]]:
         raise ValueError(
             f"{workdir} has not been evaluated by {wanted.protocol} in {', '.join(wanted.norms)}"
             f"{f' on {images}' if images != 'images' else ''}{f', it has {had}' if had else ''}: "
-            f"run {evaluations.command(workdir, wanted.protocol)}."
+            f"run {evaluations.command(workdir, wanted.protocol, wanted.norms)}."
         )
-    return found
+    return choices
 
 
 def _one_of_all(workdirs: Sequence[Path], wanted: _Wanted) -> tuple[str, int]:
@@ -100,18 +100,20 @@ def _run(workdir: Path, split: str, n: int, wanted: _Wanted) -> _Run:
 def _measured(run: _Run, protocol: str | None) -> dict[str, Any]:
     """What all runs of a table must share: images, attack and, with AutoAttack, its radii."""
     data, record = run.config.data, run.record
-    fields = ["name", "side", *(["dir"] if data.name == "folder" else [])]
+    outside = data.name == "folder" or data.name.endswith(".npz")  # `dir` says which
+    fields = ["name", "side", "bounds", *(["dir"] if outside else [])]
     drawn = f" ({data.validation:g} of the images, by seed {data.seed})"
     shared = {
         "data": {name: data[name] for name in fields},
         "split": record["split"] + drawn * (record["split"] == "validation"),
         "n": record["n"],
         "protocol": record["protocol"],
+        "attacks": record.get("attacks", {}),  # earlier versions did not record them
         "evaluation": record["settings"],
     }
     if protocol:
         norms = run.robust[protocol]["norms"]
-        shared["radii"] = {norm: list(found["errors"]) for norm, found in norms.items()}
+        shared["radii"] = {norm: list(numbers["errors"]) for norm, numbers in norms.items()}
     return shared
 
 
@@ -120,16 +122,19 @@ def _refusal(a: object, b: object, pairs: dict[str, tuple[Any, Any]]) -> ValueEr
     return ValueError(f"{a} and {b} do not go into one table: {fields}.")
 
 
-def _protocol(found: Sequence[_Run]) -> str | None:
+def _protocol(runs: Sequence[_Run]) -> str | None:
     """The strongest protocol with AutoAttack that all runs have; None if some run has none.
 
     Raises: ValueError for runs that have none in common.
     """
-    if not all(run.robust for run in found):
+    if not all(run.robust for run in runs):
         return None
-    common = [protocol for protocol in AUTOATTACK if all(protocol in run.robust for run in found)]
+    common = [protocol for protocol in AUTOATTACK if all(protocol in run.robust for run in runs)]
     if not common:
-        a, b = found[0], next(run for run in found if not run.robust.keys() & found[0].robust)
+        a, b = (
+            runs[0],
+            next(run for run in runs if not run.robust.keys() & runs[0].robust),
+        )
         raise _refusal(a.workdir, b.workdir, {"protocol": (min(a.robust), min(b.robust))})
     return common[0]
 
@@ -142,25 +147,25 @@ def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
     columns: dict[str, float] = {}
     points: dict[str, list[tuple[float, float]]] = {}
     flags = 0
-    for norm, found in record["norms"].items():
+    for norm, numbers in record["norms"].items():
         points[norm] = []
-        short = [f"{float(eps):.3g}" for eps in found["errors"]]
-        names = short if len(set(short)) == len(short) else list(found["errors"])
-        for name, (eps, breakdown) in zip(names, found["errors"].items(), strict=True):
+        short = [f"{float(eps):.3g}" for eps in numbers["errors"]]
+        names = short if len(set(short)) == len(short) else list(numbers["errors"])
+        for name, (eps, breakdown) in zip(names, numbers["errors"].items(), strict=True):
             error = list(breakdown.values())[-1]  # after the last attack
             points[norm].append((float(eps), error))
             columns[f"% AutoAttack error at {norm} {name}"] = round(100 * error, 4)
-        flags += sum(check["status"] != "pass" for check in found["checks"])
+        flags += sum(check["status"] != "pass" for check in numbers["checks"])
     return columns | {"masking flags": flags}, points
 
 
-def _rows(found: Sequence[_Run]) -> dict[str, list[_Run]]:
+def _rows(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
     """The runs of each row by its name: those whose configs differ only in their seeds.
 
     Raises: ValueError for two runs of the same config and seed, which would count as two seeds.
     """
     rows: dict[str, list[_Run]] = {}
-    for run in found:
+    for run in runs:
         identity = json.dumps(run.config.to_dict() | {"seed": None}, sort_keys=True)
         members = rows.setdefault(identity, [])
         for other in members:
@@ -210,15 +215,15 @@ def table(
     """
     paths, wanted = [Path(w) for w in workdirs], _Wanted(protocol, norms, split, examples)
     split, n = _one_of_all(paths, wanted)
-    found = [_run(path, split, n, wanted) for path in paths]
-    auto = _protocol(found)
-    first, *others = found
+    runs = [_run(path, split, n, wanted) for path in paths]
+    auto = _protocol(runs)
+    first, *others = runs
     for run in others:
         pairs = differing(_measured(first, auto), _measured(run, auto))
         if pairs:
             raise _refusal(first.workdir, run.workdir, pairs)
     rows, distances, marked = {}, {}, {}
-    groups = _rows(found)
+    groups = _rows(runs)
     for name, members in groups.items():
         robust = [_robust(run.robust[auto]) if auto else ({}, {}) for run in members]
         columns = [run.record["row"] | more for run, (more, _) in zip(members, robust, strict=True)]
