@@ -335,7 +335,7 @@ def test_a_strangers_attack_runs_beside_the_others_and_is_not_believed(model, tm
     alone = [one.distances["l2"]["nearest"] for one in (again, found)]
     np.testing.assert_allclose(*alone, rtol=1e-5)
     np.testing.assert_array_equal(again.others["l2"]["mine"][eps].broken, mine[eps].broken)
-    with pytest.raises(ValueError, match="another attacks"):
+    with pytest.raises(ValueError, match="another attack code, attacks"):
         run(folder=tmp_path)
     rewritten = others | {"liar": lambda *args, **options: liar(*args, **options) / 2}
     rewritten["liar"].__signature__ = inspect.signature(liar)

@@ -55,6 +55,17 @@ def test_the_gradient_is_clipped_before_it_is_decayed_and_steps_are_accumulated(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), second, expected)
 
 
+def any_options(rate, **options):
+    return optax.sgd(rate, **options)
+
+
+def test_an_optimizer_of_ones_own_may_take_any_options():
+    tx = optimizers.build(f"{__name__}:any_options", 0.1, momentum=0.5)
+    jax.tree.map(np.testing.assert_allclose, step(tx), step(optax.sgd(0.1, momentum=0.5)))
+    with pytest.raises(ValueError, match=r"any_options' makes no step .* unexpected keyword"):
+        optimizers.build(f"{__name__}:any_options", 0.1, beta=0.5)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [

@@ -129,6 +129,10 @@ def test_strengths_and_options_of_an_objective_are_read_from_its_signature(folde
         ({"train.optimizer": "adamw(clip=1)"}, r"adamw\(clip=1\); write config.train.clip = 1"),
         ({"train.optimizer": "adamw(b9=1)"}, "No option 'b9' of the optimizer 'adamw'"),
         ({"train.optimizer": "adam", "train.momentum": 0.5}, r"train.momentum = 0.5; only sgd"),
+        (
+            {"train.optimizer": "sgd_of:mine", "train.momentum": 0.5},
+            "train.momentum = 0.5; only sgd",
+        ),
         ({"train.ramped": "lam"}, r"has no lam to grow: it has beta, eps, and"),
         ({"data.bounds": (1.0, -1.0)}, r"config.data.bounds = \(1.0, -1.0\); .* \(low, high\)"),
         ({"data.flip": True}, r"config.data.flip = True; it is for images, .* shape \[5\]"),

@@ -171,7 +171,7 @@ def _programs(
     """A hash of what others' attacks compute: with another code, a name is another attack."""
 
     def text(name: str, attack: Callable[..., Array], norm: str) -> np.ndarray:
-        eps = (jnp.float32(0.5),) if has_radius(name, attack) else ()
+        eps = (0.5,) if has_radius(name, attack) else ()
         run = partial(outsider(name, attack), norm=NORMS[norm], bounds=subject.bounds)
         images = subject.keys[:1], subject.model, subject.x[:1], subject.y[:1]
         program = jax.jit(lambda *args: run(*args)).lower(*images, *eps).as_text()

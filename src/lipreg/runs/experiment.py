@@ -39,11 +39,6 @@ def key_for(config: Config, use: str) -> Array:
     return jax.random.fold_in(jax.random.key(config.seed), uses.index(use))
 
 
-def _keys(key: Array, rows: Array) -> Array:
-    """A key per example, whatever batch it comes in."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
-
-
 def _split(config: Config, split: str, examples: int) -> Any:
     """A split as the config has it; of a streamed set, but for training, so many images of it."""
     d = config.data
