@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 from lipreg import batching, datasets, models, objectives, optimizers, training
 from lipreg.evaluation import masking
+from lipreg.evaluation.checks import answered
 from lipreg.evaluation.masking import masking_report, to_markdown, verdict
 from lipreg.norms import L1, L2, lp
 
@@ -224,14 +225,14 @@ def test_other_norms_boxes_two_classes_and_the_last_batch_are_served(norm):
     ],
 )
 def test_a_status_follows_from_the_share_of_images(name, count, n, status):
-    check = masking._check(name, count, n)
+    check = answered(name, count, n)
     assert (check.name, check.value, check.status) == (name, count / n, status)
     assert f": {count} of {n} images ({100 * count / n:.1f} %). " in check.sentence
     assert check.sentence.endswith("No sign of masking.") == (status == "pass")
 
 
 def test_the_verdict_is_the_worst_status_and_the_table_has_a_line_for_each():
-    checks = [masking._check("steps", count, 100) for count in (0, 4, 50)]
+    checks = [answered("steps", count, 100) for count in (0, 4, 50)]
     assert [verdict(checks[:n]) for n in (1, 2, 3)] == ["pass", "warn", "fail"]
     *_, line = to_markdown(checks[2:]).splitlines()
     assert line == f"| steps | fail | 0.5 | {checks[2].sentence} |"
