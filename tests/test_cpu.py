@@ -13,6 +13,7 @@ from lipreg.training import cpu
 CONVOLUTIONS = """
 import os
 from lipreg import convolution
+from lipreg.training import cpu
 cpu.tune()
 cpu.tune()
 import jax, jax.numpy as jnp, numpy as np
@@ -33,6 +34,7 @@ print(float(value), *(float(jnp.abs(g).sum()) for g in gradients))
 
 FAULTS = """
 import resource, sys
+from lipreg.training import cpu
 if sys.argv[1:] == ["tuned"]:
     cpu.tune()
 import jax, jax.numpy as jnp
