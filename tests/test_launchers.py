@@ -16,6 +16,7 @@ DIGITS = f"--config={CONFIGS}/digits.py"
 DRIVER = """
 import json, os, runpy, sys
 import absl.app, matplotlib.figure, orbax.checkpoint
+from lipreg import reports, runs
 sys.path.insert(0, "experiments")
 for argv, out in json.load(sys.stdin):
     child = os.fork()
