@@ -28,7 +28,8 @@ FORMS = {
     **{(name, "difference"): 2 for name in PENALISED},
     **{("lip_excess", method): 1 for method in ("gradient", "pairs")},
 }
-each_form = pytest.mark.parametrize(("name", "method"), FORMS)
+# J1 is J2 in another norm, without other products.
+each_form = pytest.mark.parametrize(("name", "method"), [form for form in FORMS if form[0] != "j1"])
 
 
 @cache
