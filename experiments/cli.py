@@ -4,15 +4,17 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
+from tqdm import tqdm
 
 from lipreg import parallel
+from lipreg.progress import lines
 from lipreg.runs.config import leaves
 from lipreg.training import cpu
 
@@ -125,6 +127,18 @@ def _unraisable(raised: Any) -> None:
     # TensorStore's reads and writes that end when Orbax has already said what broke.
     if str(raised.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(raised)
+
+
+@contextmanager
+def progress(silent: bool) -> Iterator[Callable[[str], None] | None]:
+    """What shows a message: beside a clock on a terminal, else as a line now and then."""
+    if silent or not parallel.is_main():
+        yield None
+    elif not sys.stderr.isatty():
+        yield lines()
+    else:
+        with tqdm(bar_format="{elapsed} {desc}") as bar:
+            yield bar.set_description_str
 
 
 def run(
