@@ -62,7 +62,10 @@ BAD = {
         lambda: objectives.j2_lip(net, X, Y, eps=-1.0, lam=0.1),
         "eps = -1.0; a radius",
     ),
-    "a number as key": (lambda: attacks.pgd(0, net, X, Y, 0.1), "key: 0 is no key; make one with"),
+    "a number as key": (
+        lambda: attacks.pgd(0, net, X, Y, 0.1),
+        "A key of 0; make it with jax.random.key",
+    ),
     "a curve in another norm": (
         lambda: curves.error_curve(KEY, net, X, Y, GRID, attack=attacks.fgsm, norm=L2),
         "norm = L2, and fgsm attacks in LINF",

@@ -38,8 +38,8 @@ def train_run(
         begun = state = experiment.state if restored is None else restored
         first = int(begun.step)
         bar = stack.enter_context(_bar(experiment, first, label(config), silent))
-        if first == experiment.steps and not _quiet(silent):
-            bar.write(f"{workdir} is trained already: step {first} of {first}.")
+        if restored is not None and not _quiet(silent):
+            bar.write(_resumed(experiment, workdir, first))
         log = stack.enter_context(storage.Log(workdir, first))
         advance = _advancing(bar, experiment)
         for state, parts in training.fit(
@@ -175,6 +175,15 @@ def _validate(experiment: Experiment, state: training.State) -> dict[str, float]
         dataset.y[:n],
     )
     return {name: float(values.mean()) for name, values in errors.items()}
+
+
+def _resumed(experiment: Experiment, workdir: str | Path, step: int) -> str:
+    if step == experiment.steps:
+        return f"{workdir} is trained already: step {step} of {step}."
+    rows = storage.metrics(workdir)
+    there = rows[-1]["step"] if rows else step
+    lost = f"; its reports had got to step {there}" if there > step else ""
+    return f"{workdir} goes on from step {step} of {experiment.steps}{lost}."
 
 
 def _bar(experiment: Experiment, first: int, name: str, silent: bool) -> Any:
