@@ -379,10 +379,10 @@ OF_ALL = [
     ({"y": jax.nn.one_hot(Y, 3)}, r"y has shape \[8, 3\], dtype float32; want classes \[8\]"),
     ({"y": Y.at[0].set(-1)}, "y has values from -1 to 2; logits_fn has 0 to 2"),
     ({"y": Y + 1}, "y has values from 1 to 3; logits_fn has 0 to 2"),
-    ({"logits_fn": lambda x: x}, r"must return \[8, K\]; it returned \(8, 4, 4, 1\)"),
-    ({"logits_fn": lambda x: net(x)[:1]}, r"must return \[8, K\]; it returned \(1, 3\)"),
+    ({"logits_fn": lambda x: x}, r"must return \[8, K\]; it returned \[8, 4, 4, 1\]"),
+    ({"logits_fn": lambda x: net(x)[:1]}, r"must return \[8, K\]; it returned \[1, 3\]"),
     ({"logits_fn": lambda x: (net(x), {})}, r"must return \[8, K\]; it returned tuple"),
-    ({"logits_fn": lambda x: net(x)[:, :1]}, "returned 1 class; an attack needs at least 2"),
+    ({"logits_fn": lambda x: net(x)[:, :1]}, r"returned one logit per image, \[8, 1\].*two_logits"),
 ]
 OF_PGD = [
     ({"steps": 0}, "steps = 0; it must be at least 1"),

@@ -74,7 +74,7 @@ BAD = {
     "mistyped field": (
         TRAIN,
         [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epoch=3"],
-        ["'epoch'. Did you mean \"epochs\""],
+        ["--config.train.epoch: no such field. Did you mean train.epochs?"],
     ),
     "text for a number": (
         TRAIN,

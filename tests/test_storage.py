@@ -49,11 +49,36 @@ def test_a_claimed_folder_is_taken_up_again_by_the_same_config_only(tmp_path):
     storage.claim(workdir, CONFIG)
     assert storage.read_config(workdir).to_dict() == CONFIG
     before = (workdir / "config.json").read_text()
+    (workdir / "checkpoints" / "20").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"train\.epochs \(3 there, 4 asked\)"):
         storage.claim(workdir, {"seed": 0, "train": {"epochs": 4, "sizes": (1, 2)}})
     with pytest.raises(ValueError, match=r"seed \(0 there, 'absent' asked\)"):
         storage.claim(workdir, {"train": {"epochs": 3, "sizes": (1, 2)}})
     assert (workdir / "config.json").read_text() == before
+
+
+def test_a_run_without_a_checkpoint_leaves_its_folder_free(tmp_path):
+    storage.claim(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text("")
+    storage.claim(tmp_path, CONFIG | {"seed": 1})
+    assert storage.read_config(tmp_path).seed == 1
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"name": "a package"}'])
+def test_a_foreign_config_is_no_run(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: it holds no config"):
+        storage.read_config(tmp_path)
+
+
+def test_reports_that_are_broken_are_said(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # by a kill
+    assert storage.metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    for line in ("[]", "{}", "nothing"):
+        path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+        with pytest.warns(UserWarning, match="line 2 is no report"):
+            assert storage.metrics(tmp_path) == [{"step": 1}]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -62,13 +62,15 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if not path.is_file():
         raise ValueError(f"{workdir} is not a run: it has no config.json.")
     config = files.read(path)
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not {"seed", "train"} <= config.keys():
         raise ValueError(f"{path} cannot be read: it holds no config.")
     return ConfigDict(_tuples(config))
 
 
 def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Refuse a folder that is not free for a run of `config`; the same run is resumed.
+
+    A run that has no checkpoint, because it diverged for instance, leaves its folder free.
 
     Raises: ValueError, naming the keys that differ, for a run with another config, and for a
     file, and for a folder with other things in it.
@@ -80,6 +82,8 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
         if not (workdir / "config.json").exists():
             raise ValueError(f"workdir = {workdir} is not empty and not a run; name a new folder.")
+        if not any((workdir / "checkpoints").glob("[0-9]*")):
+            return
         changed = [
             f"{name} ({there!r} there, {asked!r} asked)"
             for name, (there, asked) in differing(
@@ -148,14 +152,24 @@ def about() -> dict[str, Any]:
 
 
 def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    """The rows of metrics.jsonl up to the first that is none, with a warning.
+
+    A last line cut short by a kill is left out without a word.
+    """
     rows = []
     path = Path(workdir) / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
+            row = None
+        if not isinstance(row, dict) or "step" not in row:
+            if number < len(lines):
+                lost = f"{path}: line {number} is no report; it and those after it are left out."
+                warnings.warn(lost, stacklevel=2)
             break
+        rows.append(row)
     return rows
 
 
