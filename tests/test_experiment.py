@@ -18,7 +18,7 @@ from flax import linen, nnx
 from lipreg import attacks, curves, datasets, models, objectives, reports, runs
 from lipreg.evaluation.protocols import grid
 from lipreg.norms import LINF
-from lipreg.runs import storage
+from lipreg.runs import logs
 
 PGD = "evaluations/pgd_test_16"
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -106,7 +106,7 @@ def test_every_config_trains_end_to_end(name, row, tmp_path):
     state = runs.train_run(prepared, tmp_path / "run", silent=True)
     assert int(state.step) == 6
     chex.assert_tree_all_finite((state.params, state.model_state))
-    last = storage.metrics(tmp_path / "run")[-1]
+    last = logs.metrics(tmp_path / "run")[-1]
     assert {"step", "objective", "validation_error", "validation_error_pgd"} <= last.keys()
     assert last["validation_error"] <= last["validation_error_pgd"]
     chex.assert_trees_all_equal_shapes(state.params, prepared.state.params)
@@ -140,7 +140,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path, monkeypatch):
     config = tiny(**{"train.ema": 0.9, "data.pad": 1, "data.flip": True})
     whole = runs.train_run(runs.prepare(config), tmp_path / "whole", silent=True)
 
-    write = storage.Log.write
+    write = logs.Log.write
 
     def killed(self, step, row):
         write(self, step, row)
@@ -149,15 +149,15 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path, monkeypatch):
 
     config.report.every_steps = 1
     with monkeypatch.context() as patch:
-        patch.setattr(storage.Log, "write", killed)
+        patch.setattr(logs.Log, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             runs.train_run(runs.prepare(config), tmp_path / "killed", silent=True)
-    seen = [row["step"] for row in storage.metrics(tmp_path / "killed")]
+    seen = [row["step"] for row in logs.metrics(tmp_path / "killed")]
     assert seen == [1, 2, 3, 4, 5]
     resumed = runs.train_run(runs.prepare(config), tmp_path / "killed", silent=True)
     drop_key = lambda s: (s.params, s.opt_state, s.ema, s.step)
     chex.assert_trees_all_close(drop_key(resumed), drop_key(whole), rtol=1e-6)
-    assert [row["step"] for row in storage.metrics(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in logs.metrics(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
 
     config.strengths.lam = 7.0
     with pytest.raises(ValueError, match=r"strengths.lam \(0.\d+ there, 7.0 asked\)"):

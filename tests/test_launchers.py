@@ -170,6 +170,7 @@ FIELDS = [
     ("strengths.eps=-0.1", ["--config.strengths.eps=-0.1"]),
     ("strengths.eps=inf", ["--config.strengths.eps=inf"]),
     ("strengths.lam=nan", ["--config.strengths.lam=nan"]),
+    ("report.logs=('jsonl','mlflow')", ["mlflow", "jsonl, tensorboard, wandb"]),
     ("report.pgd.norm=l7", ["'l7'", "l1, l2, linf"]),
     ("evaluation.radii=0", ["--config.evaluation.radii=0"]),
 ]
@@ -184,6 +185,11 @@ PROGRAMS = sorted(f"experiments/{path.name}" for path in (ROOT / "experiments").
 PROGRAMS.remove("experiments/cli.py")  # shared by the launchers
 HELP = {f"{script} --help": (script, ["--help"], ()) for script in PROGRAMS}
 HELP |= {f"{TRAIN} {flag}": (TRAIN, [flag], ()) for flag in ("-h", "--helpfull")}
+HELP["fields of a config"] = (
+    TRAIN,
+    [f"{DIGITS}:j2", "--config.train.epochs=7", "--helpshort"],
+    ("--config.train.epochs=7  (int)", "--config.strengths.eps=0.4  (float)"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +243,8 @@ def test_help_is_what_the_program_does_and_its_flags(case, outcomes):
     assert out.startswith(script.read_text().removeprefix('"""').splitlines()[0])
     assert "--helpfull" in out if "full" not in case else "--compile_cache" in out
     assert "\n  --" in out
+    for word in HELP[case][2]:
+        assert word in out
 
 
 def test_the_mistakes_wrote_nothing_into_the_project(outcomes):

@@ -14,7 +14,7 @@ import numpy as np
 
 from lipreg import batching, datasets, parallel, training
 from lipreg.progress import lines
-from lipreg.runs import storage
+from lipreg.runs import logs, storage
 from lipreg.runs.config import label
 from lipreg.runs.experiment import Experiment, key_for
 
@@ -40,7 +40,7 @@ def train_run(
         bar = stack.enter_context(_bar(experiment, first, label(config), silent))
         if restored is not None and not _quiet(silent):
             bar.write(_resumed(experiment, workdir, first))
-        log = stack.enter_context(storage.Log(workdir, first))
+        log = stack.enter_context(_log(experiment, workdir, first))
         advance = _advancing(bar, experiment)
         for state, parts in training.fit(
             experiment.program.step,
@@ -81,7 +81,10 @@ def train_vmapped(
         first = int(states[0].step)
         bar = stack.enter_context(_bar(lead, first, f"{len(states)} runs", silent))
         advance = _advancing(bar, lead)
-        logs = [stack.enter_context(storage.Log(workdir, first)) for workdir in workdirs]
+        written = [
+            stack.enter_context(_log(experiment, workdir, first))
+            for experiment, workdir in zip(experiments, workdirs, strict=True)
+        ]
         for state, parts in training.fit(
             jax.vmap(lead.program.step),
             _stacked(states),
@@ -94,7 +97,7 @@ def train_vmapped(
             states = [jax.tree.map(lambda a, k=k: a[k], state) for k in range(len(states))]
             for k, experiment in enumerate(experiments):
                 row = _numbers({name: values[k] for name, values in parts.items()})
-                _record(experiment, states[k], row, logs[k], managers[k])
+                _record(experiment, states[k], row, written[k], managers[k])
             advance(int(states[0].step), {"objective": float(np.mean(parts["objective"]))})
     return states
 
@@ -107,6 +110,11 @@ def _claimed(experiment: Experiment, workdir: str | Path, stack: ExitStack) -> A
     storage.claim(workdir, config, steps=experiment.steps)
     manager = storage.checkpoints(workdir, keep=experiment.config.report.keep)
     return stack.enter_context(manager)
+
+
+def _log(experiment: Experiment, workdir: str | Path, step: int) -> logs.Log:
+    config = experiment.config
+    return logs.Log(workdir, step, config.report.logs, config.to_dict())
 
 
 def _restored(experiments: Sequence[Experiment], managers: Sequence[Any]) -> list[training.State]:
@@ -145,7 +153,7 @@ def _record(
     experiment: Experiment,
     state: training.State,
     row: dict[str, float],
-    log: storage.Log,
+    log: logs.Log,
     manager: Any,
 ) -> dict[str, float]:
     """Write a report's row and, where they are due, validation errors and a checkpoint."""
@@ -180,7 +188,7 @@ def _validate(experiment: Experiment, state: training.State) -> dict[str, float]
 def _resumed(experiment: Experiment, workdir: str | Path, step: int) -> str:
     if step == experiment.steps:
         return f"{workdir} is trained already: step {step} of {step}."
-    rows = storage.metrics(workdir)
+    rows = logs.metrics(workdir)
     there = rows[-1]["step"] if rows else step
     lost = f"; its reports had got to step {there}" if there > step else ""
     return f"{workdir} goes on from step {step} of {experiment.steps}{lost}."
