@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import QUICK
 
 from lipreg import attacks, batching, datasets, models, objectives, optimizers, parallel, training
 from lipreg.evaluation import Stage, cascade
@@ -119,7 +120,7 @@ def processes(script, *arguments, count):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"XLA_FLAGS": QUICK}
     together = lambda n: [f"--processes={address},{count},{n}"] if count > 1 else []
     return [
         subprocess.Popen(
