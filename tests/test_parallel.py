@@ -44,9 +44,9 @@ def fifty_steps(**options):
     return jax.device_get((state.params, state.model_state)), parts
 
 
-def test_two_four_and_eight_devices_train_the_parameters_of_one():
+def test_two_and_eight_devices_train_the_parameters_of_one():
     expected, parts = fifty_steps()
-    for devices in (2, 4, 8):
+    for devices in (2, 8):
         with parallel.over(jax.devices()[:devices]):
             found, found_parts = fifty_steps()
         chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
