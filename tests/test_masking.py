@@ -174,7 +174,7 @@ def test_a_planted_mask_is_flagged(planted, name):
     assert SEEN_BY[name] in flags(planted(name, "undefended"))
 
 
-# On a network that was trained to resist, whatever sees it: where another check than above does.
+# On a network that was trained to resist, whatever sees it: three whose gradient looks sound.
 @pytest.mark.parametrize("name", ["a steep tanh", "a thermometer", "rings"])
 def test_a_planted_mask_is_flagged_on_a_network_that_resists(planted, name):
     assert verdict(planted(name, "fgsm")) != "pass"
