@@ -104,7 +104,7 @@ def _tensorboard(workdir: Path, step: int, config: Any, stack: ExitStack) -> Wri
 def _wandb(workdir: Path, step: int, config: Any, stack: ExitStack) -> Write:
     """Weights & Biases; WANDB_MODE=offline needs no network."""
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
             "report.logs has wandb, which is not installed: pip install 'lipreg[wandb]'."
