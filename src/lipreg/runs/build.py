@@ -29,11 +29,15 @@ from lipreg import (
     optimizers,
     training,
 )
+from lipreg.boundary import misclassified
 from lipreg.doors import called, named, told
 from lipreg.runs.checks import check
 from lipreg.runs.config import Config, objective
+from lipreg.training import overfitting
 
-__all__ = ["Parts", "Program", "network", "parts", "program"]
+__all__ = ["CLEAN", "ROBUST", "Parts", "Program", "network", "parts", "program"]
+
+CLEAN, ROBUST = "validation_error", "validation_error_pgd"  # of a report's numbers
 
 
 class Parts(NamedTuple):
@@ -46,6 +50,7 @@ class Parts(NamedTuple):
       optimizer: `number of steps -> optax.GradientTransformation`.
       augment: see `training.make_step`.
       wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
+      gap: likewise under FGSM and under PGD-10.
       ema: decay of the averaged weights; 0 for none.
       ramp: a strength and the fraction of training over which it grows.
     """
@@ -56,6 +61,7 @@ class Parts(NamedTuple):
     optimizer: Callable[[int], optax.GradientTransformation]
     augment: Callable[[Array, Array], Array]
     wrong: Callable[..., dict[str, Array]]
+    gap: Callable[..., dict[str, Array]]
     ema: float
     ramp: tuple[str, float]
 
@@ -67,13 +73,14 @@ class Program(NamedTuple):
       apply: the network as a function, see `models.Network`.
       init: the first state of a run, `(key of the weights, key of the steps) -> State`.
       step: see `training.make_step`.
-      wrong: that of `Parts`.
+      wrong, gap: those of `Parts`.
     """
 
     apply: training.Apply
     init: Callable[[Array, Array], training.State]
     step: Callable
     wrong: Callable[..., dict[str, Array]]
+    gap: Callable[..., dict[str, Array]]
 
 
 def parts(config: Config) -> Parts:
@@ -96,7 +103,16 @@ def _parts(config: Config) -> Parts:
             keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps, bounds=d.bounds
         )
         distances = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=d.bounds)
-        return {"validation_error": distances == 0, "validation_error_pgd": distances < jnp.inf}
+        return {CLEAN: distances == 0, ROBUST: distances < jnp.inf}
+
+    def gap(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
+        within = {"norm": norm, "bounds": d.bounds}
+        one = attacks.fgsm(keys, logits_fn, x, y, pgd.eps, **within)
+        ten = attacks.pgd(keys, logits_fn, x, y, pgd.eps, steps=10, **within)
+        return {
+            overfitting.FGSM: misclassified(logits_fn, one, y),
+            overfitting.PGD: misclassified(logits_fn, ten, y),
+        }
 
     made = Parts(
         network(config),
@@ -105,6 +121,7 @@ def _parts(config: Config) -> Parts:
         partial(_optimizer, t),
         partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
         jax.jit(wrong),
+        jax.jit(gap),
         t.ema,
         (t.ramped, t.ramp),
     )
@@ -194,7 +211,7 @@ def _program(parts: Parts, classes: int, shape: tuple[int, ...], steps: int) -> 
         ema_decay=parts.ema,
         ramp=(name, round(fraction * steps)) if round(fraction * steps) else None,
     )
-    return Program(net.apply, jax.jit(init), step, parts.wrong)
+    return Program(net.apply, jax.jit(init), step, parts.wrong, parts.gap)
 
 
 def program(parts: Parts, dataset: datasets.Dataset, steps: int) -> Program:

@@ -5,6 +5,7 @@
     RUN/metrics.jsonl    one line per report: step and numbers
     RUN/tensorboard/     the same for TensorBoard
     RUN/checkpoints/     Orbax, the newest few
+    RUN/best/            with `report.keep_best`: a run that ends where PGD error was least
     RUN/lock             held while the run trains
 
 `experiments/evaluate.py` adds `evaluations/`, a folder for each.
@@ -162,7 +163,7 @@ def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 class Log:
     """Appends rows to metrics.jsonl and TensorBoard; old rows after `step` are dropped.
 
-    Of several processes the first one writes.
+    Of several processes the first one writes; all of them know the `rows`.
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int = 0):
@@ -171,19 +172,20 @@ class Log:
         from tensorboardX.event_file_writer import EventsWriter
 
         self._writes = parallel.is_main()
+        self.workdir = workdir = Path(workdir)
+        self.rows = [row for row in metrics(workdir) if row["step"] <= step]
         if not self._writes:
             return
-        workdir = Path(workdir)
-        kept = [row for row in metrics(workdir) if row["step"] <= step]
-        files.write(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        files.write(workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in self.rows))
         self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
         self._event(step + 1, session_log={"status": "START"})  # hides what came after
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
+        self.rows.append({"step": step, **row})
         if self._writes:
-            self._file.write(json.dumps({"step": step, **row}) + "\n")
+            self._file.write(json.dumps(self.rows[-1]) + "\n")
             for name, value in row.items():
                 self._event(step, summary={"value": [{"tag": name, "simple_value": value}]})
 

@@ -20,13 +20,13 @@ import numpy as np
 
 from lipreg import files, parallel, runs, training
 from lipreg.runs import build, storage
+from lipreg.runs.build import CLEAN, ROBUST
 from lipreg.runs.config import Config, leaves
 from lipreg.training import cpu
 
 __all__ = ["CLEAN", "ENGINES", "ROBUST", "outcome", "parse", "points", "run"]
 
 ENGINES = ("auto", "loop", "vmap", "ray")
-CLEAN, ROBUST = "validation_error", "validation_error_pgd"
 
 
 def parse(axes: Iterable[str]) -> dict[str, tuple[Any, ...]]:
