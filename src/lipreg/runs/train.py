@@ -130,7 +130,7 @@ def _fitted(
     rows: Sequence[dict[str, float]],
     say: Callable[[str], object],
 ) -> Iterator[tuple[training.State, dict[str, Any]]]:
-    """`training.fit` at a config's pace; where it asks for them, with the seconds of training so far.
+    """`training.fit` at a config's pace, with the seconds of training where it asks for them.
 
     `rows` are the reports until now, of which the last one knows the seconds before a resumption.
     """

@@ -1,4 +1,4 @@
-"""Catastrophic overfitting (2001.03994): a network resists one-step attacks, and no longer others."""
+"""Catastrophic overfitting (2001.03994): a network resists one-step attacks and no others."""
 
 from collections.abc import Mapping, Sequence
 
