@@ -328,8 +328,8 @@ def _caption(
         f"{plan.seeds} seeds for the best {plan.best} by validation, one for the others."
         if plan.seeds > 1
         else "One seed.",
-        "Against the best: a difference within the spread is at most sqrt(s² + s'²); s of a row of one "
-        "seed is the largest of the others.",
+        "Against the best: a difference within the spread is at most sqrt(s² + s'²); s of a row of "
+        "one seed is the largest of the others.",
         "Overfitted: where catastrophic overfitting begins, the error under PGD-10 rising by "
         f"{100 * overfitting.RISE:g} points, and that under FGSM not.",
         f"`{about['command']}`, {about['commit']}, {about['machine']}, "

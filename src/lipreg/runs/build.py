@@ -95,38 +95,45 @@ def parts(config: Config) -> Parts:
 
 @lru_cache(maxsize=64)
 def _parts(config: Config) -> Parts:
-    d, t, pgd = config.data, config.train, config.report.pgd
-    norm = norms.by_name(pgd.norm)
-
-    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
-        x_adv = attacks.pgd(
-            keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps, bounds=d.bounds
-        )
-        distances = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=d.bounds)
-        return {CLEAN: distances == 0, ROBUST: distances < jnp.inf}
-
-    def gap(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
-        within = {"norm": norm, "bounds": d.bounds}
-        one = attacks.fgsm(keys, logits_fn, x, y, pgd.eps, **within)
-        ten = attacks.pgd(keys, logits_fn, x, y, pgd.eps, steps=10, **within)
-        return {
-            overfitting.FGSM: misclassified(logits_fn, one, y),
-            overfitting.PGD: misclassified(logits_fn, ten, y),
-        }
-
+    d, t = config.data, config.train
+    wrong, gap = _wrong(FrozenConfigDict(config.report.pgd), d.bounds)
     made = Parts(
         network(config),
         bound_objective(config),
         _loss(config.loss),
         partial(_optimizer, t),
         partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
-        jax.jit(wrong),
-        jax.jit(gap),
+        wrong,
+        gap,
         t.ema,
         (t.ramped, t.ramp),
     )
     made.optimizer(1)  # refused now, not when the data have been read
     return made
+
+
+# For equal attacks the same functions: whatever is trained, they are compiled once per network.
+@lru_cache(maxsize=64)
+def _wrong(report: Config, bounds: tuple[float, float]) -> tuple[Callable, Callable]:
+    """`Parts.wrong` and `Parts.gap`."""
+    norm, eps = norms.by_name(report.norm), report.eps
+
+    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
+        x_adv = attacks.pgd(
+            keys, logits_fn, x, y, eps, norm=norm, steps=report.steps, bounds=bounds
+        )
+        distances = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
+        return {CLEAN: distances == 0, ROBUST: distances < jnp.inf}
+
+    def gap(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
+        one = attacks.fgsm(keys, logits_fn, x, y, eps, norm=norm, bounds=bounds)
+        ten = attacks.pgd(keys, logits_fn, x, y, eps, norm=norm, bounds=bounds, steps=10)
+        return {
+            overfitting.FGSM: misclassified(logits_fn, one, y),
+            overfitting.PGD: misclassified(logits_fn, ten, y),
+        }
+
+    return jax.jit(wrong), jax.jit(gap)
 
 
 def network(config: Config) -> Callable[[int, tuple[int, ...]], models.Network]:

@@ -19,7 +19,7 @@ from lipreg.runs.config import label
 from lipreg.runs.experiment import Experiment, key_for
 from lipreg.training import overfitting
 
-__all__ = ["train_run", "train_vmapped"]
+__all__ = ["train_run", "train_vmapped", "validation_errors"]
 
 
 def train_run(
@@ -180,9 +180,9 @@ def _record(
     last = step == experiment.steps
     due = lambda every: last or (rest == 0 and epoch % every == 0)
     if due(report.validate_every_epochs):
-        row |= _errors(experiment, state, experiment.program.wrong, report.examples)
+        row |= validation_errors(experiment, state, experiment.program.wrong, report.examples)
     if report.gap_examples:
-        row |= _errors(experiment, state, experiment.program.gap, report.gap_examples)
+        row |= validation_errors(experiment, state, experiment.program.gap, report.gap_examples)
     best = ROBUST in row and all(row[ROBUST] < other.get(ROBUST, np.inf) for other in log.rows)
     log.write(step, row)
     if overfitting.overfitted(log.rows) == step:
@@ -206,7 +206,7 @@ def _keep_best(config: Any, workdir: Path, state: training.State) -> None:
         storage.save(manager, step, state)
 
 
-def _errors(
+def validation_errors(
     experiment: Experiment, state: training.State, wrong: Callable, examples: int
 ) -> dict[str, float]:
     """Errors on so many images of the validation split."""
