@@ -38,8 +38,9 @@ for argv, out in json.load(sys.stdin):
 """
 
 # (the case, arguments after the script, what the one line must contain)
-TRAIN, EVALUATE, CERTIFY, TABLE, DEMO = (
-    f"experiments/{name}.py" for name in ("train", "evaluate", "certify", "table", "demo")
+TRAIN, EVALUATE, CERTIFY, TABLE, DEMO, COMPARE = (
+    f"experiments/{name}.py"
+    for name in ("train", "evaluate", "certify", "table", "demo", "compare")
 )
 BAD = {
     "unknown flag": (TRAIN, [f"{DIGITS}:j2", "--wrkdir={out}"], ["wrkdir"]),
@@ -141,6 +142,22 @@ BAD = {
     "negative sigma": (CERTIFY, ["--run={out}", "--sigma=-1"], ["sigma", "-1"]),
     "no runs": (TABLE, [], ["RUN RUN"]),
     "a table of what is no run": (TABLE, ["docs", "--out={out}"], ["docs", "not a run"]),
+    "unknown recipe": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j9"],
+        ["--rows=j9", "j0, weight_decay, j1"],
+    ),
+    "a recipe without values": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--own=j2 strengths.eps"],
+        ["strengths.eps", "NAME=VALUE"],
+    ),
+    "a recipe without its strengths": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--trials=1", "--own=j2"],
+        ["config.strengths.eps = nan", "j2 needs it"],
+    ),
+    "no radius": (COMPARE, [DIGITS, "--workdir={out}", "--eps=0"], ["--eps=0"]),
     "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),
 }
 # Values of config fields: (override, what the line must contain)

@@ -8,7 +8,8 @@ whose parts the library does not have are left out.
 from collections.abc import Mapping
 from typing import Any
 
-from lipreg import objectives
+from lipreg import objectives, optimizers
+from lipreg.doors import called
 from lipreg.runs.compare import Recipe
 
 RADII = (1.0, 0.5, 1.5, 2.0)  # of training, in those of the attack
@@ -70,15 +71,40 @@ def recipes(
             at,
             approach="B",
         ),
-        "cure": Recipe("cure", tried(4.0, 1.0, 10.0, 0.3, h=l2), approach="C"),
+        "cure": Recipe("cure", tried(4.0, 1.0, 10.0, 0.3, eps=eps), at, approach="C"),
         "llr": Recipe("llr", tried(4.0, 1.0, 10.0, 2.0, mu=3.0, eps=eps), at, approach="C"),
         "jacobian": Recipe("jacobian", tried(0.01, 0.1, 0.001, 1.0), approach="C"),
+    }
+    made |= {
+        "sam": Recipe("j0", _optimizers("sam(rho={})", 0.05, 0.1, 0.2, 0.02), approach="B"),
+        "awp": Recipe(
+            "pgd_at",
+            _optimizers("awp(gamma={})", 0.01, 0.005, 0.002, 0.02, eps=eps),
+            at,
+            approach="B",
+        ),
+        "deep_relaxation": Recipe(
+            "j0", _optimizers("local_entropy(coupling={})", 0.01, 0.1, 0.001, 1.0), approach="B"
+        ),
     }
     if "lip_excess" in known:
         L0 = known["lip_excess"]["L0"]
         settings = tried(0.1, 1.0, 0.01, 0.3, L0=L0)
         made["lip_excess"] = Recipe("lip_excess", settings, approach="C")
-    return {name: recipe for name, recipe in made.items() if recipe.objective in objectives.__all__}
+    return {name: recipe for name, recipe in made.items() if _there(recipe)}
+
+
+def _there(recipe: Recipe) -> bool:
+    fields = {"train.optimizer": "sgd"} | dict(recipe.fields) | dict(recipe.settings[0])
+    optimizer = called(fields["train.optimizer"])[0]
+    return recipe.objective in objectives.__all__ and optimizer in (
+        *optimizers.NAMES,
+        *optimizers.__all__,
+    )
+
+
+def _optimizers(text: str, *values: float, **more: float) -> list[dict[str, Any]]:
+    return [{"train.optimizer": text.format(v), **_strengths(more)} for v in values]
 
 
 def _strengths(more: Mapping[str, Any]) -> dict[str, Any]:

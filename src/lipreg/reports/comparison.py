@@ -172,7 +172,7 @@ def _row(
 ) -> dict[str, float | str]:
     """A recipe's line but for what compares it with others."""
     setting = trained.recipe.settings[trained.k] if trained.recipe.settings else {}
-    short = ", ".join(f"{name.rpartition('.')[2]} {v:g}" for name, v in setting.items())
+    short = ", ".join(f"{name.rpartition('.')[2]} {_short(v)}" for name, v in setting.items())
     each = lambda number: curves.spread([number(seed) for seed in seeds]) if seeds else "diverged"
     steps = [overfitting.overfitted(seed["rows"]) for seed in seeds]
     overfitted = [
@@ -201,6 +201,10 @@ def _row(
     row["overfitted"] = ", ".join(overfitted) or "-"
     row["masking flags"] = each(lambda seed: _flags(seed["last"]))
     return row
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _last(values: np.ndarray) -> float:

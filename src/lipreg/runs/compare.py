@@ -24,6 +24,7 @@ from lipreg.runs import build, storage, sweep
 from lipreg.runs.build import ROBUST
 from lipreg.runs.config import Config, leaves, options, strengths
 from lipreg.runs.experiment import Experiment, key_for
+from lipreg.runs.train import fit_options
 
 __all__ = ["Plan", "Recipe", "Trained", "error", "fitting", "own", "pace", "point", "train"]
 
@@ -144,8 +145,9 @@ def pace(experiment: Experiment, seconds: float) -> dict[str, float]:
 
     Measured by training, at the speed of a run, for so many seconds and at least three reports.
     """
-    config, compiled = experiment.config, []
-    train = config.train
+    config = experiment.config
+    every = config.train.per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
+    compiled: list[float] = []
     begun, first, programs = time.perf_counter(), 0, 0
     spent: list[float] = []
     taken: list[int] = []
@@ -154,12 +156,9 @@ def pace(experiment: Experiment, seconds: float) -> dict[str, float]:
         experiment.state,
         config.strengths.to_dict(),
         experiment.training,
-        batch_size=train.batch_size,
-        steps=experiment.steps,
-        every=train.per_dispatch or (1 if jax.default_backend() == "cpu" else 16),
         key=key_for(config, "batches"),
-        per_dispatch=train.per_dispatch,
         started=compiled.append,
+        **fit_options(experiment) | {"every": every},
     ):
         now, step = time.perf_counter(), int(state.step)
         if len(compiled) == programs:  # nothing was compiled for this report

@@ -19,7 +19,7 @@ from lipreg.runs.config import label
 from lipreg.runs.experiment import Experiment, key_for
 from lipreg.training import overfitting
 
-__all__ = ["train_run", "train_vmapped", "validation_errors"]
+__all__ = ["fit_options", "train_run", "train_vmapped", "validation_errors"]
 
 
 def train_run(
@@ -134,7 +134,6 @@ def _fitted(
 
     `rows` are the reports until now, of which the last one knows the seconds before a resumption.
     """
-    train, report = experiment.config.train, experiment.config.report
     begun, seconds = time.perf_counter(), rows[-1].get("seconds", 0.0) if rows else 0.0
     first = True
 
@@ -146,20 +145,24 @@ def _fitted(
         first = False
 
     for state, parts in training.fit(
-        *args,
-        experiment.training,
-        batch_size=train.batch_size,
-        steps=experiment.steps,
-        every=report.every_steps,
-        key=key,
-        per_dispatch=train.per_dispatch,
-        started=started,
+        *args, experiment.training, key=key, started=started, **fit_options(experiment)
     ):
         seconds += time.perf_counter() - begun
-        if report.seconds:
+        if experiment.config.report.seconds:
             parts["seconds"] = np.full(np.shape(parts["objective"]), seconds)
         yield state, parts
         begun = time.perf_counter()
+
+
+def fit_options(experiment: Experiment) -> dict[str, int]:
+    """What `training.fit` takes from a config."""
+    train, report = experiment.config.train, experiment.config.report
+    return {
+        "batch_size": train.batch_size,
+        "steps": experiment.steps,
+        "every": report.every_steps,
+        "per_dispatch": train.per_dispatch,
+    }
 
 
 def _numbers(parts: dict[str, Any]) -> dict[str, float]:
