@@ -205,6 +205,13 @@ def test_a_recipe_that_is_none_is_refused_before_anything_is_trained(recipe, tol
     assert not (tmp_path / "new").exists()
 
 
+def test_a_recipe_may_have_a_network_of_its_own():
+    fields = {"model.name": "CNN", "model.settings": {"channels": (2, 3)}}
+    made = compare.point(config(), compare.Recipe("j0", [{}], fields), 0, PLAN, steps=1)
+    assert made.model.settings.to_dict() == {"channels": (2, 3)}
+    build.parts(made)
+
+
 def test_a_recipe_may_have_the_tanh_head_and_nothing_else_of_the_configs_row():
     plain, bent = (
         compare.point(config(), compare.Recipe(row, [{}]), 0, PLAN, steps=1)
@@ -328,9 +335,9 @@ def test_a_proved_bound_of_the_loss_is_above_its_largest_gradient(tmp_path):
 def test_gaps_are_drawn_with_the_step_at_which_overfitting_begins():
     rows = curve((0.5, 0.6), (0.1, 0.9))
     figure = comparison_plots.gaps({"j0": curve((0.5, 0.6)), "j1": rows, "j2": [{"step": 1}]})
-    lines = [[line.get_xdata() for line in axes.lines] for axes in figure.axes]
+    lines = [[np.asarray(line.get_xdata()) for line in axes.lines] for axes in figure.axes]
     assert [len(each) for each in lines] == [2, 3, 2]
-    assert list(lines[1][2]) == [20, 20]
+    assert lines[1][2].tolist() == [20, 20]
 
 
 # The launcher with the first attack of AutoAttack alone: tests/test_evaluation.py has them all.

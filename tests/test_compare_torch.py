@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def theirs(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    import compare_torch
+    import compare_torch  # pyright: ignore[reportMissingImports]
 
     return compare_torch
 

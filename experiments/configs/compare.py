@@ -8,7 +8,7 @@ whose parts the library does not have are left out.
 from collections.abc import Mapping
 from typing import Any
 
-from lipreg import objectives, optimizers
+from lipreg import losses, models, objectives, optimizers
 from lipreg.doors import called
 from lipreg.runs.compare import Recipe
 
@@ -87,6 +87,16 @@ def recipes(
             "j0", _optimizers("local_entropy(coupling={})", 0.01, 0.1, 0.001, 1.0), approach="B"
         ),
     }
+    network = {"channels": (16, 32), "hidden": 128, "padding": "own", "layer": "aol"}
+    lipschitz = {
+        "model.name": "LipschitzCNN",
+        "model.activation": "own",
+        "model.settings": {"dtype": "float32", **network},
+        **{"train.optimizer": "adam", "train.learning_rate": 0.01, "train.weight_decay": 0.0},
+    }
+    margins = [2**0.5 * radius * l2 for radius in (2, 4, 1, 8)]
+    offsets = [{"loss": f"offset_cross_entropy(offset={margin:.3g})"} for margin in margins]
+    made["lipschitz_aol"] = Recipe("j0", offsets, lipschitz, approach="A")
     if "lip_excess" in known:
         L0 = known["lip_excess"]["L0"]
         settings = tried(0.1, 1.0, 0.01, 0.3, L0=L0)
@@ -95,12 +105,14 @@ def recipes(
 
 
 def _there(recipe: Recipe) -> bool:
-    fields = {"train.optimizer": "sgd"} | dict(recipe.fields) | dict(recipe.settings[0])
-    optimizer = called(fields["train.optimizer"])[0]
-    return recipe.objective in objectives.__all__ and optimizer in (
-        *optimizers.NAMES,
-        *optimizers.__all__,
-    )
+    parts: dict[str, tuple[str, ...]] = {
+        "train.optimizer": (*optimizers.NAMES, *optimizers.__all__),
+        "model.name": models.NAMES,
+        "loss": tuple(losses.__all__),
+    }
+    fields = {**recipe.fields, **recipe.settings[0]}
+    known = all(called(fields[f])[0] in names for f, names in parts.items() if f in fields)
+    return known and recipe.objective in objectives.__all__
 
 
 def _optimizers(text: str, *values: float, **more: float) -> list[dict[str, Any]]:

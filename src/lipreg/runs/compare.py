@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
       objective: one of the library's, or `package.module:name`.
       settings: fields of a config by their full names, a mapping for each trial, the likeliest
         first; they differ in numbers, and cost the same.
-      fields: what all its trials share.
+      fields: what all its trials share; "model.settings", where the network is another one.
       approach: of 1810.00953's authors: A, a smooth class of functions; B, an algorithm that
         regularises; C, a penalty; or none of these.
     """
@@ -129,7 +129,11 @@ def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed:
     fields = {f"report.{name}": value for name, value in report.items()}
     fields |= {"train.steps": steps, "seed": base.seed + seed}
     fields |= {f"evaluation.{plan.norm}.table": plan.eps}
-    for name, value in {**fields, **recipe.fields, **recipe.settings[k]}.items():
+    given = {**recipe.fields, **recipe.settings[k]}
+    if "model.settings" in given:  # of another network
+        with config.unlocked():
+            config.model.settings = dict(given.pop("model.settings"))
+    for name, value in {**fields, **given}.items():
         if name not in leaves(config):
             raise ValueError(f"{row}: no field {name!r}; choose of {', '.join(leaves(config))}.")
         number = isinstance(value, int) and isinstance(leaves(config)[name], float)

@@ -125,7 +125,10 @@ def _stacked(trees: Sequence[Any]) -> Any:
 
 def _fitted(
     experiment: Experiment,
-    *args: Any,
+    step: Callable,
+    begin: training.State,
+    strengths: dict[str, Any],
+    *,
     key: Any,
     rows: Sequence[dict[str, float]],
     say: Callable[[str], object],
@@ -145,7 +148,13 @@ def _fitted(
         first = False
 
     for state, parts in training.fit(
-        *args, experiment.training, key=key, started=started, **fit_options(experiment)
+        step,
+        begin,
+        strengths,
+        experiment.training,
+        key=key,
+        started=started,
+        **fit_options(experiment),
     ):
         seconds += time.perf_counter() - begun
         if experiment.config.report.seconds:
