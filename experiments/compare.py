@@ -69,7 +69,7 @@ def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:
     chosen = {name: every[name] for name in _ROWS.value or every}
     for text in _OWN.value:
         name, recipe = compare.own(text)
-        if name in chosen:
+        if name in every or name in chosen:
             raise ValueError(f"--own={text}: there is another {name!r}; write name=NAME.")
         chosen[name] = recipe
     return chosen
@@ -96,6 +96,8 @@ def main(_: list[str]) -> None:
     )
     chosen = _recipes(config, eps)
     guests = {Path(name).name: _guest(name) for name in _GUESTS.value}
+    if taken := [name for name in guests if name in chosen]:
+        raise ValueError(f"--guests: there is another {taken[0]!r}; rename the folder.")
     found = compare.train(chosen, config, plan, _WORKDIR.value, silent=_SILENT.value) | guests
     with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
         text, files = comparison.report(

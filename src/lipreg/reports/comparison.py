@@ -168,9 +168,9 @@ def _gaps(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
 
 
 def _row(
-    trained: compare.Trained, seeds: Sequence[Mapping[str, Any]], norms: Sequence[str]
+    trained: compare.Trained, seeds: Sequence[Mapping[str, Any]], at: Mapping[str, str]
 ) -> dict[str, float | str]:
-    """A recipe's line but for what compares it with others."""
+    """A recipe's line but for what compares it with others; `at` are the columns' names by norm."""
     setting = trained.recipe.settings[trained.k] if trained.recipe.settings else {}
     short = ", ".join(f"{name.rpartition('.')[2]} {_short(v)}" for name, v in setting.items())
     each = lambda number: curves.spread([number(seed) for seed in seeds]) if seeds else "diverged"
@@ -190,12 +190,11 @@ def _row(
         "best epoch": each(lambda seed: seed["best"]["epochs"]),
         "% clean error": each(lambda seed: _clean(seed["last"])),
     }
-    for norm in norms:
+    for norm, name in at.items():
         for attack in (PGD, AUTO):
-            row[f"% {attack} {norm}"] = each(lambda s, n=norm, a=attack: _error(s["last"], n, a))
-    row[f"% AutoAttack {norms[0]}, best epoch"] = each(
-        lambda seed: _error(seed["best"], norms[0], AUTO)
-    )
+            row[f"% {attack} {name}"] = each(lambda s, n=norm, a=attack: _error(s["last"], n, a))
+    norm, name = next(iter(at.items()))
+    row[f"% {AUTO} {name}, best epoch"] = each(lambda seed: _error(seed["best"], norm, AUTO))
     row["PGD-10 less FGSM, %: last"] = each(lambda seed: _last(_gaps(seed["rows"])))
     row["largest"] = each(lambda seed: _gaps(seed["rows"]).max(initial=-np.inf))
     row["overfitted"] = ", ".join(overfitted) or "-"
@@ -217,17 +216,18 @@ def _flags(found: Mapping[str, Any]) -> float:
 
 
 def _approaches(
-    found: Mapping[str, compare.Trained], seeds: Mapping[str, Sequence[Any]], norm: str
+    found: Mapping[str, compare.Trained], seeds: Mapping[str, Sequence[Any]], at: Mapping[str, str]
 ) -> dict[str, dict[str, float | str]]:
     """The deck's three approaches; the best epoch of plain training, j0, is approach B's too."""
     each = lambda several, number: curves.spread([number(one) for one in several])
+    norm, name = next(iter(at.items()))
 
     def row(approach: str, several: Sequence[Mapping[str, Any]]) -> dict[str, float | str]:
         proofs = [one["certified"] for one in several]
         return {
             "approach": f"{approach}: {APPROACHES[approach]}",
             "% clean error": each(several, _clean),
-            f"% AutoAttack {norm}": each(several, lambda one: _error(one, norm, AUTO)),
+            f"% {AUTO} {name}": each(several, lambda one: _error(one, norm, AUTO)),
             "Lipschitz, loss: estimate": each(several, lambda one: one["estimate"]),
             "proved": "-" if None in proofs else curves.spread(proofs),
             "gap, % error": each(several, lambda one: 100 * one["gap"]["error"]),
@@ -236,11 +236,11 @@ def _approaches(
 
     rows = {}
     for approach in APPROACHES:
-        for name, trained in found.items():
-            if trained.recipe.approach == approach and seeds[name]:
-                rows[name] = row(approach, [seed["last"] for seed in seeds[name]])
-                if name == "j0":
-                    rows["j0, best epoch"] = row("B", [seed["best"] for seed in seeds[name]])
+        for recipe, trained in found.items():
+            if trained.recipe.approach == approach and seeds[recipe]:
+                rows[recipe] = row(approach, [seed["last"] for seed in seeds[recipe]])
+                if recipe == "j0":
+                    rows["j0, best epoch"] = row("B", [seed["best"] for seed in seeds[recipe]])
     return rows
 
 
@@ -265,6 +265,9 @@ def report(
         whole = [run for run in trained.runs if np.isfinite(compare.error(run))]
         tell = lambda line, name=name: progress(f"{name}: {line}")
         seeds[name] = [_seed(run, norms, examples=examples, progress=tell) for run in whole]
+    measured = [seed["last"] for several in seeds.values() for seed in several]
+    radii = measured[0]["asked"]["radii"] if measured else {plan.norm: [plan.eps]}
+    at = {norm: f"{norm} {values[0]:.3g}" for norm, values in radii.items()}
     robust = {
         name: [_error(seed["last"], norms[0], AUTO) for seed in several]
         for name, several in seeds.items()
@@ -273,12 +276,12 @@ def report(
     order = sorted(found, key=lambda name: np.mean(robust[name] or [np.inf]))
     rows = {}
     for name in order:
-        row = _row(found[name], seeds[name], norms)
-        place = list(row).index(f"% AutoAttack {norms[0]}") + 1
+        row = _row(found[name], seeds[name], at)
+        place = list(row).index(f"% {AUTO} {at[plan.norm]}") + 1
         cells = list(row.items())
         rows[name] = dict([*cells[:place], ("against the best", against[name]), *cells[place:]])
-    text = f"{curves.to_markdown(rows)}\n\n{_caption(plan, seeds, norms, examples, note)}\n"
-    approaches = _approaches(found, seeds, norms[0])
+    text = f"{curves.to_markdown(rows)}\n\n{_caption(plan, at, examples, note)}\n"
+    approaches = _approaches(found, seeds, at)
     if approaches:
         text += f"\n{curves.to_markdown(approaches)}\n\n{_CONSTANTS}\n"
     files.write(workdir / "compare.md", text)
@@ -294,7 +297,7 @@ def report(
     }
     if errors:
         groups = {name: found[name].recipe.approach for name in errors}
-        label = f"% error under AutoAttack, {norms[0]} {plan.eps:.3g}"
+        label = f"% error under {AUTO}, {at[plan.norm]}"
         figure = comparison_plots.errors(errors, groups, label=label)
         written += plots.save(figure, workdir / "errors")
         histories = {name: seeds[name][0]["rows"] for name in order if seeds[name]}
@@ -309,17 +312,8 @@ _CONSTANTS = (
 )
 
 
-def _caption(
-    plan: compare.Plan,
-    seeds: Mapping[str, Sequence[Mapping[str, Any]]],
-    norms: Sequence[str],
-    examples: int,
-    note: str,
-) -> str:
+def _caption(plan: compare.Plan, at: Mapping[str, str], examples: int, note: str) -> str:
     """What the numbers are, and what they were measured on."""
-    measured = [seed["last"] for several in seeds.values() for seed in several]
-    radii = measured[0]["asked"]["radii"] if measured else {plan.norm: [plan.eps]}
-    at = " and ".join(f"{norm} {radii[norm][0]:.3g}" for norm in norms)
     about = storage.about()
     tried = f"{plan.trials} settings of {plan.trial_seconds:g} s each"
     sentences = [
@@ -327,8 +321,8 @@ def _caption(
         f"{plan.seconds:g} s of training a run, without compilation, validation and checkpoints; "
         "the table has what it took.",
         f"{tried}; chosen by {PGD} at {plan.norm} {plan.eps:.3g} on the validation split.",
-        f"Errors: {examples} test images at {at}, at the last epoch, in the order of AutoAttack's; "
-        "mean ± standard deviation over the seeds.",
+        f"Errors: {examples} test images at {' and '.join(at.values())}, at the last epoch, in the "
+        "order of AutoAttack's; mean ± standard deviation over the seeds.",
         f"{plan.seeds} seeds for the best {plan.best} by validation, one for the others."
         if plan.seeds > 1
         else "One seed.",

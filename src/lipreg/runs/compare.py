@@ -13,6 +13,7 @@ the table.
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from lipreg.runs.train import fit_options
 __all__ = ["Plan", "Recipe", "Trained", "error", "fitting", "own", "pace", "point", "train"]
 
 REPORTS = 20  # lines of metrics.jsonl a run, each with the gap between FGSM and PGD-10
+DISPATCH = 16  # steps at a time on accelerators, which a report would cut short
 VALIDATIONS = 10  # a run, at ends of epochs: what the best epoch is chosen from
 
 
@@ -124,7 +126,9 @@ def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed:
         config.strengths = dict.fromkeys(strengths(config.objective), float("nan"))
         config.options = options(config.objective)
     report = {"pgd.norm": plan.norm, "pgd.eps": plan.eps, "pgd.steps": 20}
-    report |= {"every_steps": max(1, steps // REPORTS), "seconds": True, "keep_best": True}
+    every = max(1, steps // REPORTS)
+    every -= every % DISPATCH if every > DISPATCH else 0
+    report |= {"every_steps": every, "seconds": True, "keep_best": True}
     report["gap_examples"] = config.report.gap_examples or 64
     fields = {f"report.{name}": value for name, value in report.items()}
     fields |= {"train.steps": steps, "seed": base.seed + seed}
@@ -150,27 +154,30 @@ def pace(experiment: Experiment, seconds: float) -> dict[str, float]:
     Measured by training, at the speed of a run, for so many seconds and at least three reports.
     """
     config = experiment.config
-    every = config.train.per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
+    every = config.train.per_dispatch or (1 if jax.default_backend() == "cpu" else DISPATCH)
     compiled: list[float] = []
     begun, first, programs = time.perf_counter(), 0, 0
     spent: list[float] = []
     taken: list[int] = []
-    for state, _ in training.fit(
-        experiment.program.step,
-        experiment.state,
-        config.strengths.to_dict(),
-        experiment.training,
-        key=key_for(config, "batches"),
-        started=compiled.append,
-        **fit_options(experiment) | {"every": every},
-    ):
-        now, step = time.perf_counter(), int(state.step)
-        if len(compiled) == programs:  # nothing was compiled for this report
-            spent.append(now - begun)
-            taken.append(step - first)
-        begun, first, programs = now, step, len(compiled)
-        if sum(spent) >= seconds and len(spent) >= 3:
-            break
+    with suppress(training.Diverged):  # in so many seconds at the highest rate
+        for state, _ in training.fit(
+            experiment.program.step,
+            experiment.state,
+            config.strengths.to_dict(),
+            experiment.training,
+            key=key_for(config, "batches"),
+            started=compiled.append,
+            **fit_options(experiment) | {"every": every},
+        ):
+            now, step = time.perf_counter(), int(state.step)
+            if len(compiled) == programs:  # nothing was compiled for this report
+                spent.append(now - begun)
+                taken.append(step - first)
+            begun, first, programs = now, step, len(compiled)
+            if sum(spent) >= seconds and len(spent) >= 3:
+                break
+    if not spent:
+        raise ValueError(f"{config.objective}: not finite in its first steps; it has no pace.")
     return {"step_s": sum(spent) / sum(taken), "compile_s": sum(compiled)}
 
 
