@@ -154,7 +154,7 @@ BAD = {
     ),
     "a recipe without its strengths": (
         COMPARE,
-        [DIGITS, "--workdir={out}", "--trials=1", "--own=j2"],
+        [DIGITS, "--workdir={out}", "--trials=1", "--own=j2 name=mine"],
         ["config.strengths.eps = nan", "j2 needs it"],
     ),
     "no radius": (COMPARE, [DIGITS, "--workdir={out}", "--eps=0"], ["--eps=0"]),
