@@ -1,6 +1,6 @@
 """The recipes that `runs.compare` has trained, attacked, and in one table.
 
-RUN/compared/           a killed evaluation goes on from here
+RUN/compared/           a killed evaluation of a step, images and radii goes on from here
 RUN/compared.json       what `measure` has found, command, commit and hardware
 DIR/compare.md, .csv    the table, that of the deck's three approaches, and what they are made of
 DIR/compare.json        the plan and all numbers, seed by seed
@@ -52,6 +52,7 @@ def measure(
     loaded = runs.load(workdir)
     config, path = loaded.config, workdir / "compared.json"
     radii = {norm: [config.evaluation[norm].table] for norm in norms}
+    named = [f"{norm}-{values[0]:g}" for norm, values in radii.items()]
     asked = {"radii": radii, "examples": examples, "step": loaded.step}
     kept = files.read(path) if path.is_file() else {}
     if kept.get("asked") == asked:
@@ -71,7 +72,7 @@ def measure(
         attacks={PGD: partial(attacks.pgd, steps=20)},
         bounds=config.data.bounds,
         batch_size=config.evaluation.batch_size,
-        folder=workdir / "compared",
+        folder=workdir / "compared" / "_".join([str(loaded.step), str(examples), *named]),
         progress=progress,
     )
     on_test, on_seen = (_losses(loaded.logits_fn, *images) for images in (test, seen))
