@@ -117,24 +117,23 @@ def test_the_best_epoch_is_a_run_of_its_own_that_ends_there(scripted, tmp_path):
     assert (last.step, last.steps) == (12, 12)
 
 
-def test_a_pace_counts_no_compilation(monkeypatch):
-    clock = iter([0.0, 9.0, 9.5, 10.0, 13.0, 14.0, 15.0])
-    monkeypatch.setattr(compare.time, "perf_counter", lambda: next(clock))
+def test_a_pace_counts_no_compilation_and_few_reports(monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: now[0])
 
-    def fit(*_, started, **__):
-        state = lambda step: mock.Mock(step=step)
-        started(8.75)
-        yield state(1), {}
-        yield state(2), {}
-        yield state(3), {}
-        started(2.0)  # another program, of several steps
-        yield state(19), {}
-        yield state(35), {}
-        pytest.fail("three reports and the seconds are enough")
+    def fit(*_, started, every, **__):
+        """Steps of 0.1 s, reports of 0.5 s; every call compiles for 9 s."""
+        asked.append(every)
+        for step in range(every, 1000 * every, every):
+            now[0] += 0.1 * every + 0.5 + 9.0 * (step == every)
+            if step == every:
+                started(9.0)
+            yield mock.Mock(step=step), {}
 
     monkeypatch.setattr(training, "fit", fit)
-    measured = compare.pace(runs.prepare(config()), 1.5)
-    assert measured == {"step_s": 2.0 / 18, "compile_s": 10.75}
+    measured = compare.pace(runs.prepare(config()), 24.0)
+    assert asked == [1, 10]  # steps of 0.6 s, as far as one report a step can tell
+    np.testing.assert_allclose([measured["step_s"], measured["compile_s"]], [0.15, 18.0])
 
 
 PLAN = compare.Plan("linf", 0.1, seconds=1.0, trials=2, trial_seconds=0.5, seeds=2, best=1)

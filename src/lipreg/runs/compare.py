@@ -151,14 +151,25 @@ def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed:
 def pace(experiment: Experiment, seconds: float) -> dict[str, float]:
     """The mean seconds of a training step, `step_s`, and those of the compilation, `compile_s`.
 
-    Measured by training, at the speed of a run, for so many seconds and at least three reports.
+    Measured by training for so many seconds, with few reports: on small networks one takes longer
+    than a step.
     """
+    one = experiment.config.train.per_dispatch or (
+        1 if jax.default_backend() == "cpu" else DISPATCH
+    )
+    rough, first = _timed(experiment, one, 0.0)
+    every = int(seconds / 4 / rough)
+    step_s, more = _timed(experiment, max(one, every - every % one), seconds)
+    return {"step_s": step_s, "compile_s": first + more}
+
+
+def _timed(experiment: Experiment, every: int, seconds: float) -> tuple[float, float]:
+    """Seconds of a step and of compilation, by so many seconds and at least three reports."""
     config = experiment.config
-    every = config.train.per_dispatch or (1 if jax.default_backend() == "cpu" else DISPATCH)
     compiled: list[float] = []
-    begun, first, programs = time.perf_counter(), 0, 0
     spent: list[float] = []
     taken: list[int] = []
+    begun, first, programs = time.perf_counter(), 0, 0
     with suppress(training.Diverged):  # in so many seconds at the highest rate
         for state, _ in training.fit(
             experiment.program.step,
@@ -178,7 +189,7 @@ def pace(experiment: Experiment, seconds: float) -> dict[str, float]:
                 break
     if not spent:
         raise ValueError(f"{config.objective}: not finite in its first steps; it has no pace.")
-    return {"step_s": sum(spent) / sum(taken), "compile_s": sum(compiled)}
+    return sum(spent) / sum(taken), sum(compiled)
 
 
 def _paced(recipe: Recipe, base: Config, plan: Plan, workdir: Path) -> dict[str, Any]:
