@@ -316,12 +316,12 @@ _CONSTANTS = (
 def _caption(plan: compare.Plan, at: Mapping[str, str], examples: int, note: str) -> str:
     """What the numbers are, and what they were measured on."""
     about = storage.about()
-    tried = f"{plan.trials} settings of {plan.trial_seconds:g} s each"
+    tried = f"{plan.trials} setting{'s' * (plan.trials > 1)}, {plan.trial_seconds:g} s each"
     sentences = [
         f"{note}." if note else "",
         f"{plan.seconds:g} s of training a run, without compilation, validation and checkpoints; "
         "the table has what it took.",
-        f"{tried}; chosen by {PGD} at {plan.norm} {plan.eps:.3g} on the validation split.",
+        f"{tried}, chosen by {PGD} at {plan.norm} {plan.eps:.3g} on the validation split.",
         f"Errors: {examples} test images at {' and '.join(at.values())}, at the last epoch, in the "
         "order of AutoAttack's; mean ± standard deviation over the seeds.",
         f"{plan.seeds} seeds for the best {plan.best} by validation, one for the others."
