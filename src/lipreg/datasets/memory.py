@@ -133,8 +133,8 @@ def part(n: int, split: str, *, seed: int, validation: float) -> np.ndarray:
     return rows[:held_out] if split == "validation" else rows[held_out:]
 
 
-# One split is kept: `train` and `validation` share one, and decoding it takes seconds.
-@lru_cache(maxsize=1)
+# Decoding a split takes seconds; `train` and `validation` share one.
+@lru_cache(maxsize=2)
 def _official(name: str, split: str, dir: str) -> Dataset:
     dataset = _digits(split) if name == "digits" else _prepared(name, split, dir)
     dataset.x.flags.writeable = dataset.y.flags.writeable = False  # the cache's own

@@ -29,11 +29,15 @@ from lipreg import (
     optimizers,
     training,
 )
+from lipreg.boundary import misclassified
 from lipreg.doors import called, named, told
 from lipreg.runs.checks import check
 from lipreg.runs.config import Config, objective
+from lipreg.training import overfitting
 
-__all__ = ["Parts", "Program", "network", "parts", "program"]
+__all__ = ["CLEAN", "ROBUST", "Parts", "Program", "network", "parts", "program"]
+
+CLEAN, ROBUST = "validation_error", "validation_error_pgd"  # of a report's numbers
 
 
 class Parts(NamedTuple):
@@ -46,6 +50,7 @@ class Parts(NamedTuple):
       optimizer: `number of steps -> optax.GradientTransformation`.
       augment: see `training.make_step`.
       wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
+      gap: likewise under FGSM and under PGD-10.
       ema: decay of the averaged weights; 0 for none.
       ramp: a strength and the fraction of training over which it grows.
     """
@@ -56,6 +61,7 @@ class Parts(NamedTuple):
     optimizer: Callable[[int], optax.GradientTransformation]
     augment: Callable[[Array, Array], Array]
     wrong: Callable[..., dict[str, Array]]
+    gap: Callable[..., dict[str, Array]]
     ema: float
     ramp: tuple[str, float]
 
@@ -67,13 +73,14 @@ class Program(NamedTuple):
       apply: the network as a function, see `models.Network`.
       init: the first state of a run, `(key of the weights, key of the steps) -> State`.
       step: see `training.make_step`.
-      wrong: that of `Parts`.
+      wrong, gap: those of `Parts`.
     """
 
     apply: training.Apply
     init: Callable[[Array, Array], training.State]
     step: Callable
     wrong: Callable[..., dict[str, Array]]
+    gap: Callable[..., dict[str, Array]]
 
 
 def parts(config: Config) -> Parts:
@@ -88,28 +95,45 @@ def parts(config: Config) -> Parts:
 
 @lru_cache(maxsize=64)
 def _parts(config: Config) -> Parts:
-    d, t, pgd = config.data, config.train, config.report.pgd
-    norm = norms.by_name(pgd.norm)
-
-    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
-        x_adv = attacks.pgd(
-            keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps, bounds=d.bounds
-        )
-        distances = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=d.bounds)
-        return {"validation_error": distances == 0, "validation_error_pgd": distances < jnp.inf}
-
+    d, t = config.data, config.train
+    wrong, gap = _wrong(FrozenConfigDict(config.report.pgd), d.bounds)
     made = Parts(
         network(config),
         bound_objective(config),
         _loss(config.loss),
         partial(_optimizer, t),
         partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
-        jax.jit(wrong),
+        wrong,
+        gap,
         t.ema,
         (t.ramped, t.ramp),
     )
     made.optimizer(1)  # refused now, not when the data have been read
     return made
+
+
+# For equal attacks the same functions: whatever is trained, they are compiled once per network.
+@lru_cache(maxsize=64)
+def _wrong(report: Config, bounds: tuple[float, float]) -> tuple[Callable, Callable]:
+    """`Parts.wrong` and `Parts.gap`."""
+    norm, eps = norms.by_name(report.norm), report.eps
+
+    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
+        x_adv = attacks.pgd(
+            keys, logits_fn, x, y, eps, norm=norm, steps=report.steps, bounds=bounds
+        )
+        distances = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
+        return {CLEAN: distances == 0, ROBUST: distances < jnp.inf}
+
+    def gap(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
+        one = attacks.fgsm(keys, logits_fn, x, y, eps, norm=norm, bounds=bounds)
+        ten = attacks.pgd(keys, logits_fn, x, y, eps, norm=norm, bounds=bounds, steps=10)
+        return {
+            overfitting.FGSM: misclassified(logits_fn, one, y),
+            overfitting.PGD: misclassified(logits_fn, ten, y),
+        }
+
+    return jax.jit(wrong), jax.jit(gap)
 
 
 def network(config: Config) -> Callable[[int, tuple[int, ...]], models.Network]:
@@ -194,7 +218,7 @@ def _program(parts: Parts, classes: int, shape: tuple[int, ...], steps: int) -> 
         ema_decay=parts.ema,
         ramp=(name, round(fraction * steps)) if round(fraction * steps) else None,
     )
-    return Program(net.apply, jax.jit(init), step, parts.wrong)
+    return Program(net.apply, jax.jit(init), step, parts.wrong, parts.gap)
 
 
 def program(parts: Parts, dataset: datasets.Dataset, steps: int) -> Program:

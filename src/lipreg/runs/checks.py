@@ -13,10 +13,10 @@ PRECISIONS = ("default", "highest")
 # Numbers that may be 0, meaning off or none, as all strengths may. All others must be greater.
 _MAY_BE_ZERO = (
     *("seed", "options.top_k", "data.seed"),
-    *("data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
+    *("data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps", "report.gap_examples"),
     *("data.side", "data.threads", "data.workers"),
     *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
-    "train.per_dispatch",
+    *("train.per_dispatch", "train.steps"),
 )
 _FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
 

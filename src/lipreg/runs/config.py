@@ -87,6 +87,7 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
     }
     config.train = {
         "epochs": 10,
+        "steps": 0,  # so many instead of the epochs, where it is not 0
         "batch_size": 128,
         "learning_rate": 0.1,
         "schedule": "papers",
@@ -108,8 +109,13 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "validate_every_epochs": 1,  # clean and PGD error on the validation split
         "examples": 500,  # of the split, at most
         "pgd": {"norm": "l2", "eps": 0.1, "steps": 10},
+        # Validation images whose error under FGSM and PGD-10, at this radius, is in every line: how
+        # catastrophic overfitting is seen. 0: none.
+        "gap_examples": 0,
+        "seconds": False,  # of training so far, without compilation and reports, in every line
         "checkpoint_every_epochs": 1,
         "keep": 2,
+        "keep_best": False,  # in RUN/best, by PGD error on the validation split
     }
     # What evaluate.py does with the test split unless its flags say otherwise.
     config.evaluation = {

@@ -70,7 +70,7 @@ def prepare(config: Config) -> Experiment:
         train = datasets.wrong_labels(train, d.wrong_labels, seed=config.seed)
     size = datasets.size(train)
     _check_sizes(config, size, validation.x.shape[1:])
-    steps = t.epochs * (size // t.batch_size)
+    steps = t.steps or t.epochs * (size // t.batch_size)
     if t.accumulate > steps:
         raise ValueError(
             f"config.train.accumulate = {t.accumulate}; the run has {steps} steps: its weights "

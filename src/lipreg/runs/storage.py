@@ -5,6 +5,7 @@
     RUN/metrics.jsonl    one line per report: step and numbers
     RUN/tensorboard/     the same for TensorBoard; RUN/wandb/ for Weights & Biases, if asked for
     RUN/checkpoints/     Orbax, the newest few
+    RUN/best/            with `report.keep_best`: a run that ends where PGD error was least
     RUN/lock             held while the run trains
 
 `experiments/evaluate.py` adds `evaluations/`, a folder for each.

@@ -48,7 +48,7 @@ def fit(
     for. A `streamed.Stream` is read as training proceeds. Of a data set in memory, `per_dispatch`
     steps are dispatched as one program where they fit between two yields; 0 stands for 1 on CPU,
     where a scan of convolutions other than the library's is slow, and 16 elsewhere. `started` is
-    called with the seconds that the first dispatch took, compilation included.
+    called with the seconds that the first dispatch of each program took, compilation included.
 
     K runs are trained at once if states, strengths and keys are stacked, `[K, ...]`, and the step
     is vmapped over all three of its arguments. Inside `parallel.over` the batch, or the K runs, are
@@ -75,23 +75,25 @@ def fit(
         batches = dataset.batches(batch_size, seed=seed, first_step=done)
     per_epoch = size // batch_size
     one, several = _programs(step)
-    begun = time.perf_counter()
+    begun, unused = time.perf_counter(), {one, several}
     while done < steps:
         first, history = done, []
         stop = min(steps, *(done + n - done % n for n in (every, per_epoch)))
         while done < stop:
-            if stop - done < per_dispatch or per_dispatch == 1:
+            program = one if stop - done < per_dispatch or per_dispatch == 1 else several
+            if program is one:
                 state, parts = one(state, strengths, source, share(next(batches)))
                 done += 1
             else:
                 rows = np.stack(list(itertools.islice(batches, per_dispatch)))
                 state, parts = several(state, strengths, source, parallel.shard(rows, axis=1))
                 done += per_dispatch
-            if begun:
+            history.append(parts)
+            if program in unused:
+                unused.remove(program)
                 jax.block_until_ready(parts)
                 started(time.perf_counter() - begun)
-                begun = 0.0
-            history.append(parts)
+            begun = time.perf_counter()
         yield state, _means(history, first + 1, state.step.ndim)
 
 

@@ -28,7 +28,7 @@ Apply = Callable[[Any, Any, Array, bool, Array | None], tuple[Array, Any]]
 # A step's key is folded with the row of each image that augmentation draws for, and with these,
 # which no batch reaches.
 OBJECTIVE, NETWORK = 2**32 - 1, 2**32 - 2
-ADDED = ("step", "objective", "grad_params")  # beside the objective's parts in a report
+ADDED = ("step", "objective", "grad_params", "seconds")  # beside the objective's parts in a report
 
 
 @partial(
