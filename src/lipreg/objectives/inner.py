@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from lipreg import attacks
 from lipreg.box import Bounds, within
+from lipreg.contracts import at_least_one
 from lipreg.doors import called, named
 from lipreg.keys import example_keys
 from lipreg.losses import cross_entropy
@@ -58,6 +59,7 @@ def ascend(
     Steps are those of `attacks.pgd`: a is `step_size`, by default `2.5 / steps`. The last point is
     returned. It moves in float32 where x is in half precision.
     """
+    at_least_one("an inner attack", steps=steps)
     rate = 2.5 / steps if step_size is None else step_size
     slope = jax.grad(lambda point: score(point.astype(x.dtype)).sum())
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.contracts import at_least_one
 from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy
 from lipreg.norms import L2, LINF, Norm, lp, wide
@@ -164,8 +165,7 @@ def jacobian(
     Array(18., dtype=float32)
     """
     del frozen  # part of the contract; the Jacobian is that of the pass that is trained
-    if projections < 1:
-        raise ValueError(f"projections = {projections}; it must be at least 1.")
+    at_least_one("jacobian", projections=projections)
     logits, pull, aux = jax.vjp(lambda x: outputs(logits_fn, x), x, has_aux=True)
     keys, classes = example_keys(key, len(x)), logits.shape[1]
     draw = jax.vmap(lambda key: jax.random.normal(key, (classes,), wide(logits).dtype))
