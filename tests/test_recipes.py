@@ -29,7 +29,7 @@ def one(f):
 
 
 def two(v):
-    """Logits with the cross entropy `log(1 + e^-m)`, `m = (2y - 1) v.x`; x comes back as the aux."""
+    """Logits with cross entropy `log(1 + e^-m)`, `m = (2y - 1) v.x`; x comes back as the aux."""
     return lambda x: (jnp.stack([-x @ v, x @ v], 1) / 2, x)
 
 
