@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 WIDE = (-9.0, 9.0)  # a box that is not in the way
 X = jax.random.uniform(jax.random.fold_in(KEY, 1), (8, 6), minval=-0.5, maxval=0.5)
 Y = jnp.arange(8) % 2
-SIGNS = 2.0 * Y - 1
+SIGNS = jnp.where(Y == 1, 1.0, -1.0)
 V = jax.random.normal(jax.random.fold_in(KEY, 2), (6,))
 LEVEL = X - jnp.outer(X @ V, V) / (V @ V)  # where both classes of V are equally likely
 first = lambda logits, y: logits[:, 0]
@@ -95,7 +95,7 @@ def test_attacks_see_the_frozen_view():
     frozen = two(V.at[0].set(0.0))
     for form in (objectives.fgsm_rs, partial(objectives.pgd_at, attack="fgsm")):
         aux = form(two(V), X, Y, eps=0.1, key=KEY, frozen=frozen, bounds=WIDE)[1]["aux"]
-        along = jnp.sign(aux - X) * jnp.sign(V) * -SIGNS[:, None]
+        along = -jnp.sign(aux - X) * jnp.outer(SIGNS, jnp.sign(V))
         assert (along[:, 1:].mean(1) > 0.5).all()
         assert abs(along[:, 0].mean()) < 0.9
 
@@ -157,8 +157,8 @@ def test_what_measures_linearity_vanishes_where_the_frozen_view_is_linear():
     trained, frozen = one(lambda x: jnp.sin(x @ V)), one(lambda x: x @ V)
     options = {"eps": 0.1, "lam": 1e3, "frozen": frozen, "loss": first}
     drawn = {"key": KEY, "bounds": WIDE}
-    forward = jnp.sin((X + 0.1 * jnp.sign(V)) @ V).mean()
-    ascent = {"attack": lambda key, f, x, y, eps, *, norm, bounds: x + eps * jnp.sign(V)}
+    forward = jnp.sin((X + 0.1 * jnp.sign(V)[None]) @ V).mean()
+    ascent = {"attack": lambda key, f, x, y, eps, *, norm, bounds: x + eps * jnp.sign(V)[None]}
 
     @jax.jit
     def run():
@@ -220,7 +220,7 @@ def test_grad_align_differentiates_the_second_gradient_alone_and_leaves_out_thos
         counted = sizes > 0
         cosines = (a * b).sum(1) / jnp.where(counted, sizes, 1.0)
         step = x + 0.05 * jnp.sign(seen)
-        bend = jnp.where(counted, 1 - cosines, 0.0).sum() / counted.sum()
+        bend = jnp.where(counted, 1 - cosines, 0.0).sum() / counted.sum(dtype=jnp.float32)
         return bump(v)(step)[:, 0].mean() + 0.7 * bend
 
     form = partial(objectives.grad_align, x=x, y=Y, eps=0.05, lam=0.7, key=KEY)
