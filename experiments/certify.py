@@ -8,7 +8,6 @@ many of them reach beyond an adversarial image is counted. `--sigma` certifies t
 """
 
 from absl import flags
-from tqdm import tqdm
 
 import cli
 from lipreg import reports, runs
@@ -25,7 +24,7 @@ def main(_: list[str]) -> None:
     loaded = runs.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
     if loaded.step != loaded.steps:
         print(f"The weights are those of step {loaded.step} of {loaded.steps}.")
-    with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
+    with cli.progress(_SILENT.value) as progress:
         text = reports.certify(
             loaded,
             _RUN.value,
@@ -33,7 +32,7 @@ def main(_: list[str]) -> None:
             examples=_EXAMPLES.value,
             sigma=_SIGMA.value,
             seed=_SEED.value,
-            progress=bar.set_description_str,
+            progress=progress,
         )
     print(text)
     print(f"Written to {_RUN.value}: certificates.md, certificates.npz")

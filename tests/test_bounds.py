@@ -480,7 +480,6 @@ def flax_model(name, **settings):
 IMAGES = uniform(2, 8, 8, 3)
 NETS = {
     "plain": lambda: mlp,
-    "CNN": lambda: flax_model("CNN", channels=(4,), hidden=8),
     "CNN tanh": lambda: flax_model(
         "CNN", channels=(4,), hidden=8, batch_norm=True, head="tanh", activation="silu"
     ),

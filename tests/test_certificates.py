@@ -518,7 +518,7 @@ def test_wrong_inputs_of_a_rule_are_named(name):
     ]:
         with pytest.raises(ValueError, match=said):
             RULES[name](linear, x, y)
-    with pytest.raises(ValueError, match="returned 1 class"):
+    with pytest.raises(ValueError, match="returned one logit per image"):
         RULES[name](lambda x: linear(x)[:, :1], X, 0 * Y)
 
 

@@ -38,8 +38,8 @@ for argv, out in json.load(sys.stdin):
 """
 
 # (the case, arguments after the script, what the one line must contain)
-TRAIN, EVALUATE, CERTIFY, TABLE, DEMO = (
-    f"experiments/{name}.py" for name in ("train", "evaluate", "certify", "table", "demo")
+TRAIN, EVALUATE, CERTIFY, TABLE, DEMO, SWEEP = (
+    f"experiments/{name}.py" for name in ("train", "evaluate", "certify", "table", "demo", "sweep")
 )
 BAD = {
     "unknown flag": (TRAIN, [f"{DIGITS}:j2", "--wrkdir={out}"], ["wrkdir"]),
@@ -74,7 +74,7 @@ BAD = {
     "mistyped field": (
         TRAIN,
         [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epoch=3"],
-        ["'epoch'. Did you mean \"epochs\""],
+        ["--config.train.epoch: no such field. Did you mean train.epochs?"],
     ),
     "text for a number": (
         TRAIN,
@@ -139,6 +139,11 @@ BAD = {
     "nothing to certify": (CERTIFY, ["--run={out}"], ["not a run", "config.json"]),
     "a split of no table": (TABLE, ["{out}", "--split=dev"], ["dev", "test|validation"]),
     "negative sigma": (CERTIFY, ["--run={out}", "--sigma=-1"], ["sigma", "-1"]),
+    "an index of no point": (
+        SWEEP,
+        [f"{DIGITS}:j2", "--workdir={out}", "--sweep=strengths.eps=0,0.4", "--sweep_index=2"],
+        ["--sweep_index=2; choose one of 0 to 1."],
+    ),
     "no runs": (TABLE, [], ["RUN RUN"]),
     "a table of what is no run": (TABLE, ["docs", "--out={out}"], ["docs", "not a run"]),
     "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),
@@ -170,6 +175,7 @@ FIELDS = [
     ("strengths.eps=-0.1", ["--config.strengths.eps=-0.1"]),
     ("strengths.eps=inf", ["--config.strengths.eps=inf"]),
     ("strengths.lam=nan", ["--config.strengths.lam=nan"]),
+    ("report.logs=('jsonl','mlflow')", ["mlflow", "jsonl, tensorboard, wandb"]),
     ("report.pgd.norm=l7", ["'l7'", "l1, l2, linf"]),
     ("evaluation.radii=0", ["--config.evaluation.radii=0"]),
 ]
@@ -184,6 +190,11 @@ PROGRAMS = sorted(f"experiments/{path.name}" for path in (ROOT / "experiments").
 PROGRAMS.remove("experiments/cli.py")  # shared by the launchers
 HELP = {f"{script} --help": (script, ["--help"], ()) for script in PROGRAMS}
 HELP |= {f"{TRAIN} {flag}": (TRAIN, [flag], ()) for flag in ("-h", "--helpfull")}
+HELP["fields of a config"] = (
+    TRAIN,
+    [f"{DIGITS}:j2", "--config.train.epochs=7", "--helpshort"],
+    ("--config.train.epochs=7  (int)", "--config.strengths.eps=0.4  (float)"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +248,8 @@ def test_help_is_what_the_program_does_and_its_flags(case, outcomes):
     assert out.startswith(script.read_text().removeprefix('"""').splitlines()[0])
     assert "--helpfull" in out if "full" not in case else "--compile_cache" in out
     assert "\n  --" in out
+    for word in HELP[case][2]:
+        assert word in out
 
 
 def test_the_mistakes_wrote_nothing_into_the_project(outcomes):

@@ -40,18 +40,8 @@ def assert_close(a, b, rtol=2e-5, atol=2e-6):
     chex.assert_trees_all_close(drop_key(a), drop_key(b), rtol=rtol, atol=atol)
 
 
-def test_the_step_is_the_same_eager_and_jitted():
-    step, state, _ = setting(name="MLP")
-    batch = (jnp.asarray(X[:8]), jnp.asarray(Y[:8]))
-    with jax.disable_jit():
-        eager = step(state, STRENGTHS, batch)
-    chex.assert_trees_all_close(eager[1], jax.jit(step)(state, STRENGTHS, batch)[1], rtol=2e-5)
-    assert_close(eager[0], jax.jit(step)(state, STRENGTHS, batch)[0])
-
-
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_the_step_is_the_same_jitted_vmapped_and_sharded(batch_norm):
-    step, state, _ = setting(batch_norm)
+def test_the_step_is_the_same_jitted_vmapped_and_sharded():
+    step, state, _ = setting(batch_norm=True)
     batch = (jnp.asarray(X[:8]), jnp.asarray(Y[:8]))
     expected, parts = jax.jit(step)(state, STRENGTHS, batch)
 
@@ -147,7 +137,9 @@ def test_an_objective_with_a_key_and_a_network_with_one_are_the_same_however_the
     after, parts = expected = jax.jit(step)(state, strengths, batch)
     assert after.model_state["calls"] == 1
     with jax.disable_jit():
-        chex.assert_trees_all_close(step(state, strengths, batch)[1], parts, rtol=2e-5)
+        eager = step(state, strengths, batch)
+    assert_close(eager[0], after)
+    chex.assert_trees_all_close(eager[1], parts, rtol=2e-5)
 
     twice = partial(jax.tree.map, lambda a: jnp.stack([a, a]))
     several = jax.jit(jax.vmap(step, in_axes=(0, 0, None)))(twice(state), twice(strengths), batch)

@@ -10,15 +10,42 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from lipreg.norms import wide
 
 __all__ = ["cross_entropy", "dlr", "kl", "margin", "smoothed_cross_entropy", "squared_l2"]
 
 
+def _check(logits: Array, y: Array) -> None:
+    """ValueError for shapes that do not belong together, and for classes that there are not.
+
+    Values are looked at outside of `jit` only.
+    """
+    if logits.ndim < 1 or y.shape not in (logits.shape[:-1], logits.shape):
+        raise ValueError(
+            f"logits of shape {list(logits.shape)} and y of shape {list(y.shape)}: want [B, K] and "
+            "classes [B], or distributions [B, K]."
+        )
+    classes = logits.shape[-1]
+    if classes < 2:
+        raise ValueError(
+            "One logit: a loss needs one for each class. Of a logit z of the second of two classes "
+            "contracts.two_logits makes (0, z)."
+        )
+    if jnp.issubdtype(y.dtype, jnp.integer) and not isinstance(y, Tracer) and y.size:
+        least, most = int(np.asarray(y).min()), int(np.asarray(y).max())
+        if not 0 <= least <= most < classes:
+            raise ValueError(
+                f"y has values from {least} to {most}; logits have 0 to {classes - 1}."
+            )
+
+
 def _distribution(y: Array, logits: Array) -> Array:
+    _check(logits, y)
     if jnp.issubdtype(y.dtype, jnp.integer):
         # As int32: a narrow type cannot hold the numbers of many classes.
         return jax.nn.one_hot(y.astype(jnp.int32), logits.shape[-1], dtype=logits.dtype)
@@ -101,6 +128,7 @@ def margin(logits: Array, y: Array) -> Array:
     Array([-2.], dtype=float32)
     """
     logits = wide(logits)
+    _check(logits, y)
     y = y.astype(jnp.int32)
     is_y = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
     other = jnp.where(is_y, -jnp.inf, logits).max(-1)

@@ -12,7 +12,17 @@ import numpy as np
 
 from lipreg.datasets import arrays, prepared
 
-__all__ = ["NAMES", "SPLITS", "Dataset", "check_split", "load", "part", "size", "wrong_labels"]
+__all__ = [
+    "NAMES",
+    "SPLITS",
+    "Dataset",
+    "check",
+    "check_split",
+    "load",
+    "part",
+    "size",
+    "wrong_labels",
+]
 
 NAMES = ("cifar10", "cifar100", "digits", "mnist")  # those that the experiments have configs for
 SPLITS = ("train", "validation", "test")
@@ -30,6 +40,33 @@ class Dataset(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     classes: int
+
+
+def check(dataset: Dataset) -> None:
+    """ValueError for arrays that are no data set: lengths that differ, classes that there are not,
+    pixels that are not finite, or that are 0 to 255 as floats.
+    """
+    x, y, classes = dataset
+    if len(x) != len(y):
+        raise ValueError(f"A data set of {len(x)} x and {len(y)} y; each example has one class.")
+    if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
+        raise ValueError(f"y is {y.dtype}{list(y.shape)}; want classes, integers [N].")
+    if y.size and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(
+            f"y has classes from {y.min()} to {y.max()}; of {classes} there are 0 to {classes - 1}."
+        )
+    if x.dtype == np.uint8 or not x.size:
+        return
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"x is {x.dtype}; want uint8, 0 to 255, or floating.")
+    least, most = float(x.min()), float(x.max())
+    if not np.isfinite([least, most]).all():
+        raise ValueError("x has values that are not finite (nan or inf).")
+    if x.ndim == 4 and 1 < most <= 255 and least >= 0 and (x == np.round(x)).all():
+        raise ValueError(
+            f"x is {x.dtype} with whole numbers up to {most:g}, which look like pixels of 0 to "
+            "255: hand them in as uint8, or divide them by 255."
+        )
 
 
 def load(

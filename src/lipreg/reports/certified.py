@@ -29,7 +29,7 @@ def certify(
     examples: int = 100,
     sigma: float = 0.0,
     seed: int = 0,
-    progress: Callable[[str], object] = lambda text: None,
+    progress: Callable[[str], object] | None = None,
 ) -> str:
     """Every rule's radii of a run, written into `workdir`; returns the table as Markdown."""
     if examples > len(loaded.dataset.y):
@@ -37,6 +37,7 @@ def certify(
     x, y = datasets.to_unit(loaded.dataset.x[:examples]), jnp.asarray(loaded.dataset.y[:examples])
     key, eps, config = jax.random.key(seed), loaded.config.evaluation.l2.table, loaded.config
     smooth = config.model.activation != "relu"
+    progress = progress or (lambda text: None)
     options = {"bounds": tuple(config.data.bounds), "smooth": smooth, "progress": progress}
     compared = comparison.compare(key, loaded.logits_fn, x, y, **options)
     lines = [f"# {label(config)}, {config.data.name}, {examples} {split} images, l2", ""]

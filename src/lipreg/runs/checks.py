@@ -5,6 +5,7 @@ from typing import Any
 
 from lipreg.doors import called
 from lipreg.runs.config import Config, base_config, leaves, options, strengths
+from lipreg.runs.logs import LOGS
 
 __all__ = ["check"]
 
@@ -54,6 +55,7 @@ def check(config: Config) -> None:
                     f"config.train.{name} = {t[name]}; only sgd reads it: write the options of "
                     f"another optimizer into its name, {t.optimizer}(...)."
                 )
+    _check_logs(config.report.logs)
     if t.precision not in PRECISIONS:
         raise ValueError(f"No precision {t.precision!r}; choose one of {', '.join(PRECISIONS)}.")
     if t.ramp and t.ramped not in config.strengths:
@@ -61,6 +63,13 @@ def check(config: Config) -> None:
         raise ValueError(
             f"config.train.ramp = {t.ramp}; {config.objective} has no {t.ramped} to grow: it has "
             f"{has}, and config.train.ramped names the one that grows."
+        )
+
+
+def _check_logs(logs: Any) -> None:
+    if not (isinstance(logs, tuple) and "jsonl" in logs and set(logs) <= set(LOGS)):
+        raise ValueError(
+            f"config.report.logs = {logs}; choose from {', '.join(LOGS)}, jsonl among them."
         )
 
 

@@ -104,6 +104,7 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
     }
     config.report = {
         "every_steps": 50,  # a line of metrics.jsonl
+        "logs": ("jsonl", "tensorboard"),  # also wandb; WANDB_MODE=offline needs no network
         "validate_every_epochs": 1,  # clean and PGD error on the validation split
         "examples": 500,  # of the split, at most
         "pgd": {"norm": "l2", "eps": 0.1, "steps": 10},

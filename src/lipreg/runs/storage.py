@@ -3,7 +3,7 @@
     RUN/config.json      the complete config
     RUN/about.json       command, commit, versions, hardware of the latest start; number of steps
     RUN/metrics.jsonl    one line per report: step and numbers
-    RUN/tensorboard/     the same for TensorBoard
+    RUN/tensorboard/     the same for TensorBoard; RUN/wandb/ for Weights & Biases, if asked for
     RUN/checkpoints/     Orbax, the newest few
     RUN/lock             held while the run trains
 
@@ -11,12 +11,10 @@
 """
 
 import fcntl
-import json
 import os
 import platform
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,13 +34,11 @@ from lipreg.runs.config import complete, differing
 from lipreg.trees import by_path, digest
 
 __all__ = [
-    "Log",
     "about",
     "check_workdir",
     "checkpoints",
     "claim",
     "lock",
-    "metrics",
     "read_config",
     "restore",
     "save",
@@ -62,13 +58,15 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if not path.is_file():
         raise ValueError(f"{workdir} is not a run: it has no config.json.")
     config = files.read(path)
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not {"seed", "train"} <= config.keys():
         raise ValueError(f"{path} cannot be read: it holds no config.")
     return ConfigDict(_tuples(config))
 
 
 def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Refuse a folder that is not free for a run of `config`; the same run is resumed.
+
+    A run that has no checkpoint, because it diverged for instance, leaves its folder free.
 
     Raises: ValueError, naming the keys that differ, for a run with another config, and for a
     file, and for a folder with other things in it.
@@ -80,6 +78,8 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
         if not (workdir / "config.json").exists():
             raise ValueError(f"workdir = {workdir} is not empty and not a run; name a new folder.")
+        if not any((workdir / "checkpoints").glob("[0-9]*")):
+            return
         changed = [
             f"{name} ({there!r} there, {asked!r} asked)"
             for name, (there, asked) in differing(
@@ -145,61 +145,6 @@ def about() -> dict[str, Any]:
         "machine": f"{platform.machine()} ({level}), {os.cpu_count()} cores",
         "python": platform.python_version(),
     }
-
-
-def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
-    rows = []
-    path = Path(workdir) / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-class Log:
-    """Appends rows to metrics.jsonl and TensorBoard; old rows after `step` are dropped.
-
-    Of several processes the first one writes.
-    """
-
-    def __init__(self, workdir: str | os.PathLike, step: int = 0):
-        # Here and not above: tensorboardX imports torch where torch is installed. Its SummaryWriter
-        # has a thread that dies on a full disk, and would let the run wait for it.
-        from tensorboardX.event_file_writer import EventsWriter
-
-        self._writes = parallel.is_main()
-        if not self._writes:
-            return
-        workdir = Path(workdir)
-        kept = [row for row in metrics(workdir) if row["step"] <= step]
-        files.write(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
-        self._event(step + 1, session_log={"status": "START"})  # hides what came after
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        if self._writes:
-            self._file.write(json.dumps({"step": step, **row}) + "\n")
-            for name, value in row.items():
-                self._event(step, summary={"value": [{"tag": name, "simple_value": value}]})
-
-    def _event(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto import event_pb2
-
-        event: Any = event_pb2.__dict__["Event"]  # a class that no checker can see
-        self._board.write_event(event(wall_time=time.time(), step=step, **content))
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writes:
-            self._file.close()
-            self._board.close()
 
 
 def checkpoints(workdir: str | os.PathLike, *, keep: int = 2) -> ocp.training.Checkpointer:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from lipreg import files, parallel, runs, training
-from lipreg.runs import build, storage
+from lipreg.runs import build, logs, storage
 from lipreg.runs.config import Config, leaves
 from lipreg.training import cpu
 
@@ -215,7 +215,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
 
 
 def _record(workdir: Path, failed: str = "") -> None:
-    last = storage.metrics(workdir)[-1] if not failed else {}
+    last = logs.metrics(workdir)[-1] if not failed else {}
     record = {"failed": failed} if failed else {CLEAN: last[CLEAN], ROBUST: last[ROBUST]}
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / "point.json", record)

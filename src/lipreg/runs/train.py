@@ -1,5 +1,7 @@
 """A run trained in its folder, and several runs trained at once by one vmapped step."""
 
+import io
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -11,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipreg import batching, datasets, parallel, training
-from lipreg.runs import storage
+from lipreg.progress import lines
+from lipreg.runs import logs, storage
 from lipreg.runs.config import label
 from lipreg.runs.experiment import Experiment, key_for
 
@@ -35,7 +38,10 @@ def train_run(
         begun = state = experiment.state if restored is None else restored
         first = int(begun.step)
         bar = stack.enter_context(_bar(experiment, first, label(config), silent))
-        log = stack.enter_context(storage.Log(workdir, first))
+        if restored is not None and not _quiet(silent):
+            bar.write(_resumed(experiment, workdir, first))
+        log = stack.enter_context(_log(experiment, workdir, first))
+        advance = _advancing(bar, experiment)
         for state, parts in training.fit(
             experiment.program.step,
             begun,
@@ -45,8 +51,8 @@ def train_run(
             started=_told(bar, silent),
             **_pace(experiment),
         ):
-            _record(experiment, state, _numbers(parts), log, manager)
-            _advance(bar, experiment, state, parts)
+            row = _record(experiment, state, _numbers(parts), log, manager)
+            advance(int(state.step), row)
     return state
 
 
@@ -74,7 +80,11 @@ def train_vmapped(
         states = _restored(experiments, managers)
         first = int(states[0].step)
         bar = stack.enter_context(_bar(lead, first, f"{len(states)} runs", silent))
-        logs = [stack.enter_context(storage.Log(workdir, first)) for workdir in workdirs]
+        advance = _advancing(bar, lead)
+        written = [
+            stack.enter_context(_log(experiment, workdir, first))
+            for experiment, workdir in zip(experiments, workdirs, strict=True)
+        ]
         for state, parts in training.fit(
             jax.vmap(lead.program.step),
             _stacked(states),
@@ -87,8 +97,8 @@ def train_vmapped(
             states = [jax.tree.map(lambda a, k=k: a[k], state) for k in range(len(states))]
             for k, experiment in enumerate(experiments):
                 row = _numbers({name: values[k] for name, values in parts.items()})
-                _record(experiment, states[k], row, logs[k], managers[k])
-            _advance(bar, lead, states[0], parts)
+                _record(experiment, states[k], row, written[k], managers[k])
+            advance(int(states[0].step), {"objective": float(np.mean(parts["objective"]))})
     return states
 
 
@@ -100,6 +110,11 @@ def _claimed(experiment: Experiment, workdir: str | Path, stack: ExitStack) -> A
     storage.claim(workdir, config, steps=experiment.steps)
     manager = storage.checkpoints(workdir, keep=experiment.config.report.keep)
     return stack.enter_context(manager)
+
+
+def _log(experiment: Experiment, workdir: str | Path, step: int) -> logs.Log:
+    config = experiment.config
+    return logs.Log(workdir, step, config.report.logs, config.to_dict())
 
 
 def _restored(experiments: Sequence[Experiment], managers: Sequence[Any]) -> list[training.State]:
@@ -138,9 +153,9 @@ def _record(
     experiment: Experiment,
     state: training.State,
     row: dict[str, float],
-    log: storage.Log,
+    log: logs.Log,
     manager: Any,
-) -> None:
+) -> dict[str, float]:
     """Write a report's row and, where they are due, validation errors and a checkpoint."""
     report, step = experiment.config.report, int(state.step)
     epoch, rest = divmod(step, experiment.steps // experiment.config.train.epochs)
@@ -150,6 +165,7 @@ def _record(
     log.write(step, row)
     if at_end and (last or epoch % report.checkpoint_every_epochs == 0):
         storage.save(manager, step, state)
+    return row
 
 
 def _validate(experiment: Experiment, state: training.State) -> dict[str, float]:
@@ -169,17 +185,30 @@ def _validate(experiment: Experiment, state: training.State) -> dict[str, float]
     return {name: float(values.mean()) for name, values in errors.items()}
 
 
+def _resumed(experiment: Experiment, workdir: str | Path, step: int) -> str:
+    if step == experiment.steps:
+        return f"{workdir} is trained already: step {step} of {step}."
+    rows = logs.metrics(workdir)
+    there = rows[-1]["step"] if rows else step
+    lost = f"; its reports had got to step {there}" if there > step else ""
+    return f"{workdir} goes on from step {step} of {experiment.steps}{lost}."
+
+
 def _bar(experiment: Experiment, first: int, name: str, silent: bool) -> Any:
+    """A bar on a terminal; elsewhere nothing is drawn, and `_advancing` prints it as a line."""
     from tqdm import tqdm  # at the top, every import of this module would pay for it
 
-    size = experiment.config.train.batch_size
+    size, terminal = experiment.config.train.batch_size, sys.stderr.isatty()
+    text = "{desc}: {percentage:.0f} %{postfix}, {rate_fmt}, {remaining} left"
     return tqdm(
         total=experiment.steps * size,
         initial=first * size,
         desc=name,
         unit=" images",
         unit_scale=True,
-        disable=_quiet(silent) or None,  # None: off where the output is no terminal
+        bar_format=None if terminal else text,
+        file=sys.stderr if terminal else io.StringIO(),
+        disable=_quiet(silent),
     )
 
 
@@ -195,6 +224,21 @@ def _quiet(silent: bool) -> bool:
     return silent or not parallel.is_main()
 
 
-def _advance(bar: Any, experiment: Experiment, state: training.State, parts: Any) -> None:
-    bar.update(int(state.step) * experiment.config.train.batch_size - bar.n)
-    bar.set_postfix(objective=float(np.mean(parts["objective"])))
+SHOWN = {
+    "objective": "objective",
+    "validation_error": "validation error",
+    "validation_error_pgd": "under PGD",
+}
+
+
+def _advancing(bar: Any, experiment: Experiment) -> Callable[[int, dict[str, float]], None]:
+    """A function that shows a report's row: on the bar, or as a line where there is no terminal."""
+    say = lines(every=2.0)
+
+    def advance(step: int, row: dict[str, float]) -> None:
+        bar.update(step * experiment.config.train.batch_size - bar.n)
+        bar.set_postfix({text: row[name] for name, text in SHOWN.items() if name in row})
+        if not (bar.disable or sys.stderr.isatty()):
+            (say if step < experiment.steps else lines())(str(bar))
+
+    return advance

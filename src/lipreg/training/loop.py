@@ -54,10 +54,11 @@ def fit(
     is vmapped over all three of its arguments. Inside `parallel.over` the batch, or the K runs, are
     sharded over the devices.
 
-    Raises: Diverged, naming the step and the part, when a part is not finite; ValueError, naming
-    the leaf, where a step changes the form of its state.
+    Raises: Diverged, naming the step and the part, when a part is not finite; ValueError for a data
+    set that is none, and, naming the leaf, where a step changes the form of its state.
     """
     stacked = state.step.ndim > 0
+    _check(dataset, batch_size)
     place = parallel.shard if stacked else parallel.replicate
     state = jax.tree.map(jnp.copy, place(state))  # the caller's own is not the one donated
     strengths = place({name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()})
@@ -92,6 +93,15 @@ def fit(
                 begun = 0.0
             history.append(parts)
         yield state, _means(history, first + 1, state.step.ndim)
+
+
+def _check(dataset: datasets.Dataset | Any, batch_size: int) -> None:
+    """ValueError for a batch of more than there is, and for arrays that are no data set."""
+    n = datasets.size(dataset)
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size = {batch_size} of {n} examples; choose 1 to {n}.")
+    if isinstance(dataset, datasets.Dataset):
+        datasets.check(dataset)
 
 
 @lru_cache(maxsize=16)

@@ -21,7 +21,7 @@ from jax import Array
 from lipreg import losses
 from lipreg.datasets.images import to_unit
 
-__all__ = ["Apply", "State", "init", "logits_fn", "make_step"]
+__all__ = ["Apply", "State", "init", "logits_fn", "make_step", "views"]
 
 Apply = Callable[[Any, Any, Array, bool, Array | None], tuple[Array, Any]]
 
@@ -110,8 +110,7 @@ def make_step(
             strengths = strengths | {name: share * strengths[name]}
 
         def total(params: Any) -> tuple[Array, dict[str, Any]]:
-            trained = lambda x: apply(params, state.model_state, x, True, to_network)
-            frozen = lambda x: apply(params, state.model_state, x, False, None)[0]
+            trained, frozen = views(apply, params, state.model_state, to_network)
             drawn = {"key": to_objective} if draws else {}
             return objective(trained, x, y, loss=loss, frozen=frozen, **drawn, **strengths)
 
@@ -131,6 +130,28 @@ def make_step(
         return state, parts | {"objective": value, "grad_params": optax.tree.norm(grads)}
 
     return step
+
+
+def views(
+    apply: Apply, params: Any, model_state: Any, key: Array | None = None
+) -> tuple[Callable[[Array], tuple[Array, Any]], Callable[[Array], Array]]:
+    """The two views of a network that an objective takes, `logits_fn` and `frozen`.
+
+    The first is in training mode, with batch statistics and with dropout from `key`, and returns
+    `(logits, model_state)`; the objective hands the new model_state on as `parts["aux"]`. The
+    second is in evaluation mode.
+
+    >>> from lipreg import objectives
+    >>> apply = lambda params, model_state, x, train, key: (x * params, model_state + train)
+    >>> logits_fn, frozen = views(apply, 2.0, 0)
+    >>> x, y = jnp.eye(2), jnp.arange(2)
+    >>> value, parts = objectives.j2(logits_fn, x, y, eps=0.1, frozen=frozen)
+    >>> parts["aux"]
+    1
+    """
+    trained = lambda x: apply(params, model_state, x, True, key)
+    frozen = lambda x: apply(params, model_state, x, False, None)[0]
+    return trained, frozen
 
 
 def _check(parts: dict[str, Any], before: Any, after: Any) -> None:
