@@ -85,9 +85,18 @@ def fgsm_rs(
     >>> fgsm_rs(lambda x: 10 * x, x, y, eps=0.1, key=jax.random.key(0), alpha=2.0)[0].round(4)
     Array(0.6931, dtype=float32)
     """
-    options = {"eps": eps, "key": key, "loss": loss, "frozen": frozen, "norm": norm}
-    attack = partial(inner.fgsm_rs, alpha=alpha)
-    return pgd_at(logits_fn, x, y, bounds=bounds, attack=attack, **options)  # pyright: ignore
+    return pgd_at(
+        logits_fn,
+        x,
+        y,
+        eps=eps,
+        key=key,
+        loss=loss,
+        frozen=frozen,
+        norm=norm,
+        bounds=bounds,
+        attack=partial(inner.fgsm_rs, alpha=alpha),
+    )
 
 
 def n_fgsm(
@@ -113,9 +122,18 @@ def n_fgsm(
     >>> n_fgsm(lambda x: 10 * x, x, y, eps=0.1, key=jax.random.key(0), k=0.0)[0].round(4)
     Array(0.6931, dtype=float32)
     """
-    options = {"eps": eps, "key": key, "loss": loss, "frozen": frozen, "norm": norm}
-    attack = partial(inner.n_fgsm, k=k, alpha=alpha)
-    return pgd_at(logits_fn, x, y, bounds=bounds, attack=attack, **options)  # pyright: ignore
+    return pgd_at(
+        logits_fn,
+        x,
+        y,
+        eps=eps,
+        key=key,
+        loss=loss,
+        frozen=frozen,
+        norm=norm,
+        bounds=bounds,
+        attack=partial(inner.n_fgsm, k=k, alpha=alpha),
+    )
 
 
 def trades(

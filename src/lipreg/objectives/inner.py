@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lipreg import attacks
-from lipreg.box import Bounds, within
+from lipreg.box import Bounds, check_inside, within
 from lipreg.contracts import at_least_one
 from lipreg.doors import called, named
 from lipreg.keys import example_keys
@@ -30,6 +30,7 @@ View = Callable[[Array], Array]  # x [B, ...] -> logits [B, K]
 
 def near(key: Array, x: Array, radius: ArrayLike, norm: Norm, bounds: Bounds) -> Array:
     """`box(x + radius u)`, u a random point of the unit ball, one for each example."""
+    check_inside(x, bounds)
     noise = random_in_ball(example_keys(key, len(x)), wide(x), norm)
     return jnp.clip(moved(x, radius, noise), *bounds)
 
@@ -60,6 +61,7 @@ def ascend(
     returned. It moves in float32 where x is in half precision.
     """
     at_least_one("an inner attack", steps=steps)
+    check_inside(x, bounds)
     rate = 2.5 / steps if step_size is None else step_size
     slope = jax.grad(lambda point: score(point.astype(x.dtype)).sum())
 
