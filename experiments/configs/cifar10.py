@@ -20,7 +20,7 @@ STRENGTHS = {
     "mart": {"eps": 8 / 255, "beta": 5.0},
     "grad_align": {"eps": 8 / 255, "lam": 0.2},
     "elle": {"eps": 8 / 255, "lam": 5000.0},
-    "cure": {"eps": 1.5 / 3072**0.5, "lam": 4.0},  # their h is a Euclidean length
+    "cure": {"eps": 1.5 / 3072**0.5, "lam": 4.0},  # h is a Euclidean length
     "llr": {"eps": 8 / 255, "lam": 4.0, "mu": 3.0},
     "jacobian": {"lam": 0.01},
 }

@@ -127,7 +127,7 @@ def cure(
     """`E[l(x) + lam ||grad l(x + eps d) - grad l(x)||_2^2]` (CURE, 1811.09716).
 
     The curvature along the steepest direction d, which is not differentiated. The authors' step h
-    is a Euclidean length, `eps sqrt(N)` for LINF and N pixels; they let it grow to 1.5 (here
+    is a Euclidean length, `eps sqrt(N)` for LINF and N pixels, and grows as they train (here by
     `train.ramp` with `train.ramped=eps`). `squared=False` is their code, with lam 4. Cost: 15
     forward units, 3 for the loss and 6 for each gradient; 12 where the views are one.
 
