@@ -291,12 +291,16 @@ def test_smoothed_cross_entropy_shares_a_part_of_the_label_among_all_classes():
     y = jnp.arange(8) % 4
     likely = jax.nn.log_softmax(z)
     expected = 0.7 * losses.cross_entropy(z, y) - 0.3 * likely.mean(1)
-    np.testing.assert_allclose(losses.smoothed_cross_entropy(z, y, 0.3), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.smoothed_cross_entropy(z, y, smoothing=0.3), expected, rtol=1e-5
+    )
     np.testing.assert_array_equal(
-        losses.smoothed_cross_entropy(z, y, 0.0), losses.cross_entropy(z, y)
+        losses.smoothed_cross_entropy(z, y, smoothing=0.0), losses.cross_entropy(z, y)
     )
     masked = jnp.concatenate([z, jnp.full((8, 1), -jnp.inf)], 1)
-    np.testing.assert_allclose(losses.smoothed_cross_entropy(masked, y, 0.3), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.smoothed_cross_entropy(masked, y, smoothing=0.3), expected, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

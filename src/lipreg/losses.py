@@ -69,13 +69,13 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     return -(p * _log_softmax(logits, p)).sum(-1)
 
 
-def smoothed_cross_entropy(logits: Array, y: Array, smoothing: float = 0.1) -> Array:
+def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing: float = 0.1) -> Array:
     """Cross entropy with `(1 - a) y + a/K` for y: label smoothing (Szegedy et al. 1512.00567).
 
     K counts the classes that are not masked. The loss is least at `p_y = 1 - a + a/K`: where the
     network is surer, its ascent makes it surer still, so attacks ascend another loss.
 
-    >>> smoothed_cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0]), 0.5).round(2)
+    >>> smoothed_cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0]), smoothing=0.5).round(2)
     Array([0.63], dtype=float32)
     """
     logits = wide(logits)
