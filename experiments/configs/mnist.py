@@ -14,6 +14,15 @@ STRENGTHS = {
     "grad_lp": {"lam": 0.1},
     # L0 of the 60,000 training images: lipschitz.of_data. lam is that of digits, untuned.
     "lip_excess": {"lam": 0.1, "L0": 0.417},
+    # l_inf radii. Weights are those of the papers where they do not depend on eps; untuned.
+    **{row: {"eps": 0.1} for row in ("pgd_at", "fgsm_rs", "n_fgsm")},
+    "trades": {"eps": 0.1, "beta": 6.0},
+    "mart": {"eps": 0.1, "beta": 5.0},
+    "grad_align": {"eps": 0.1, "lam": 0.2},
+    "elle": {"eps": 0.1, "lam": 5000.0},
+    "cure": {"eps": 0.1, "lam": 4.0},
+    "llr": {"eps": 0.1, "lam": 4.0, "mu": 3.0},
+    "jacobian": {"lam": 0.01},
 }
 
 

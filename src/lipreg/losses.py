@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from lipreg.norms import wide
 
-__all__ = ["cross_entropy", "dlr", "kl", "margin", "squared_l2"]
+__all__ = ["cross_entropy", "dlr", "kl", "margin", "smoothed_cross_entropy", "squared_l2"]
 
 
 def _check(logits: Array, y: Array) -> None:
@@ -69,6 +69,21 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     return -(p * _log_softmax(logits, p)).sum(-1)
 
 
+def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing: float = 0.1) -> Array:
+    """Cross entropy with `(1 - a) y + a/K` for y: label smoothing (Szegedy et al. 1512.00567).
+
+    K counts the classes that are not masked. The loss is least at `p_y = 1 - a + a/K`: where the
+    network is surer, its ascent makes it surer still, so attacks ascend another loss.
+
+    >>> smoothed_cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0]), smoothing=0.5).round(2)
+    Array([0.63], dtype=float32)
+    """
+    logits = wide(logits)
+    even = jax.nn.softmax(jnp.where(jnp.isneginf(logits), logits, 0.0))
+    p = (1 - smoothing) * _distribution(y, logits) + smoothing * even
+    return cross_entropy(logits, p)
+
+
 def kl(logits: Array, y: Array) -> Array:
     """`KL(y || softmax(z))`, zero iff `softmax(z) = y`; cross entropy minus the entropy of y.
 
@@ -80,6 +95,20 @@ def kl(logits: Array, y: Array) -> Array:
     logits = wide(logits)
     p = _distribution(y, logits)
     return optax.kl_divergence(_log_softmax(logits, p), p)
+
+
+def divergence(logits: Array, target: Array) -> Array:
+    """`KL(softmax(t) || softmax(z))` of logits z and t `[B, K]`, differentiable in both.
+
+    Classes that are masked in both are left out.
+
+    >>> divergence(jnp.zeros((1, 2)), jnp.array([[50.0, 0.0]]))
+    Array([0.6931472], dtype=float32)
+    """
+    logits, target = wide(logits), wide(target)
+    likely, expected = jax.nn.log_softmax(logits), jax.nn.log_softmax(target)
+    gap = jnp.where(jnp.isneginf(target), 0.0, expected - likely)
+    return (jnp.exp(expected) * gap).sum(-1)
 
 
 def squared_l2(logits: Array, y: Array) -> Array:

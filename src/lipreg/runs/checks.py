@@ -41,6 +41,12 @@ def check(config: Config) -> None:
         raise ValueError(
             f"config.data.bounds = {config.data.bounds}; it must be two numbers, (low, high)."
         )
+    box = dict(config.options).get("bounds", config.data.bounds)
+    if not outside and box != config.data.bounds:
+        raise ValueError(
+            f"config.options.bounds = {box}; {config.objective} must stay in those of the data, "
+            f"config.data.bounds = {config.data.bounds}."
+        )
     t = config.train
     if called(t.optimizer)[0] != "sgd":
         for name, default in (("momentum", 0.9), ("nesterov", False)):
