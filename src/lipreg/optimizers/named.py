@@ -1,4 +1,4 @@
-"""Optimisers and their learning rates: optax, by name, or an outsider's."""
+"""An optimiser by its name, and its learning rate."""
 
 import inspect
 from typing import Any
