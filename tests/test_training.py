@@ -31,12 +31,12 @@ def setting(
     model_state = {k: v for k, v in variables.items() if k != "params"}
     apply = models.functional(model)
     tx = optimizers.sgd(0.1, weight_decay=1e-3, clip=5.0)
-    step = training.make_step(apply, objective, tx, ema_decay=ema_decay)
+    step = training.averaged(training.make_step(apply, objective, tx), ema_decay)
     return step, training.init(KEY, variables["params"], model_state, tx, ema=ema_decay > 0), apply
 
 
 def assert_close(a, b, rtol=2e-5, atol=2e-6):
-    drop_key = lambda s: (s.params, s.model_state, s.opt_state, s.ema, s.step)
+    drop_key = lambda s: (s.params, s.model_state, s.opt_state, s.ema, s.ema_state, s.step)
     chex.assert_trees_all_close(drop_key(a), drop_key(b), rtol=rtol, atol=atol)
 
 

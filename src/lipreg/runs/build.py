@@ -46,7 +46,7 @@ class Parts(NamedTuple):
       optimizer: `number of steps -> optax.GradientTransformation`.
       augment: see `training.make_step`.
       wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
-      ema: decay of the averaged weights; 0 for none.
+      ema: decay of the averaged weights, 0 for none, and whether statistics are averaged too.
       ramp: a strength and the fraction of training over which it grows.
     """
 
@@ -56,7 +56,7 @@ class Parts(NamedTuple):
     optimizer: Callable[[int], optax.GradientTransformation]
     augment: Callable[[Array, Array], Array]
     wrong: Callable[..., dict[str, Array]]
-    ema: float
+    ema: tuple[float, bool]
     ramp: tuple[str, float]
 
 
@@ -105,7 +105,7 @@ def _parts(config: Config) -> Parts:
         partial(_optimizer, t),
         partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
         jax.jit(wrong),
-        t.ema,
+        (t.ema, t.ema_statistics == "averaged"),
         (t.ramped, t.ramp),
     )
     made.optimizer(1)  # refused now, not when the data have been read
@@ -157,7 +157,7 @@ def _loss(text: str) -> Callable[[Array, Array], Array]:
 
 
 def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
-    name, options = called(train.optimizer)
+    *outer, (name, options) = optimizers.nested(train.optimizer)
     for field in {"weight_decay", "clip", "accumulate"} & {*options}:
         raise ValueError(
             f"config.train.optimizer = {train.optimizer}; write config.train.{field} = "
@@ -165,13 +165,17 @@ def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
         )
     if name == "sgd":
         options = {"momentum": train.momentum, "nesterov": train.nesterov} | options
-    rate = optimizers.schedule(train.schedule, train.learning_rate, -(-steps // train.accumulate))
+    moves = -(-steps // train.accumulate)
+    for around in outer:
+        moves = optimizers.updates(*around, moves)
+    rate = optimizers.schedule(train.schedule, train.learning_rate, moves)
     return optimizers.build(
         name,
         rate,
         weight_decay=train.weight_decay,
         clip=train.clip,
         accumulate=train.accumulate,
+        around=optimizers.wrapper(*outer[0], rate) if outer else None,
         **options,
     )
 
@@ -182,19 +186,21 @@ def _program(parts: Parts, classes: int, shape: tuple[int, ...], steps: int) -> 
 
     def init(weights: Array, key: Array) -> training.State:
         params, model_state = net.init(weights, jnp.zeros((1, *shape), jnp.float32))
-        return training.init(key, params, model_state, tx, ema=parts.ema > 0)
+        # A run is read without its optimiser: the weights at rest are an average with decay 0.
+        perturbs = optimizers.perturbs(jax.eval_shape(tx.init, params))
+        kept = {"ema": decay > 0 or perturbs, "statistics": decay > 0 and statistics}
+        return training.init(key, params, model_state, tx, **kept)
 
-    name, fraction = parts.ramp
+    (decay, statistics), (name, fraction) = parts.ema, parts.ramp
     step = training.make_step(
         net.apply,
         parts.objective,
         tx,
         loss=parts.loss,
         augment=parts.augment,
-        ema_decay=parts.ema,
         ramp=(name, round(fraction * steps)) if round(fraction * steps) else None,
     )
-    return Program(net.apply, jax.jit(init), step, parts.wrong)
+    return Program(net.apply, jax.jit(init), training.averaged(step, decay), parts.wrong)
 
 
 def program(parts: Parts, dataset: datasets.Dataset, steps: int) -> Program:

@@ -90,12 +90,16 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "batch_size": 128,
         "learning_rate": 0.1,
         "schedule": "papers",
-        "optimizer": "sgd",  # or another of optax's with its options: "adamw(b2=0.95)"
+        # Or another of optax's with its options, "adamw(b2=0.95)", or sam, awp or local_entropy
+        # around one: "sam(rho=0.1)", "awp(inner='adamw(b2=0.95)')".
+        "optimizer": "sgd",
         "momentum": 0.9,  # of sgd
         "nesterov": False,  # of sgd
         "weight_decay": 1e-3,  # the papers' 5e-4 ||w||^2; adamw decays in its own way
         "clip": 0.0,  # of the gradient's global norm; 0 is off
-        "ema": 0.0,  # decay of the averaged weights; 0 is off
+        "ema": 0.0,  # decay of the averaged weights, which are then evaluated; 0 is off
+        # With the averages of the running statistics; or "running": with those of the last weights.
+        "ema_statistics": "averaged",
         "ramp": 0.0,  # fraction of training over which a strength grows from 0
         "ramped": "lam",  # that strength
         "accumulate": 1,  # steps whose gradients make one move of the weights
@@ -174,6 +178,8 @@ def complete(config: Config) -> Config:
     more keeps the options of its time: a run is read without it.
     """
     now = base_config("j0", {"j0": {}})
+    if "train" in config and config.train.get("ema"):
+        now.train.ema_statistics = "running"  # as it was
     for name in {"model", "data", "train", "report", "evaluation"} & {*config}:
         now[name].update(config[name])
         config[name] = now[name]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg import datasets, files, parallel, training
+from lipreg import datasets, files, optimizers, parallel, training
 from lipreg.datasets import streamed
 from lipreg.doors import told
 from lipreg.runs import build, storage
@@ -75,6 +75,12 @@ def prepare(config: Config) -> Experiment:
         raise ValueError(
             f"config.train.accumulate = {t.accumulate}; the run has {steps} steps: its weights "
             "would not move."
+        )
+    period = t.accumulate * optimizers.period(*optimizers.nested(t.optimizer)[0])
+    if period > steps:
+        raise ValueError(
+            f"config.train.optimizer = {t.optimizer}; its first move is after {period} steps, and "
+            f"the run has {steps}."
         )
     program = build.program(parts, validation, steps)
     with told(f"The network {config.model.name} cannot be initialised"):
@@ -143,14 +149,13 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
     network = build.network(config)(dataset.classes, dataset.x.shape[1:])
     x = jax.ShapeDtypeStruct((1, *dataset.x.shape[1:]), jnp.float32)
     params, model_state = jax.eval_shape(network.init, jax.random.key(0), x)
-    template = {
-        "params": params,
-        "model_state": model_state,
-        "ema": params if config.train.ema > 0 else None,
-        "step": jax.ShapeDtypeStruct((), jnp.int32),
-    }
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    template = {"params": params, "model_state": model_state, "step": step}
+    averages = {"ema": params, "ema_state": model_state}
     with storage.checkpoints(workdir) as manager:
-        restored = storage.restore(manager, template, fields=tuple(template))
+        restored = storage.restore(
+            manager, template | averages, fields=tuple(template), optional=tuple(averages)
+        )
     if restored is None:
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
     unread: Any = None  # what only training needs

@@ -141,8 +141,12 @@ def _record(
     log: storage.Log,
     manager: Any,
 ) -> None:
-    """Write a report's row and, where they are due, validation errors and a checkpoint."""
+    """Write a report's row and, where they are due, validation errors and a checkpoint.
+
+    `gradients` counts those in the weights since the start: one a step, whatever the optimiser.
+    """
     report, step = experiment.config.report, int(state.step)
+    row |= {"gradients": step}
     epoch, rest = divmod(step, experiment.steps // experiment.config.train.epochs)
     at_end, last = rest == 0, step == experiment.steps
     if at_end and (last or epoch % report.validate_every_epochs == 0):
