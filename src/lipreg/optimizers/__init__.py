@@ -9,12 +9,13 @@ evaluate, and `ema` is an average of them.
 from lipreg.optimizers.around import AROUND, nested, period, updates, wrapper
 from lipreg.optimizers.averages import at_rest, ema, perturbs
 from lipreg.optimizers.named import NAMES, build, schedule, sgd
-from lipreg.optimizers.relaxation import local_entropy
+from lipreg.optimizers.relaxation import VARIANTS, local_entropy
 from lipreg.optimizers.sharpness import awp, sam
 
 __all__ = [
     "AROUND",
     "NAMES",
+    "VARIANTS",
     "at_rest",
     "awp",
     "build",

@@ -89,7 +89,9 @@ def local_entropy(
         raise ValueError(f"No variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
     for name, value in {"period": period, "replicas": replicas}.items():
         if not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{name} = {value} of local_entropy; it must be 1 or more.")
+            raise ValueError(
+                f"{name} = {value} of local_entropy; it must be a whole number, 1 or more."
+            )
     numbers = {"coupling": coupling, "growth": growth, "temperature": temperature, "decay": decay}
     for name, value in (numbers | {"elastic": elastic}).items():
         if not 0 <= value < (1 if name == "decay" else jnp.inf):
