@@ -12,7 +12,17 @@ import numpy as np
 
 from lipreg.datasets import arrays, prepared
 
-__all__ = ["NAMES", "SPLITS", "Dataset", "check_split", "load", "part", "size", "wrong_labels"]
+__all__ = [
+    "NAMES",
+    "SPLITS",
+    "Dataset",
+    "check_split",
+    "load",
+    "part",
+    "size",
+    "training",
+    "wrong_labels",
+]
 
 NAMES = ("cifar10", "cifar100", "digits", "mnist")  # those that the experiments have configs for
 SPLITS = ("train", "validation", "test")
@@ -75,6 +85,19 @@ def _outside(name: str, split: str, dir: str, bounds: tuple[float, float]) -> Da
     given = arrays.load(name, dir=dir, bounds=bounds)
     classes = 1 + max(int(given[f"y_{which}"].max()) for which in ("train", "test"))
     return Dataset(given[f"x_{split}"], given[f"y_{split}"], classes)
+
+
+def training(
+    name: str, *, dir: str | os.PathLike[str] = "", bounds: tuple[float, float] = (0.0, 1.0)
+) -> Dataset:
+    """All examples of the official training split, with names, errors and options as for `load`.
+
+    Of an outsider's arrays, those of the test split need not be there.
+    """
+    if not arrays.is_outside(name):
+        return _official(name, "train", prepared.folder(dir))
+    x, y = arrays.training(name, dir=os.fspath(dir), bounds=bounds)
+    return Dataset(x, y, 1 + int(y.max()))
 
 
 def check_split(split: str, validation: float) -> None:
@@ -148,5 +171,5 @@ def wrong_labels(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset
 
 
 def size(dataset: Any) -> int:
-    """The number of examples of a `Dataset`, whose len is that of a tuple, or of a `Stream`."""
+    """The examples of an epoch: those of a `Dataset`, or the len of a `Mixture` or `Stream`."""
     return len(dataset.y) if isinstance(dataset, Dataset) else len(dataset)

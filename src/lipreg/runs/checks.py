@@ -18,7 +18,13 @@ _MAY_BE_ZERO = (
     *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
     "train.per_dispatch",
 )
-_FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
+_FRACTIONS = (
+    "data.wrong_labels",
+    "data.synthetic_share",
+    "train.momentum",
+    "train.ema",
+    "train.ramp",
+)
 
 
 def check(config: Config) -> None:

@@ -81,6 +81,8 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "validation": 0.1,  # fraction of the training split
         "seed": 0,  # of that split; the same for every seed of the training
         "wrong_labels": 0.0,  # fraction of the training labels that are replaced by another class
+        "synthetic": "",  # a second source of training data, named as the first; "": none
+        "synthetic_share": 0.7,  # of each batch that is from it
         "flip": False,
         "pad": 0,  # pixels, before a random crop
         "cutout": 0,  # side of the square that is blanked, in pixels

@@ -26,7 +26,7 @@ class Experiment(NamedTuple):
     """A config, checked and made into parts; see `prepare`."""
 
     config: Config
-    training: datasets.Dataset | streamed.Stream
+    training: datasets.Dataset | datasets.Mixture | streamed.Stream
     validation: datasets.Dataset
     program: build.Program
     state: State
@@ -68,6 +68,8 @@ def prepare(config: Config) -> Experiment:
                 f"config.data.wrong_labels = {d.wrong_labels}; of a streamed set it is 0."
             )
         train = datasets.wrong_labels(train, d.wrong_labels, seed=config.seed)
+    if d.synthetic:
+        train = _mixed(config, train)
     size = datasets.size(train)
     _check_sizes(config, size, validation.x.shape[1:])
     steps = t.epochs * (size // t.batch_size)
@@ -90,6 +92,22 @@ def prepare(config: Config) -> Experiment:
     with told(f"A step of {config.objective} with {config.model.name} cannot be traced"):
         jax.eval_shape(program.step, state, config.strengths.to_dict(), batch)
     return Experiment(config, train, validation, program, state, steps)
+
+
+def _mixed(config: Config, train: Any) -> datasets.Mixture:
+    d, batch_size = config.data, config.train.batch_size
+    if d.side:
+        raise ValueError(f"config.data.synthetic = {d.synthetic}; a streamed set has none.")
+    if round(d.synthetic_share * batch_size) in (0, batch_size):
+        raise ValueError(
+            f"config.data.synthetic_share = {d.synthetic_share}; a batch of {batch_size} has no "
+            "such part."
+        )
+    try:
+        more = datasets.training(d.synthetic, dir=d.dir, bounds=d.bounds)
+        return datasets.mixture(train, more, d.synthetic_share)
+    except ValueError as error:
+        raise ValueError(f"config.data.synthetic = {d.synthetic}: {error}") from error
 
 
 def _check_sizes(config: Config, size: int, shape: tuple[int, ...]) -> None:

@@ -30,7 +30,7 @@ def fit(
     step: Callable,
     state: State,
     strengths: dict[str, Any],
-    dataset: datasets.Dataset | Any,
+    dataset: datasets.Dataset | datasets.Mixture | Any,
     *,
     batch_size: int,
     steps: int,
@@ -63,10 +63,10 @@ def fit(
     strengths = place({name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()})
     done = int(np.ravel(parallel.gather(state.step))[0])
     size = datasets.size(dataset)
-    if isinstance(dataset, datasets.Dataset):
+    if isinstance(dataset, datasets.Dataset | datasets.Mixture):
         source = parallel.replicate((jnp.asarray(dataset.x), jnp.asarray(dataset.y)))
         share = parallel.shard
-        batches = _batches(key, size, batch_size, done)
+        batches = _batches(key, dataset, batch_size, done)
         per_dispatch = per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
     else:
         source, share, per_dispatch = (), parallel.assemble, 1
@@ -115,12 +115,19 @@ def _programs(step: Callable) -> tuple[Callable, Callable]:
     return jax.jit(one, donate_argnums=0), jax.jit(several, donate_argnums=0)
 
 
-def _batches(key: Array, n: int, batch_size: int, first: int) -> Iterator[np.ndarray]:
+def _batches(key: Array, dataset: Any, batch_size: int, first: int) -> Iterator[np.ndarray]:
     """The rows of each step's batch from step `first` on, `[B]`, or `[K, B]` for K keys."""
-    per_epoch = n // batch_size
+
+    def rows(key: Array) -> np.ndarray:
+        if isinstance(dataset, datasets.Mixture):
+            real, more = len(dataset), len(dataset.synthetic.y)
+            return batching.mixed_batches(key, real, more, batch_size, dataset.share)
+        return batching.epoch_batches(key, len(dataset.y), batch_size)
+
+    per_epoch = datasets.size(dataset) // batch_size
     for epoch in itertools.count(first // per_epoch):
         keys = [jax.random.fold_in(one, epoch) for one in (key if key.ndim else [key])]
-        batches = np.stack([batching.epoch_batches(one, n, batch_size) for one in keys], 1)
+        batches = np.stack([rows(one) for one in keys], 1)
         skipped = max(first - epoch * per_epoch, 0)
         yield from batches[skipped:] if key.ndim else batches[skipped:, 0]
 
