@@ -130,11 +130,11 @@ def local_entropy(
         inside = _pick((state.calls + 1) % period == 0, moved, inside)
         return optax.tree.sub(x, y), mean, optax.tree.add(x, updates), inside
 
-    def update(grads: Any, state: Relaxation, params: Any = None) -> tuple[Any, Relaxation]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Relaxation]:
         last, turn = (state.calls + 1) % period == 0, state.calls // period % replicas
         x, inside = _of(state.weights, turn), _of(state.inner, turn)
         sample = gaussian if heat else langevin
-        step, mean, towards, inside = sample(grads, state, params, x, inside)
+        step, mean, towards, inside = sample(updates, state, params, x, inside)
         if replicas > 1:
             pull = lambda to, x, centre: to - elastic * (x - centre)
             towards = jax.tree.map(pull, towards, x, _centre(state.weights))

@@ -96,14 +96,15 @@ def _alternating(
         below, none = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
         return Ascent(inner.init(params), params, below, none)
 
-    def update(grads: Any, state: Ascent, params: Any = None) -> tuple[Any, Ascent]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Ascent]:
         weights = state.at_rest(params)
         climbs = ~state.above & (state.moves >= warmup)
-        updates, moved = inner.update(grads, state.inner, weights)
+        up = ascent(updates, params)
+        updates, moved = inner.update(updates, state.inner, weights)
         down = jax.tree.map(lambda w, p, u: w - p + u, weights, params, updates)
         moves = state.moves + (~climbs).astype(jnp.int32)
         state = Ascent(_pick(climbs, state.inner, moved), weights, climbs, moves)
-        return _pick(climbs, ascent(grads, params), down), state
+        return _pick(climbs, up, down), state
 
     return optax.GradientTransformation(init, update)
 
