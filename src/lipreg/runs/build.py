@@ -48,6 +48,8 @@ class Parts(NamedTuple):
       wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
       ema: decay of the averaged weights, 0 for none, and whether statistics are averaged too.
       ramp: a strength and the fraction of training over which it grows.
+      replay: steps in a row on each batch.
+      batch_size: that of what an objective carries.
     """
 
     network: Callable[[int, tuple[int, ...]], models.Network]
@@ -58,6 +60,8 @@ class Parts(NamedTuple):
     wrong: Callable[..., dict[str, Array]]
     ema: tuple[float, bool]
     ramp: tuple[str, float]
+    replay: int
+    batch_size: int
 
 
 class Program(NamedTuple):
@@ -107,6 +111,8 @@ def _parts(config: Config) -> Parts:
         jax.jit(wrong),
         (t.ema, t.ema_statistics == "averaged"),
         (t.ramped, t.ramp),
+        t.replay,
+        t.batch_size,
     )
     made.optimizer(1)  # refused now, not when the data have been read
     return made
@@ -189,8 +195,10 @@ def _program(parts: Parts, classes: int, shape: tuple[int, ...], steps: int) -> 
         # A run is read without its optimiser: the weights at rest are an average with decay 0.
         perturbs = optimizers.perturbs(jax.eval_shape(tx.init, params))
         kept = {"ema": decay > 0 or perturbs, "statistics": decay > 0 and statistics}
-        return training.init(key, params, model_state, tx, **kept)
+        carried = jnp.zeros((parts.batch_size, *shape), jnp.float32) if carries else None
+        return training.init(key, params, model_state, tx, **kept, carried=carried)
 
+    carries = "carried" in inspect.signature(parts.objective).parameters
     (decay, statistics), (name, fraction) = parts.ema, parts.ramp
     step = training.make_step(
         net.apply,
@@ -199,6 +207,7 @@ def _program(parts: Parts, classes: int, shape: tuple[int, ...], steps: int) -> 
         loss=parts.loss,
         augment=parts.augment,
         ramp=(name, round(fraction * steps)) if round(fraction * steps) else None,
+        replay=parts.replay,
     )
     return Program(net.apply, jax.jit(init), training.averaged(step, decay), parts.wrong)
 

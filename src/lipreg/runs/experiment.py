@@ -72,7 +72,7 @@ def prepare(config: Config) -> Experiment:
         train = _mixed(config, train)
     size = datasets.size(train)
     _check_sizes(config, size, validation.x.shape[1:])
-    steps = t.epochs * (size // t.batch_size)
+    steps = t.epochs * (size // t.batch_size) * t.replay
     if t.accumulate > steps:
         raise ValueError(
             f"config.train.accumulate = {t.accumulate}; the run has {steps} steps: its weights "

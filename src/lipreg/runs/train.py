@@ -127,6 +127,7 @@ def _pace(experiment: Experiment) -> dict[str, int]:
         "steps": experiment.steps,
         "every": report.every_steps,
         "per_dispatch": train.per_dispatch,
+        "replay": train.replay,
     }
 
 

@@ -37,6 +37,7 @@ def fit(
     every: int = 100,
     key: Array,
     per_dispatch: int = 0,
+    replay: int = 1,
     started: Callable[[float], object] = lambda seconds: None,
 ) -> Iterator[tuple[State, dict[str, np.ndarray]]]:
     """Train from `state.step` to `steps`; yields the state and the mean parts since the last yield.
@@ -51,8 +52,9 @@ def fit(
     called with the seconds that the first dispatch took, compilation included.
 
     K runs are trained at once if states, strengths and keys are stacked, `[K, ...]`, and the step
-    is vmapped over all three of its arguments. Inside `parallel.over` the batch, or the K runs, are
-    sharded over the devices.
+    is vmapped over all three of its arguments. With `replay`, that many steps in a row are taken on
+    each batch, and an epoch has so many times the steps. Inside `parallel.over` the batch, or the K
+    runs, are sharded over the devices.
 
     Raises: Diverged, naming the step and the part, when a part is not finite; ValueError, naming
     the leaf, where a step changes the form of its state.
@@ -66,13 +68,16 @@ def fit(
     if isinstance(dataset, datasets.Dataset | datasets.Mixture):
         source = parallel.replicate((jnp.asarray(dataset.x), jnp.asarray(dataset.y)))
         share = parallel.shard
-        batches = _batches(key, dataset, batch_size, done)
+        batches = _batches(key, dataset, batch_size, done // replay)
         per_dispatch = per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
     else:
         source, share, per_dispatch = (), parallel.assemble, 1
         seed = int(jax.random.key_data(key)[-1])
-        batches = dataset.batches(batch_size, seed=seed, first_step=done)
-    per_epoch = size // batch_size
+        batches = dataset.batches(batch_size, seed=seed, first_step=done // replay)
+    if replay > 1:
+        repeated = itertools.chain.from_iterable(itertools.repeat(b, replay) for b in batches)
+        batches = itertools.islice(repeated, done % replay, None)
+    per_epoch = size // batch_size * replay
     one, several = _programs(step)
     begun = time.perf_counter()
     while done < steps:

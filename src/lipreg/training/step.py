@@ -36,7 +36,16 @@ ADDED = ("step", "objective", "grad_params", "gradients")
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "model_state", "opt_state", "ema", "step", "key", "ema_state"],
+    data_fields=[
+        "params",
+        "model_state",
+        "opt_state",
+        "ema",
+        "step",
+        "key",
+        "ema_state",
+        "carried",
+    ],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +60,7 @@ class State:
       step: the number of steps taken, int32.
       key: the run's key; step s draws from `fold_in(key, s)`.
       ema_state: that of model_state; None where ema is evaluated with model_state itself.
+      carried: what an objective that declares `carried` hands to its next call; None for others.
     """
 
     params: Any
@@ -60,6 +70,7 @@ class State:
     step: Array
     key: Array
     ema_state: Any = None
+    carried: Any = None
 
 
 def init(
@@ -70,11 +81,13 @@ def init(
     *,
     ema: bool = False,
     statistics: bool = True,
+    carried: Any = None,
 ) -> State:
     """The state before the first step.
 
     `ema` is for a step that is `averaged`; without `statistics`, the average is of weights alone.
-    Random keys in the optimiser's state are folded with the run's key.
+    `carried` is what the objective is handed first. Random keys in the optimiser's state are folded
+    with the run's key.
     """
     opt_state = _seeded(tx.init(params), jax.random.fold_in(key, OPTIMIZER))
     return State(
@@ -85,6 +98,7 @@ def init(
         step=jnp.zeros((), jnp.int32),
         key=key,
         ema_state=model_state if ema and statistics else None,
+        carried=carried,
     )
 
 
@@ -108,23 +122,26 @@ def make_step(
     loss: Callable[[Array, Array], Array] = losses.cross_entropy,
     augment: Callable[[Array, Array], Array] = lambda key, x: x,
     ramp: tuple[str, int] | None = None,
+    replay: int = 1,
 ) -> Step:
     """`step(state, strengths, (x, y)) -> (state, parts)`, one gradient step on an objective.
 
     `objective` is one of `objectives`, its static options bound; `strengths` its traced ones, by
     name. `x` is uint8 or floating; `augment(key, x)` sees it before it is converted. The step
     builds the two views of the network, in training mode and frozen, and hands a key to an
-    objective that declares one. `ramp=("lam", n)` lets that strength grow from 0 over the first n
+    objective that declares one, and `state.carried` to one that declares `carried`, whose
+    `parts["carried"]` takes its place. `replay` steps in a row, those on one batch (`fit`), draw
+    the same random numbers. `ramp=("lam", n)` lets that strength grow from 0 over the first n
     steps. `parts` gains `objective`, the number that was differentiated, and `grad_params`, that
     gradient's norm.
     """
-    draws = "key" in inspect.signature(objective).parameters
+    declared = inspect.signature(objective).parameters
 
     def step(
         state: State, strengths: dict[str, Any], batch: tuple[Array, Array]
     ) -> tuple[State, dict[str, Array]]:
         x, y = batch
-        key = jax.random.fold_in(state.key, state.step)
+        key = jax.random.fold_in(state.key, state.step // replay)
         x = to_unit(augment(key, x))
         to_objective, to_network = (jax.random.fold_in(key, use) for use in (OBJECTIVE, NETWORK))
         if ramp:
@@ -135,20 +152,21 @@ def make_step(
         def total(params: Any) -> tuple[Array, dict[str, Any]]:
             trained = lambda x: apply(params, state.model_state, x, True, to_network)
             frozen = lambda x: apply(params, state.model_state, x, False, None)[0]
-            drawn = {"key": to_objective} if draws else {}
-            return objective(trained, x, y, loss=loss, frozen=frozen, **drawn, **strengths)
+            given = {"key": to_objective, "carried": state.carried}
+            given = {name: value for name, value in given.items() if name in declared}
+            return objective(trained, x, y, loss=loss, frozen=frozen, **given, **strengths)
 
         (value, parts), grads = jax.value_and_grad(total, has_aux=True)(state.params)
         if "aux" not in parts:
             raise ValueError(
                 'The objective drops what the network returns beside its logits: parts["aux"].'
             )
-        model_state = parts.pop("aux")
+        model_state, carried = parts.pop("aux"), parts.pop("carried", None)
         _check(parts, state.model_state, model_state)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         moved = {"params": params, "model_state": model_state, "opt_state": opt_state}
-        state = dataclasses.replace(state, **moved, step=state.step + 1)
+        state = dataclasses.replace(state, **moved, carried=carried, step=state.step + 1)
         return state, parts | {"objective": value, "grad_params": optax.tree.norm(grads)}
 
     return step
