@@ -31,8 +31,15 @@ def setting(
     model_state = {k: v for k, v in variables.items() if k != "params"}
     apply = models.functional(model)
     tx = optimizers.sgd(0.1, weight_decay=1e-3, clip=5.0)
-    step = training.averaged(training.make_step(apply, objective, tx), ema_decay)
-    return step, training.init(KEY, variables["params"], model_state, tx, ema=ema_decay > 0), apply
+    step, averaged = (
+        training.averaged(training.make_step(apply, objective, tx), ema_decay),
+        ema_decay > 0,
+    )
+    return (
+        step,
+        training.init(KEY, variables["params"], model_state, tx, ema=averaged, statistics=averaged),
+        apply,
+    )
 
 
 def assert_close(a, b, rtol=2e-5, atol=2e-6):

@@ -100,8 +100,9 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "weight_decay": 1e-3,  # the papers' 5e-4 ||w||^2; adamw decays in its own way
         "clip": 0.0,  # of the gradient's global norm; 0 is off
         "ema": 0.0,  # decay of the averaged weights, which are then evaluated; 0 is off
-        # With the averages of the running statistics; or "running": with those of the last weights.
-        "ema_statistics": "averaged",
+        # Of batch normalisation, for averaged weights: those of training, which are moving averages
+        # already, or "averaged" once more with the weights' decay.
+        "ema_statistics": "running",
         "ramp": 0.0,  # fraction of training over which a strength grows from 0
         "ramped": "lam",  # that strength
         # Steps in a row on each batch: free adversarial training's m; of 2, sam's and awp's two
@@ -183,8 +184,6 @@ def complete(config: Config) -> Config:
     more keeps the options of its time: a run is read without it.
     """
     now = base_config("j0", {"j0": {}})
-    if "train" in config and config.train.get("ema"):
-        now.train.ema_statistics = "running"  # as it was
     for name in {"model", "data", "train", "report", "evaluation"} & {*config}:
         now[name].update(config[name])
         config[name] = now[name]

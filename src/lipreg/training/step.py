@@ -80,12 +80,12 @@ def init(
     tx: optax.GradientTransformation,
     *,
     ema: bool = False,
-    statistics: bool = True,
+    statistics: bool = False,
     carried: Any = None,
 ) -> State:
     """The state before the first step.
 
-    `ema` is for a step that is `averaged`; without `statistics`, the average is of weights alone.
+    `ema` is for a step that is `averaged`; `statistics` averages the running statistics as well.
     `carried` is what the objective is handed first. Random keys in the optimiser's state are folded
     with the run's key.
     """
