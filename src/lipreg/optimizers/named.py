@@ -79,7 +79,7 @@ def build(
     own = {known: getattr(optax, known) for known in NAMES} | AROUND
     make: Any = named("optimizer", f"optax:{name}" if name in _UNFIT else name, own)
     if name in AROUND:
-        raise ValueError(f"{name} goes around an optimizer; it has an inner one, and is not one.")
+        raise ValueError(f"{name} goes around an optimizer: name that one, and {name} as `around`.")
     if not callable(make):
         raise ValueError(
             f"{name!r} is a {type(make).__name__}; an optimizer is (learning_rate, **options) -> "

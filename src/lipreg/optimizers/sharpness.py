@@ -15,8 +15,6 @@ from jax import Array
 
 __all__ = ["Ascent", "awp", "sam"]
 
-TINY = 1e-20  # AWP's, in place of a gradient of 0
-
 
 class Ascent(NamedTuple):
     """The state of `sam` and `awp`.
@@ -50,8 +48,7 @@ def sam(inner: optax.GradientTransformation, *, rho: float = 0.05) -> optax.Grad
     _check("sam", "rho", rho)
 
     def ascent(grads: Any, _: Any) -> Any:
-        norm = optax.tree.norm(grads)
-        return optax.tree.scale(rho / jnp.where(norm == 0, 1, norm), grads)
+        return optax.tree.scale(rho / _or_one(optax.tree.norm(grads)), grads)
 
     return _alternating(inner, ascent, 0)
 
@@ -77,9 +74,14 @@ def awp(
     def layer(g: Array, w: Array) -> Array:
         if w.ndim < 2:
             return jnp.zeros_like(w)
-        return g * (gamma * jnp.linalg.norm(w.ravel()) / (jnp.linalg.norm(g.ravel()) + TINY))
+        size = lambda v: jnp.linalg.norm(v.ravel())
+        return g * (gamma * size(w) / _or_one(size(g)))
 
     return _alternating(inner, lambda grads, params: jax.tree.map(layer, grads, params), warmup)
+
+
+def _or_one(norm: Array) -> Array:
+    return jnp.where(norm == 0, jnp.ones_like(norm), norm)
 
 
 def _check(name: str, option: str, value: float) -> None:
