@@ -141,7 +141,7 @@ def test_the_cifar_configs_convert_the_authors_units_in_the_open():
 
 def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path, monkeypatch):
     averaged = {"train.ema": 0.9, "train.optimizer": "awp(gamma=0.1)"}  # above w after epoch 1
-    averaged["train.ema_statistics"] = "averaged"
+    averaged["train.ema_statistics"] = "recomputed"
     config = tiny(**averaged, **{"data.pad": 1, "data.flip": True})
     whole = runs.train_run(runs.prepare(config), tmp_path / "whole", silent=True)
 

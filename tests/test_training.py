@@ -283,6 +283,18 @@ def test_weights_and_statistics_are_averaged_as_their_decay_says():
     assert jnp.abs(used - expected).max() > 1e-3
 
 
+def test_statistics_are_refitted_to_the_averaged_weights():
+    _, state, apply = setting(batch_norm=True, objective=objectives.j0, ema_decay=0.9)
+    state = dataclasses.replace(state, ema=jax.tree.map(lambda a: 2 * a + 0.1, state.params))
+    fitted = training.refitted(apply, state, DATASET, batch_size=48, key=KEY, batches=80)
+    # The batch is the data set: its own statistics are where the running ones go.
+    x = datasets.to_unit(X)
+    trained = apply(state.ema, state.model_state, x, True, None)[0]
+    logits = training.logits_fn(apply, fitted)(x)
+    chex.assert_trees_all_close(logits, trained, rtol=1e-2, atol=1e-2)
+    assert jnp.abs(training.logits_fn(apply, state)(x) - trained).max() > 0.1
+
+
 def test_the_weights_below_a_perturbation_are_evaluated_and_averaged():
     _, state, apply = setting(name="MLP")
     tx = optimizers.sam(optax.sgd(0.1), rho=1.0)

@@ -46,7 +46,7 @@ class Parts(NamedTuple):
       optimizer: `number of steps -> optax.GradientTransformation`.
       augment: see `training.make_step`.
       wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
-      ema: decay of the averaged weights, 0 for none, and whether statistics are averaged too.
+      ema: decay of the averaged weights, 0 for none, and whether they have statistics of their own.
       ramp: a strength and the fraction of training over which it grows.
       replay: steps in a row on each batch.
       batch_size: that of what an objective carries.
@@ -109,7 +109,7 @@ def _parts(config: Config) -> Parts:
         partial(_optimizer, t),
         partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
         jax.jit(wrong),
-        (t.ema, t.ema_statistics == "averaged"),
+        (t.ema, t.ema_statistics != "running"),
         (t.ramped, t.ramp),
         t.replay,
         t.batch_size,

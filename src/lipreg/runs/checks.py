@@ -9,7 +9,7 @@ from lipreg.runs.config import Config, base_config, leaves, options, strengths
 __all__ = ["check"]
 
 PRECISIONS = ("default", "highest")
-STATISTICS = ("running", "averaged")
+STATISTICS = ("running", "averaged", "recomputed")
 # Numbers that may be 0, meaning off or none, as all strengths may. All others must be greater.
 _MAY_BE_ZERO = (
     *("seed", "options.top_k", "data.seed"),

@@ -101,7 +101,7 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "clip": 0.0,  # of the gradient's global norm; 0 is off
         "ema": 0.0,  # decay of the averaged weights, which are then evaluated; 0 is off
         # Of batch normalisation, for averaged weights: those of training, which are moving averages
-        # already, or "averaged" once more with the weights' decay.
+        # already; "averaged" once more with the weights' decay; or "recomputed" from 50 batches.
         "ema_statistics": "running",
         "ramp": 0.0,  # fraction of training over which a strength grows from 0
         "ramped": "lam",  # that strength

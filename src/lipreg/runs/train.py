@@ -45,7 +45,7 @@ def train_run(
             started=_told(bar, silent),
             **_pace(experiment),
         ):
-            _record(experiment, state, _numbers(parts), log, manager)
+            state = _record(experiment, state, _numbers(parts), log, manager)
             _advance(bar, experiment, state, parts)
     return state
 
@@ -87,7 +87,7 @@ def train_vmapped(
             states = [jax.tree.map(lambda a, k=k: a[k], state) for k in range(len(states))]
             for k, experiment in enumerate(experiments):
                 row = _numbers({name: values[k] for name, values in parts.items()})
-                _record(experiment, states[k], row, logs[k], managers[k])
+                states[k] = _record(experiment, states[k], row, logs[k], managers[k])
             _advance(bar, lead, states[0], parts)
     return states
 
@@ -141,8 +141,10 @@ def _record(
     row: dict[str, float],
     log: storage.Log,
     manager: Any,
-) -> None:
+) -> training.State:
     """Write a report's row and, where they are due, validation errors and a checkpoint.
+
+    Returns the state as it is validated and kept.
 
     `gradients` counts those in the weights since the start: one a step, whatever the optimiser.
     """
@@ -150,11 +152,16 @@ def _record(
     row |= {"gradients": step}
     epoch, rest = divmod(step, experiment.steps // experiment.config.train.epochs)
     at_end, last = rest == 0, step == experiment.steps
+    train = experiment.config.train
+    if at_end and state.ema_state is not None and train.ema_statistics == "recomputed":
+        options = {"batch_size": train.batch_size, "key": key_for(experiment.config, "report")}
+        state = training.refitted(experiment.program.apply, state, experiment.training, **options)
     if at_end and (last or epoch % report.validate_every_epochs == 0):
         row |= _validate(experiment, state)
     log.write(step, row)
     if at_end and (last or epoch % report.checkpoint_every_epochs == 0):
         storage.save(manager, step, state)
+    return state
 
 
 def _validate(experiment: Experiment, state: training.State) -> dict[str, float]:

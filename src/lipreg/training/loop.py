@@ -1,5 +1,6 @@
 """The loop around the step: batches, several steps a dispatch, means of parts, divergence."""
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ import numpy as np
 from jax import Array
 
 from lipreg import batching, datasets, parallel
-from lipreg.training.step import State
+from lipreg.datasets.images import to_unit
+from lipreg.training.step import Apply, State
 
-__all__ = ["Diverged", "fit"]
+__all__ = ["Diverged", "fit", "refitted"]
 
 
 class Diverged(FloatingPointError):
@@ -135,6 +137,31 @@ def _batches(key: Array, dataset: Any, batch_size: int, first: int) -> Iterator[
         batches = np.stack([rows(one) for one in keys], 1)
         skipped = max(first - epoch * per_epoch, 0)
         yield from batches[skipped:] if key.ndim else batches[skipped:, 0]
+
+
+def refitted(
+    apply: Apply, state: State, dataset: Any, *, batch_size: int, key: Array, batches: int = 50
+) -> State:
+    """The state with an `ema_state` that fits `ema`: statistics of batches under these weights.
+
+    From model_state on, the averaged network is run in training mode on so many batches, without
+    augmentation. At a momentum of 0.9, 0.5 % of model_state is left after 50.
+    """
+    if isinstance(dataset, datasets.Dataset | datasets.Mixture):
+        images, share = dataset.x, parallel.shard
+        xs = (images[rows] for rows in _batches(key, dataset, batch_size, 0))
+    else:
+        seed, share = int(jax.random.key_data(key)[-1]), parallel.assemble
+        xs = (x for x, _ in dataset.batches(batch_size, seed=seed))
+    advance, model_state = _statistics(apply), state.model_state
+    for n, x in enumerate(itertools.islice(xs, batches)):
+        model_state = advance(state.ema, model_state, share(x), jax.random.fold_in(key, n))
+    return dataclasses.replace(state, ema_state=model_state)
+
+
+@lru_cache(maxsize=16)
+def _statistics(apply: Apply) -> Callable:
+    return jax.jit(lambda w, model_state, x, key: apply(w, model_state, to_unit(x), True, key)[1])
 
 
 def _means(history: list[dict[str, Array]], first: int, rank: int) -> dict[str, np.ndarray]:
