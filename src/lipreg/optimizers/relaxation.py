@@ -127,7 +127,7 @@ def local_entropy(
         """The same; the mean is that of the gradients, and y - x is drawn anew at each call."""
         mean = jax.tree.map(lambda m, g: m + g / period, state.mean, grads)
         updates, moved = inner.update(mean, inside, x)
-        inside = _pick((state.calls + 1) % period == 0, moved, inside)
+        inside = optax.tree.where((state.calls + 1) % period == 0, moved, inside)
         return optax.tree.sub(x, y), mean, optax.tree.add(x, updates), inside
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Relaxation]:
@@ -138,20 +138,16 @@ def local_entropy(
         if replicas > 1:
             pull = lambda to, x, centre: to - elastic * (x - centre)
             towards = jax.tree.map(pull, towards, x, _centre(state.weights))
-        weights = _pick(last, _with(state.weights, turn, towards), state.weights)
+        weights = optax.tree.where(last, _with(state.weights, turn, towards), state.weights)
         begin = _of(weights, (turn + 1) % replicas)  # of the next round
-        step = _pick(last, optax.tree.sub(begin, params), step)
+        step = optax.tree.where(last, optax.tree.sub(begin, params), step)
         if heat and noise:
             step = _noisy(step, state, jnp.asarray((noise / coupling) ** 0.5))
-        mean = _pick(last, optax.tree.zeros_like(mean) if heat else begin, mean)
+        mean = optax.tree.where(last, optax.tree.zeros_like(mean) if heat else begin, mean)
         inside = _with(state.inner, turn, inside)
         return step, Relaxation(inside, weights, mean, state.calls + 1, state.key)
 
     return optax.GradientTransformation(init, update)
-
-
-def _pick(condition: Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
 
 
 def _between(a: Any, b: Any, share: float) -> Any:

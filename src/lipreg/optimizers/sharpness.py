@@ -32,7 +32,7 @@ class Ascent(NamedTuple):
     moves: Array
 
     def at_rest(self, params: Any) -> Any:
-        return _pick(self.above, self.weights, params)
+        return optax.tree.where(self.above, self.weights, params)
 
 
 def sam(inner: optax.GradientTransformation, *, rho: float = 0.05) -> optax.GradientTransformation:
@@ -105,11 +105,7 @@ def _alternating(
         updates, moved = inner.update(updates, state.inner, weights)
         down = jax.tree.map(lambda w, p, u: w - p + u, weights, params, updates)
         moves = state.moves + (~climbs).astype(jnp.int32)
-        state = Ascent(_pick(climbs, state.inner, moved), weights, climbs, moves)
-        return _pick(climbs, up, down), state
+        state = Ascent(optax.tree.where(climbs, state.inner, moved), weights, climbs, moves)
+        return optax.tree.where(climbs, up, down), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _pick(condition: Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
