@@ -36,7 +36,8 @@ BatchLoss = Callable[[Array, Array], tuple[Array, Any]]  # of images and classes
 Parts = dict[str, Any]
 
 
-GIVEN = ("loss", "frozen", "key")  # what a training step hands to an objective by these names
+# What a training step hands to an objective by these names.
+GIVEN = ("loss", "frozen", "key", "carried")
 
 
 def strengths(objective: Callable[..., Any]) -> tuple[str, ...]:

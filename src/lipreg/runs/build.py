@@ -51,8 +51,10 @@ class Parts(NamedTuple):
       augment: see `training.make_step`.
       wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
       gap: likewise under FGSM and under PGD-10.
-      ema: decay of the averaged weights; 0 for none.
+      ema: decay of the averaged weights, 0 for none, and whether they have statistics of their own.
       ramp: a strength and the fraction of training over which it grows.
+      replay: steps in a row on each batch.
+      batch_size: that of what an objective carries.
     """
 
     network: Callable[[int, tuple[int, ...]], models.Network]
@@ -62,8 +64,10 @@ class Parts(NamedTuple):
     augment: Callable[[Array, Array], Array]
     wrong: Callable[..., dict[str, Array]]
     gap: Callable[..., dict[str, Array]]
-    ema: float
+    ema: tuple[float, bool]
     ramp: tuple[str, float]
+    replay: int
+    batch_size: int
 
 
 class Program(NamedTuple):
@@ -105,8 +109,10 @@ def _parts(config: Config) -> Parts:
         partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
         wrong,
         gap,
-        t.ema,
+        (t.ema, t.ema_statistics != "running"),
         (t.ramped, t.ramp),
+        t.replay,
+        t.batch_size,
     )
     made.optimizer(1)  # refused now, not when the data have been read
     return made
@@ -181,7 +187,7 @@ def _loss(text: str) -> Callable[[Array, Array], Array]:
 
 
 def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
-    name, options = called(train.optimizer)
+    *outer, (name, options) = optimizers.nested(train.optimizer)
     for field in {"weight_decay", "clip", "accumulate"} & {*options}:
         raise ValueError(
             f"config.train.optimizer = {train.optimizer}; write config.train.{field} = "
@@ -189,13 +195,17 @@ def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
         )
     if name == "sgd":
         options = {"momentum": train.momentum, "nesterov": train.nesterov} | options
-    rate = optimizers.schedule(train.schedule, train.learning_rate, -(-steps // train.accumulate))
+    moves = -(-steps // train.accumulate)
+    for around in outer:
+        moves = optimizers.updates(*around, moves)
+    rate = optimizers.schedule(train.schedule, train.learning_rate, moves)
     return optimizers.build(
         name,
         rate,
         weight_decay=train.weight_decay,
         clip=train.clip,
         accumulate=train.accumulate,
+        around=optimizers.wrapper(*outer[0], rate) if outer else None,
         **options,
     )
 
@@ -206,18 +216,24 @@ def _program(parts: Parts, classes: int, shape: tuple[int, ...], steps: int) -> 
 
     def init(weights: Array, key: Array) -> training.State:
         params, model_state = net.init(weights, jnp.zeros((1, *shape), jnp.float32))
-        return training.init(key, params, model_state, tx, ema=parts.ema > 0)
+        # A run is read without its optimiser: the weights at rest are an average with decay 0.
+        perturbs = optimizers.perturbs(jax.eval_shape(tx.init, params))
+        kept = {"ema": decay > 0 or perturbs, "statistics": decay > 0 and statistics}
+        carried = jnp.zeros((parts.batch_size, *shape), jnp.float32) if carries else None
+        return training.init(key, params, model_state, tx, **kept, carried=carried)
 
-    name, fraction = parts.ramp
+    carries = "carried" in inspect.signature(parts.objective).parameters
+    (decay, statistics), (name, fraction) = parts.ema, parts.ramp
     step = training.make_step(
         net.apply,
         parts.objective,
         tx,
         loss=parts.loss,
         augment=parts.augment,
-        ema_decay=parts.ema,
         ramp=(name, round(fraction * steps)) if round(fraction * steps) else None,
+        replay=parts.replay,
     )
+    step = training.averaged(step, decay)
     return Program(net.apply, jax.jit(init), step, parts.wrong, parts.gap)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lipreg import datasets, files, parallel, runs, training
+from lipreg import files, parallel, runs, training
 from lipreg.runs import build, logs, storage, sweep
 from lipreg.runs.build import ROBUST
 from lipreg.runs.config import Config, leaves, options, strengths
@@ -201,7 +201,7 @@ def _paced(recipe: Recipe, base: Config, plan: Plan, workdir: Path) -> dict[str,
     with parallel.over():
         experiment = runs.prepare(config)
         measured = pace(experiment, min(5.0, plan.seconds / 4))
-    measured["epoch_steps"] = datasets.size(experiment.training) // config.train.batch_size
+    measured["epoch_steps"] = experiment.epoch_steps
     storage.claim(workdir, config.to_dict())
     files.write_json(path, measured)
     return measured

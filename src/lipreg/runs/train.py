@@ -55,7 +55,8 @@ def train_run(
             rows=log.rows,
             say=_say(bar, silent),
         ):
-            row = _record(experiment, state, _numbers(parts), log, manager)
+            row = _numbers(parts)
+            state = _record(experiment, state, row, log, manager)
             advance(int(state.step), row)
     return state
 
@@ -101,7 +102,7 @@ def train_vmapped(
             states = [jax.tree.map(lambda a, k=k: a[k], state) for k in range(len(states))]
             for k, experiment in enumerate(experiments):
                 row = _numbers({name: values[k] for name, values in parts.items()})
-                _record(experiment, states[k], row, written[k], managers[k])
+                states[k] = _record(experiment, states[k], row, written[k], managers[k])
             advance(int(states[0].step), {"objective": float(np.mean(parts["objective"]))})
     return states
 
@@ -186,6 +187,7 @@ def fit_options(experiment: Experiment) -> dict[str, int]:
         "steps": experiment.steps,
         "every": report.every_steps,
         "per_dispatch": train.per_dispatch,
+        "replay": train.replay,
     }
 
 
@@ -199,13 +201,22 @@ def _record(
     row: dict[str, float],
     log: logs.Log,
     manager: Any,
-) -> dict[str, float]:
-    """Write a report's row and, where they are due, validation errors and a checkpoint."""
+) -> training.State:
+    """Add to a report's row, and write it, a checkpoint and the best epoch where they are due.
+
+    Returns the state as it is validated and kept.
+
+    `gradients` counts those in the weights since the start: one a step, whatever the optimiser.
+    """
     config, step = experiment.config, int(state.step)
-    report = config.report
-    epoch, rest = divmod(step, datasets.size(experiment.training) // config.train.batch_size)
+    report, train = config.report, config.train
+    row |= {"gradients": step}
+    epoch, rest = divmod(step, experiment.epoch_steps)
     last = step == experiment.steps
     due = lambda every: last or (rest == 0 and epoch % every == 0)
+    if due(1) and state.ema_state is not None and train.ema_statistics == "recomputed":
+        options = {"batch_size": train.batch_size, "key": key_for(config, "report")}
+        state = training.refitted(experiment.program.apply, state, experiment.training, **options)
     if due(report.validate_every_epochs):
         row |= validation_errors(experiment, state, experiment.program.wrong, report.examples)
     if report.gap_examples:
@@ -223,7 +234,7 @@ def _record(
         _keep_best(config, log.workdir / "best", state)
     if due(report.checkpoint_every_epochs):
         storage.save(manager, step, state)
-    return row
+    return state
 
 
 def _keep_best(config: Any, workdir: Path, state: training.State) -> None:
@@ -232,6 +243,7 @@ def _keep_best(config: Any, workdir: Path, state: training.State) -> None:
     storage.claim(workdir, config.to_dict(), steps=step)
     with storage.checkpoints(workdir, keep=1) as manager:
         storage.save(manager, step, state)
+    return state
 
 
 def validation_errors(
