@@ -15,7 +15,7 @@ STRENGTHS = {
     "tikhonov": {"lam": 0.1},
     "grad_lp": {"lam": 0.1},
     # l_inf radii and the papers' weights.
-    **{row: {"eps": 8 / 255} for row in ("pgd_at", "fgsm_rs", "n_fgsm")},
+    **{row: {"eps": 8 / 255} for row in ("pgd_at", "fgsm_rs", "n_fgsm", "free_at")},
     "trades": {"eps": 8 / 255, "beta": 6.0},
     "mart": {"eps": 8 / 255, "beta": 5.0},
     "grad_align": {"eps": 8 / 255, "lam": 0.2},

@@ -15,7 +15,7 @@ STRENGTHS = {
     # L0 of the training images: lipschitz.of_data.
     "lip_excess": {"lam": 0.1, "L0": 0.85},
     # l_inf radii. Weights are those of the papers where they do not depend on eps; untuned.
-    **{row: {"eps": 0.1} for row in ("pgd_at", "fgsm_rs", "n_fgsm")},
+    **{row: {"eps": 0.1} for row in ("pgd_at", "fgsm_rs", "n_fgsm", "free_at")},
     "trades": {"eps": 0.1, "beta": 6.0},
     "mart": {"eps": 0.1, "beta": 5.0},
     "grad_align": {"eps": 0.1, "lam": 0.2},

@@ -2,7 +2,7 @@
 
 - penalties: `j1`, `j2`, `tikhonov`, `grad_lp`; on the batch's maximum `j2_lip`, `lip_excess`; on
   the Jacobian of the logits `jacobian`;
-- adversarial training: `pgd_at`, `fgsm_rs`, `n_fgsm`; with clean images beside `trades`, `mart`;
+- adversarial training: `pgd_at`, `fgsm_rs`, `n_fgsm`, `free_at`; with clean images beside `trades`, `mart`;
 - linearity: `grad_align`, `elle`, `cure`, `llr`.
 
 The contract is `(logits_fn, x, y, *, <strengths>, loss=cross_entropy, frozen=None, ...) ->
@@ -36,6 +36,7 @@ from lipreg.objectives.adversarial import fgsm_rs, mart, n_fgsm, pgd_at, trades
 from lipreg.objectives.constants import j2_lip, lip_excess
 from lipreg.objectives.contract import strengths as strengths
 from lipreg.objectives.contract import value_and_input_grad as value_and_input_grad
+from lipreg.objectives.free import free_at
 from lipreg.objectives.linearity import cure, elle, grad_align, llr
 from lipreg.objectives.methods import difference as difference
 from lipreg.objectives.methods import method as method
@@ -46,6 +47,7 @@ __all__ = [
     "cure",
     "elle",
     "fgsm_rs",
+    "free_at",
     "grad_align",
     "grad_lp",
     "j0",

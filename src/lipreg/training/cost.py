@@ -36,6 +36,7 @@ PRICES: dict[tuple[str, str], float] = {
     ("grad_lp", "difference"): 8,
     ("jacobian", ""): 6,
     ("fgsm_rs", ""): 5,
+    ("free_at", ""): 3,
     ("n_fgsm", ""): 5,
     ("pgd_at", ""): 24,
     ("trades", ""): 27,
