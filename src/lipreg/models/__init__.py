@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from lipreg.models.adapters import Network, functional, network
 from lipreg.models.layers import ACTIVATIONS, DTYPES, HEADS, Head, c2relu, check
+from lipreg.models.lipschitz.networks import LipschitzCNN, LipschitzMLP
 from lipreg.models.outsiders import outsider
 from lipreg.models.plain import CNN, MLP
 from lipreg.models.residual import BottleneckResNet, PreActResNet, ResNeXt
@@ -25,6 +26,8 @@ __all__ = [
     "CNN",
     "DTYPES",
     "HEADS",
+    "LipschitzCNN",
+    "LipschitzMLP",
     "MLP",
     "NAMES",
     "BottleneckResNet",
@@ -47,7 +50,10 @@ ResNeXt34_2x32 = partial(ResNeXt, stages=(5, 5, 5), channels=(32, 64, 128), bran
 ResNet18 = partial(PreActResNet, stages=(2, 2, 2, 2), channels=(64, 128, 256, 512))
 ResNet50 = partial(BottleneckResNet, stages=(3, 4, 6, 3), channels=(256, 512, 1024, 2048))
 
-NAMES = ("CNN", "MLP", "ResNeXt34_2x32", "ResNet18", "ResNet50")
+NAMES = (
+    *("CNN", "MLP", "ResNeXt34_2x32", "ResNet18", "ResNet50"),
+    *("LipschitzCNN", "LipschitzMLP"),
+)
 
 
 def build(
