@@ -5,7 +5,6 @@ singular values of its matrices, and `circular(x, orthogonal(transform(kernel, s
 orthogonal map of images, whose kernel is as large as the image. With zero padding it would not be.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax

@@ -37,9 +37,7 @@ def linear(x: Array, w: Array, padding: str = "zeros") -> Array:
     if padding == "circular":
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="wrap")
         pads = [(0, 0), (0, 0)]
-    return conv(
-        x, w, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
-    )
+    return conv(x, w, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision)
 
 
 def residual(

@@ -5,7 +5,6 @@ orthonormal columns where `in >= out` and orthonormal rows otherwise: so all sin
 `fourier` makes convolutions of them.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -18,15 +17,15 @@ def _adjoint(w: Array) -> Array:
     return w.conj().swapaxes(-1, -2)
 
 
-def _eye(w: Array, n: int) -> Array:
-    return jnp.eye(n, dtype=w.dtype)
+def _eye(w: Array, rows: int, columns: int) -> Array:
+    return jnp.broadcast_to(jnp.eye(rows, columns, dtype=w.dtype), (*w.shape[:-2], rows, columns))
 
 
 def _step(w: Array) -> Array:
     """`w (3 - w* w) / 2`: singular values s, at most 2, become `s (3 - s^2) / 2`, at most 1."""
     wide = w.shape[-2] < w.shape[-1]
     gram = exact(w, _adjoint(w)) if wide else exact(_adjoint(w), w)
-    factor = 1.5 * _eye(w, gram.shape[-1]) - 0.5 * gram
+    factor = 1.5 * _eye(w, *gram.shape[-2:]) - 0.5 * gram
     return exact(factor, w) if wide else exact(w, factor)
 
 
@@ -66,9 +65,9 @@ def cayley(w: Array) -> Array:
     w = w * jnp.minimum(size, 4 * n**0.5 / length).astype(w.dtype)
     u, v = w[..., :n, :], w[..., n:, :]
     a = u - _adjoint(u) + exact(_adjoint(v), v)
-    inverse = jnp.linalg.inv(_eye(w, n) + a)
-    top = 2 * inverse - _eye(w, n)
-    return _step(jnp.concatenate([top, -2 * exact(v, inverse)], -2))
+    one = _eye(w, n, n)
+    inverse = jnp.linalg.inv(one + a)
+    return _step(jnp.concatenate([2 * inverse - one, -2 * exact(v, inverse)], -2))
 
 
 def bro(v: Array, inputs: int, outputs: int) -> Array:
@@ -86,6 +85,8 @@ def bro(v: Array, inputs: int, outputs: int) -> Array:
     # The trace is at least 1, or 0 for v = 0.
     trace = jnp.trace(gram.real, axis1=-2, axis2=-1)[..., None, None]
     ridge = (1e-6 * jnp.maximum(trace, 1.0)).astype(v.dtype)
-    right = jnp.linalg.solve(gram + ridge * _eye(v, v.shape[-1]), _adjoint(v[..., :outputs, :]))
-    corner = jnp.eye(inputs, outputs, dtype=v.dtype) - 2 * exact(v[..., :inputs, :], right)
+    right = jnp.linalg.solve(
+        gram + ridge * _eye(v, *gram.shape[-2:]), _adjoint(v[..., :outputs, :])
+    )
+    corner = _eye(v, inputs, outputs) - 2 * exact(v[..., :inputs, :], right)
     return _step(_step(corner))

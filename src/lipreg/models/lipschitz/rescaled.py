@@ -11,7 +11,6 @@ float32 or wider, and on accelerators without TF32, which would be wrong by 1e-3
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -118,7 +117,7 @@ def norm_bound(w: Array, steps: int | None = None) -> Array:
 
 
 def spectral(w: Array, steps: int | None = None) -> Array:
-    """`w / ||w||_2`, the norm bounded from above as in `norm_bound` (1802.05957 by power iteration).
+    """`w / ||w||_2` with the bound of `norm_bound` (1802.05957, there by power iteration).
 
     Power iteration approaches the norm from below, which proves nothing.
 
