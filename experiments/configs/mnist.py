@@ -2,8 +2,8 @@
 
 python experiments/train.py --config=experiments/configs/mnist.py:j2_lip_tanh --workdir=runs/m
 
-`ROW,lipschitz_cnn` and `ROW,lipschitz_mlp` are networks that are 1-Lipschitz by construction, of the
-layer that `--config.model.settings.layer` names (lipreg.models.lipschitz).
+`ROW,lipschitz_cnn` and `ROW,lipschitz_mlp` are networks that are 1-Lipschitz by construction, made
+of the layer that `--config.model.settings.layer` names (lipreg.models.lipschitz).
 """
 
 from lipreg.runs.config import Config, base_config

@@ -17,11 +17,11 @@ from lipreg.norms import wide
 
 __all__ = ["emma", "gloro", "hkr", "logit_annealing", "offset_cross_entropy"]
 
-ROOT_2 = 2**0.5
+SQRT2 = 2**0.5
 
 
 def offset_cross_entropy(
-    logits: Array, y: Array, *, offset: float = 1.5 * ROOT_2, temperature: float = 0.25
+    logits: Array, y: Array, *, offset: float = 1.5 * SQRT2, temperature: float = 0.25
 ) -> Array:
     """`T CE((z - xi 1_y) / T, y)`: cross entropy that begins at a margin of xi (2208.03160, AOL).
 
@@ -55,11 +55,11 @@ def hkr(logits: Array, y: Array, *, alpha: float = 0.9, margin: float = 1.0) -> 
     return alpha / 2 * hinges - (1 - alpha) * ((is_y - others) * logits).sum(-1)
 
 
-def emma(logits: Array, y: Array, *, eps: float = 36 / 255, margins: ArrayLike = 2**0.5) -> Array:
-    """`CE(z_j - z_y + t_j eps m_j, y)`, `t_j = clip((z_y - z_j) / (eps m_j), 0.01, 1)` (2301.12549).
+def emma(logits: Array, y: Array, *, eps: float = 36 / 255, margins: ArrayLike = SQRT2) -> Array:
+    """`CE(z_j - z_y + t_j eps m_j, y)`, `t_j = clip((z_y - z_j) / (eps m_j), 0.01, 1)`, EMMA.
 
     The logits of the worst input within eps, as the margin constants m bound it, but each class
-    comes no nearer than to a tie with y; t has no derivative.
+    comes no nearer than to a tie with y (2301.12549); t has no derivative.
 
     >>> emma(jnp.array([[1.0, 0.0]]), jnp.array([0]), eps=1.0)  # a margin of 1 can be undone
     Array([0.6931472], dtype=float32)
@@ -90,15 +90,16 @@ def logit_annealing(
     offset: float = 2.0,
     gamma: float = 5.0,
     eps: float = 36 / 255,
-    margins: ArrayLike = ROOT_2,
+    margins: ArrayLike = SQRT2,
 ) -> Array:
     """`T (1 - p_y)^gamma CE(u, y)`, `u = (z' - xi 1_y) / T`, z' of EMMA.
 
     Logit annealing (2505.15174). Examples that have their margin, p_y near 1, no longer count: a
     network of little capacity spends it on the others. `eps=0` leaves z as it is.
 
-    >>> logit_annealing(jnp.zeros((1, 2)), jnp.array([0]), offset=0.0, gamma=1.0, temperature=1.0)
-    Array([0.34850854], dtype=float32)
+    >>> z, y = jnp.zeros((1, 2)), jnp.array([0])
+    >>> logit_annealing(z, y, temperature=1.0, offset=0.0, gamma=1.0, eps=0.0)  # (log 2) / 2
+    Array([0.3465736], dtype=float32)
     """
     logits = wide(logits)
     shifted = _worst(logits, y, eps, margins) - offset * distribution(y, logits)
@@ -113,7 +114,7 @@ def gloro(
     y: Array,
     *,
     eps: float = 36 / 255,
-    margins: ArrayLike = ROOT_2,
+    margins: ArrayLike = SQRT2,
     weight: float = 1.0,
 ) -> Array:
     """`CE(z, y) - weight log(1 - p_+)`, p_+ the softmax's share of `z_+` (2102.08452, as TRADES).

@@ -14,7 +14,7 @@ from lipreg.norms import wide
 __all__ = ["circular", "transform"]
 
 
-def transform(kernel: Array, sides: tuple[int, int]) -> Array:
+def transform(kernel: Array, sides: tuple[int, ...]) -> Array:
     """`sum_ab e^(2 pi i (f a / H + g b / W)) k_ab`, `[a, b, ...] -> [H, W // 2 + 1, ...]`.
 
     a and b count from the kernel's middle. Half of the frequencies are enough for a real kernel;

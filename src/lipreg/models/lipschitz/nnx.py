@@ -32,12 +32,10 @@ class Layer(nnx.Module):
     ):
         check("layer", layer, LAYERS)
         self.layer, self.padding, self.activation = layer, padding, activation
-        kind = LAYERS[layer]
-        self.before = None
-        if kind.form == "residual" and inputs != features:
-            self.before = Layer(inputs, features, kind.linear, side, padding, rngs=rngs)
-            inputs = features
-        made = draws(layer, inputs, features, side)
+        kind, widths = LAYERS[layer], (inputs, features)
+        changes = kind.form == "residual" and inputs != features
+        self.before = Layer(*widths, kind.linear, side, padding, rngs=rngs) if changes else None
+        made = draws(layer, features if changes else inputs, features, side)
         self.raw = nnx.Dict({name: nnx.Param(draw(rngs.params())) for name, draw in made.items()})
 
     def __call__(self, x: Array) -> Array:

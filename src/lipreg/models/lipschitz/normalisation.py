@@ -25,8 +25,8 @@ def batch_normalised(x: Array, mean: Array, var: Array, gain: Array) -> Array:
     view, it is 1-Lipschitz, whatever they are. Computed in float32.
 
     >>> one = jnp.ones(2)
-    >>> batch_normalised(jnp.ones((1, 2)), 0 * one, jnp.array([4.0, 0.04]), one).round(2)
-    Array([[0.1, 1. ]], dtype=float32)
+    >>> batch_normalised(jnp.ones((1, 2)), 0 * one, jnp.array([4.0, 0.25]), one).round(2)
+    Array([[0.25, 1.  ]], dtype=float32)
     """
     g = gain / jnp.sqrt(var + 1e-5)
     g = g / jnp.maximum(1.0, jnp.abs(g).max())

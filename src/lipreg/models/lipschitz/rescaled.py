@@ -14,6 +14,8 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lipreg.convolution import conv
+from lipreg.models.lipschitz.fourier import transform
 from lipreg.norms import wide
 
 __all__ = ["adjoint", "aol", "exact", "norm_bound", "sll", "spectral", "unscaled"]
@@ -51,12 +53,15 @@ def _gram(w: Array) -> Array:
     """`w w*`, `[in, in]`; of a kernel its correlation with itself, `[2a - 1, 2b - 1, in, in]`."""
     if w.ndim == 2:
         return exact(w, w.T)
-    rows, columns = w.shape[0] - 1, w.shape[1] - 1
-    return lax.conv_general_dilated(
-        w.transpose(2, 0, 1, 3),  # a batch of kernels, one for each input channel
+    rows, columns = ((k - 1, k - 1) for k in w.shape[:2])
+    images = w.transpose(2, 0, 1, 3)  # one for each input channel
+    # Padded beforehand: `conv` has fast derivatives where its output is no larger than its image.
+    images = jnp.pad(images, ((0, 0), rows, columns, (0, 0)))
+    return conv(
+        images,
         w.swapaxes(2, 3),
         (1, 1),
-        ((rows, rows), (columns, columns)),
+        "VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=lax.Precision.HIGHEST,
     ).transpose(1, 2, 0, 3)
@@ -98,22 +103,29 @@ def sll(w: Array, log_q: Array | None = None) -> Array:
 def norm_bound(w: Array, steps: int | None = None) -> Array:
     """`||w||_2` from above by Gram iteration, `||w|| = ||(w w*)^(2^k)||^(2^-(k+1))` (2305.16173).
 
-    The last norm is the sum over offsets of Frobenius norms. `steps` k is 8 for a matrix, which
-    is then bounded to within `n^(1/1024)`, and 2 for a kernel, whose powers grow over the image.
+    The last norm is the sum of the Frobenius norms of the power's offsets. `steps` k is 8 for a
+    matrix, whose norm is then within a factor `n^(1/1024)`, and 2 for a kernel, whose powers become
+    as large as an image: the bound of random 3 x 3 kernels is 1.05 to 1.3 times their norm.
 
     >>> norm_bound(jnp.diag(jnp.array([3.0, 4.0]))).round(3)
     Array(4., dtype=float32)
     """
-    power, size = unscaled(w)
-    power = _gram(power if w.shape[-2] <= w.shape[-1] else adjoint(power))
-    bound, exponent = jnp.ones((), power.dtype), 0.5
-    for _ in range((8 if w.ndim == 2 else 2) if steps is None else steps):
+    w, size = unscaled(w)
+    steps = (8 if w.ndim == 2 else 2) if steps is None else steps
+    # A power of a kernel is that of its transform on a torus where it does not wrap around.
+    sides = tuple(2 ** (steps + 1) * (k - 1) + 1 for k in w.shape[:-2])
+    factor = transform(w, sides) if sides else w
+    factor = factor if w.shape[-2] <= w.shape[-1] else adjoint(factor)
+    power = exact(factor, adjoint(factor))
+    bound, exponent = jnp.ones((), w.dtype), 0.5
+    for _ in range(steps):
         power, largest = unscaled(power)
-        bound, power, exponent = bound * largest.ravel()[0] ** exponent, _gram(power), exponent / 2
-    squares = jnp.square(power).sum((-2, -1))
-    # The floor is that of w = 0 alone: otherwise an entry of the power is about 1.
-    bound = bound * jnp.sqrt(jnp.maximum(squares, FLOOR**2)).sum() ** exponent
-    return bound * size.ravel()[0]
+        power = exact(power, power)
+        bound, exponent = bound * largest.ravel()[0] ** exponent, exponent / 2
+    offsets = jnp.fft.irfft2(power, sides, axes=(0, 1)) if sides else power
+    # The floor keeps the root of empty offsets differentiable; the largest entry is about 1.
+    squares = jnp.maximum(jnp.square(offsets).sum((-2, -1)), FLOOR**2)
+    return size.ravel()[0] * bound * jnp.sqrt(squares).sum() ** exponent
 
 
 def spectral(w: Array, steps: int | None = None) -> Array:
@@ -121,9 +133,9 @@ def spectral(w: Array, steps: int | None = None) -> Array:
 
     Power iteration approaches the norm from below, which proves nothing.
 
-    >>> spectral(jnp.diag(jnp.array([3.0, 4.0]))).round(3)
-    Array([[0.75, 0.  ],
-           [0.  , 1.  ]], dtype=float32)
+    >>> spectral(jnp.diag(jnp.array([2.0, 4.0]))).round(3)
+    Array([[0.5, 0. ],
+           [0. , 1. ]], dtype=float32)
     """
     w, _ = unscaled(w)
     return w / norm_bound(w, steps)
