@@ -21,7 +21,7 @@ STRENGTHS = {
 
 
 LIPSCHITZ = {
-    "lipschitz_cnn": ("LipschitzCNN", {"channels": (16, 32), "hidden": 128, "padding": ""}),
+    "lipschitz_cnn": ("LipschitzCNN", {"channels": (16, 32), "hidden": 128, "padding": "own"}),
     "lipschitz_mlp": ("LipschitzMLP", {"widths": (128, 128)}),
 }
 
@@ -44,7 +44,7 @@ def get_config(row: str = "j2_lip_tanh") -> Config:
     config.evaluation.linf.update({"largest": 0.5, "table": 0.1})
     if model:
         config.model.name, settings = LIPSCHITZ[model]
-        config.model.activation = ""  # the network's own: MaxMin, or relu inside of a layer
+        config.model.activation = "own"  # MaxMin, or relu inside of a layer
         config.model.settings = {"dtype": "float32", "layer": "aol", **settings}
         config.train.update({"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0})
         config.loss = "offset_cross_entropy"

@@ -49,7 +49,7 @@ def hkr(logits: Array, y: Array, *, alpha: float = 0.9, margin: float = 1.0) -> 
     """
     logits = wide(logits)
     is_y = distribution(y, logits)
-    others = (1 - is_y) / (logits.shape[-1] - 1)
+    others = (1 - is_y) / max(logits.shape[-1] - 1, 1)
     hinge = lambda t: jax.nn.relu(margin / 2 - t)
     hinges = (is_y * hinge(logits) + others * hinge(-logits)).sum(-1)
     return alpha / 2 * hinges - (1 - alpha) * ((is_y - others) * logits).sum(-1)

@@ -56,10 +56,8 @@ NAMES = (
 )
 
 
-def build(
-    name: str, *, classes: int, head: str = "linear", activation: str = "relu", **settings: Any
-) -> nn.Module:
-    """The model called `name`, one of `NAMES`; `settings` are its further fields.
+def build(name: str, *, classes: int, **settings: Any) -> nn.Module:
+    """The model called `name`, one of `NAMES`; `settings` are its further fields, head among them.
 
     Raises: ValueError, with the choices, for an unknown model, head, activation, dtype or field.
 
@@ -71,7 +69,7 @@ def build(
     fields = getattr(model, "func", model).__dataclass_fields__
     for setting in settings:
         check(f"field of {name}", setting, sorted(set(fields) - {"parent", "name"}))
-    return model(classes=classes, head=head, activation=activation, **settings)
+    return model(classes=classes, **settings)
 
 
 def count_parameters(params: Any) -> int:

@@ -59,8 +59,6 @@ LAYERS: dict[str, Construction] = {
     "sandwich": Construction(lambda params, w, i, o: cayley(w), "sandwich", True, "cayley"),
 }
 
-PADDINGS = ("zeros", "circular")
-
 
 def draws(layer: str, inputs: int, outputs: int, side: int = 0) -> dict[str, Init]:
     """The raw parameters of a layer, each as a function of a key; `side` 0 is a dense layer's.
@@ -93,12 +91,12 @@ def apply(
     params: dict[str, Any],
     x: Array,
     *,
-    padding: str = "",
+    padding: str = "own",
     activation: str = "relu",
 ) -> Array:
     """The 1-Lipschitz map `layer` of x, `[B, in]` or `[B, H, W, in]`, with parameters of `draws`.
 
-    `padding` "" is zeros, and circular for layers by frequency. The dtype of x is kept.
+    `padding` "own" is zeros, and circular for layers by frequency. The dtype of x is kept.
 
     Raises: ValueError for an unknown layer, padding or activation, and for zeros around a layer
     that is orthogonal on a torus only.
@@ -107,11 +105,9 @@ def apply(
     kind = LAYERS[layer]
     kernel, b = params["kernel"], params["bias"]
     if kernel.ndim == 4:
-        check(
-            f"padding of {layer}",
-            padding or "circular",
-            PADDINGS[1:] if kind.frequencies else PADDINGS,
-        )
+        known = ("circular",) if kind.frequencies else ("zeros", "circular")
+        padding = known[0] if padding == "own" else padding
+        check(f"padding of {layer}", padding, known)
         if kind.frequencies:
             kernel = transform(kernel, x.shape[1:3])
     w = kind.weight(params, kernel, x.shape[-1], b.shape[0])

@@ -22,7 +22,7 @@ class Layer(nn.Module):
     features: int
     layer: str = "aol"
     side: int = 0
-    padding: str = ""
+    padding: str = "own"
     activation: str = "relu"
 
     @nn.compact

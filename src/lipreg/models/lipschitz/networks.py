@@ -1,6 +1,5 @@
 """Networks that are 1-Lipschitz by construction."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -18,31 +17,32 @@ __all__ = ["LipschitzCNN", "LipschitzMLP"]
 class Lipschitz(Model):
     """A network of 1-Lipschitz layers, `layer` one of `LAYERS`.
 
-    `activation` stands between linear layers, "" for MaxMin, and inside residual and sandwich ones,
-    "" for relu. The head is `linear`, of norm 1, so that the network is 1-Lipschitz; or `unit`,
-    with columns of norm 1, so that each logit is.
+    `activation` stands between linear layers, by default MaxMin, and inside of residual and
+    sandwich ones, by default relu. The head is `linear`, of norm 1, so that the network is
+    1-Lipschitz; or `unit`, with columns of norm 1, so that each logit is.
     """
 
     heads: ClassVar[Any] = ("linear", "unit")
-    activations: ClassVar[Any] = ("", *ACTIVATIONS)
-    activation: str = ""
+    activations: ClassVar[Any] = ("own", *ACTIVATIONS)
+    activation: str = "own"
     layer: str = "aol"
 
     def __post_init__(self) -> None:
         check("layer", self.layer, LAYERS)
         super().__post_init__()
-        if LAYERS[self.layer].form != "linear":
-            check(f"activation inside of {self.layer}", self.activation, ("", *MONOTONE))
+        if not self.is_linear:
+            check(f"activation inside of {self.layer}", self.activation, ("own", *MONOTONE))
+
+    @property
+    def is_linear(self) -> bool:
+        return LAYERS[self.layer].form == "linear"
 
     def unit(self, x: Array, features: int, **options: Any) -> Array:
         """A layer and its activation, for use inside a compact `__call__`."""
-        made = Layer(features, self.layer, activation=self.activation or "relu", **options)
-        return self.between()(made(x))
-
-    def between(self) -> Callable[[Array], Array]:
-        if LAYERS[self.layer].form != "linear":
-            return lambda x: x
-        return ACTIVATIONS[self.activation or "maxmin"]
+        own = "maxmin" if self.is_linear else "relu"
+        name = own if self.activation == "own" else self.activation
+        x = Layer(features, self.layer, activation=name, **options)(x)
+        return ACTIVATIONS[name](x) if self.is_linear else x
 
     def logits(self, x: Array, train: bool) -> Array:
         x = x.astype(jnp.float32)
@@ -74,7 +74,7 @@ class LipschitzCNN(Lipschitz):
     channels: tuple[int, ...] = (16, 32, 64)
     hidden: int = 128
     batch_norm: bool = False
-    padding: str = ""
+    padding: str = "own"
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -25,7 +25,7 @@ class Layer(nnx.Module):
         features: int,
         layer: str = "aol",
         side: int = 0,
-        padding: str = "",
+        padding: str = "own",
         activation: str = "relu",
         *,
         rngs: nnx.Rngs,
