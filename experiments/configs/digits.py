@@ -49,7 +49,8 @@ def get_config(row: str = "j2_lip_tanh") -> Config:
         config.model.activation = "own"  # MaxMin, or relu inside of a layer
         config.model.settings = {"dtype": "float32", "layer": "aol", **settings}
         config.train.update({"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0})
-        config.loss = "offset_cross_entropy"
+        # Margins of sqrt(2) 0.5, which certify the table's radius.
+        config.loss = "offset_cross_entropy(offset=0.7, temperature=0.1)"
     return config
 
 
