@@ -78,8 +78,9 @@ def draws(layer: str, inputs: int, outputs: int, side: int = 0) -> dict[str, Ini
 
     def kernel(key: Array) -> Array:
         if layer in ("bro", "cayley", "sandwich"):
-            return jax.random.normal(key, (*sides, *shape)) / math.sqrt(max(1, side) * shape[0])
-        centre = jax.nn.initializers.orthogonal()(key, shape)
+            random = jax.random.normal(key, (*sides, *shape), jnp.float32)
+            return random / (max(1, side) * math.sqrt(shape[0]))
+        centre = jax.nn.initializers.orthogonal()(key, shape, jnp.float32)
         return zeros((*sides, *shape)).at[(side // 2,) * len(sides)].set(centre)
 
     made: dict[str, Init] = {"kernel": kernel, "bias": lambda key: zeros(outputs)}

@@ -45,10 +45,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        zeros, ones = (lambda: jnp.zeros(x.shape[-1])), (lambda: jnp.ones(x.shape[-1]))
-        mean = self.variable("batch_stats", "mean", zeros)
-        var = self.variable("batch_stats", "var", ones)
-        gain = self.param("scale", lambda key: ones())
+        like = x.shape[-1:], jnp.float32
+        mean = self.variable("batch_stats", "mean", jnp.zeros, *like)
+        var = self.variable("batch_stats", "var", jnp.ones, *like)
+        gain = self.param("scale", nn.initializers.ones, *like)
         m, v = mean.value, var.value
         if train:
             axes = tuple(range(x.ndim - 1))

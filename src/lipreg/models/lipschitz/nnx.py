@@ -51,9 +51,9 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, rngs: nnx.Rngs | None = None):
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
-        self.scale = nnx.Param(jnp.ones(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
         self.use_running_average = False  # which train() and eval() set
 
     def __call__(self, x: Array) -> Array:
@@ -71,7 +71,7 @@ class UnitHead(nnx.Module):
 
     def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(nnx.initializers.orthogonal()(rngs.params(), (inputs, classes)))
-        self.bias = nnx.Param(jnp.zeros(classes))
+        self.bias = nnx.Param(jnp.zeros(classes, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
         return jnp.matmul(x, unit_columns(self.kernel[...])) + self.bias[...][None]
