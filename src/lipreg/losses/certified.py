@@ -4,7 +4,8 @@ The logits of a 1-Lipschitz network change slowly, and its cross entropy alone i
 margins that certify little. `margins` is a Lipschitz constant of the difference of two logits, a
 number or `[K, K]`, one for each pair: sqrt(2) for a network that is 1-Lipschitz, 2 where each logit
 is, and `L ||w_j - w_k||` for a last layer w after an L-Lipschitz network. A certificate of radius
-eps then needs the margin `eps * margins`.
+eps then needs the margin `eps * margins`. y is a class; the losses without `margins` also take a
+distribution over classes.
 """
 
 import jax
