@@ -17,6 +17,7 @@ from flax import linen, nnx
 
 from lipreg import attacks, curves, datasets, models, objectives, optimizers, reports, runs
 from lipreg.evaluation.protocols import grid
+from lipreg.models.lipschitz import LAYERS
 from lipreg.norms import LINF
 from lipreg.runs import logs
 
@@ -121,6 +122,23 @@ def test_digits_offers_every_objective_with_both_heads(row):
     assert [config.objective for config in configs] == [row, row]
     assert [config.model.head for config in configs] == ["linear", "tanh"]
     runs.prepare(configs[1])  # traces the whole step
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "layer", "widths"),
+    [("digits", "lipschitz_cnn", layer, {"channels": (2,), "hidden": 4}) for layer in LAYERS]
+    + [("mnist", "lipschitz_mlp", "aol", {"widths": (4,)})],
+)
+def test_digits_and_mnist_offer_lipschitz_networks(name, model, layer, widths):
+    config = config_file(name).get_config(f"j0,{model}").lock()
+    config.model.settings.update({"layer": layer, **widths})
+    config.train.batch_size = 8
+    runs.prepare(config)
+
+
+def test_another_network_after_the_row_is_met_with_the_choices():
+    with pytest.raises(ValueError, match="No model 'cnn' after the row; choose lipschitz_cnn,"):
+        config_file("mnist").get_config("j0,cnn")
 
 
 @pytest.mark.parametrize(("name", "model"), [*CONFIGS, ("cifar10", ""), ("cifar100", "")])

@@ -2,7 +2,8 @@
 
 - penalties: `j1`, `j2`, `tikhonov`, `grad_lp`; on the batch's maximum `j2_lip`, `lip_excess`; on
   the Jacobian of the logits `jacobian`;
-- adversarial training: `pgd_at`, `fgsm_rs`, `n_fgsm`, `free_at`; with clean images beside `trades`, `mart`;
+- adversarial training: `pgd_at`, `fgsm_rs`, `n_fgsm`, `free_at`; with clean images beside `trades`,
+  `mart`;
 - linearity: `grad_align`, `elle`, `cure`, `llr`.
 
 The contract is `(logits_fn, x, y, *, <strengths>, loss=cross_entropy, frozen=None, ...) ->
