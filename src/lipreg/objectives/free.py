@@ -47,4 +47,4 @@ def free_at(
 
     (value, aux), grad = jax.value_and_grad(total, has_aux=True)(delta)
     following = norm.project(delta + eps * norm.direction(finite(grad)), eps)
-    return value, with_aux({"loss": value, "carried": jax.lax.stop_gradient(following)}, aux)
+    return value, with_aux({"loss_adv": value, "carried": jax.lax.stop_gradient(following)}, aux)
