@@ -112,9 +112,9 @@ def contradiction(f, x, low, high, eps, rng):
     return ""
 
 
-def examine(seed):
+def examine(seed, several=False):
     """ "held", "infinite", "refused", or how the bounds of a program are contradicted."""
-    f, shape = program(seed)
+    f, shape = program(seed, several)
     draw = Draw(seed + 10**6)
     low, high = draw.one((0.0, 1.0), (-2.0, 3.0))
     x = draw.rng.uniform(low, high, shape)

@@ -36,6 +36,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.float64 import in_float64
+from lipreg.lipschitz.declared import check
 from lipreg.lipschitz.slopes import Box, largest, length, outward, product, times, upper
 from lipreg.lipschitz.values import Value, bound
 from lipreg.lipschitz.walk import walk_from
@@ -54,7 +55,7 @@ class LipschitzBound(NamedTuple):
       output: of f, `[B]`.
       margins: of every difference of two outputs `m = z_j - z_k`, `[B, K, K]`; where `bounder` was
         given classes y, only of `z_y - z_k`, `[B, K]`.
-      kind: "certified".
+      kind: "certified", or "estimate" with a constant that was declared without a proof.
     """
 
     output: Array
@@ -161,6 +162,7 @@ def bounder(
     _check_floating(**{"f's output": traced.out_avals[0]})
     if any(isinstance(value, Tracer) for value in (x, *traced.consts)):
         raise ValueError("lipschitz needs numbers, not tracers: call it outside of jit and grad.")
+    kind = check(traced, x, bounds)
     points = np.asarray(x, np.float64)
     # The rows of margins to compute: each example's K, or that of its class.
     every = np.arange(shape[1], dtype=np.int32)
@@ -200,7 +202,7 @@ def bounder(
             margins = margins[0, row] if everywhere else margins[:, 0]
         output = jnp.broadcast_to(output, (len(x),))
         margins = jnp.broadcast_to(margins, (len(x), *margins.shape[1:]))
-        return LipschitzBound(output, margins)
+        return LipschitzBound(output, margins, kind)
 
     return bound_at
 
@@ -232,16 +234,17 @@ def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
     norm = root.norm or (lambda c: times(largest(c), root.lip))
     output = jnp.minimum(upper(norm(most[None])), length(rows))
     # Slopes and rows relative to the largest, since the squares of small ones would underflow.
-    steepest = largest(most)
+    if root.ellipsoid is not None:  # that of the root times its own slopes
+        low, high = (s[0] for s in slope)
+    steepest = largest(jnp.maximum(jnp.abs(low), jnp.abs(high)))
     low, high = (s / jnp.where(steepest > 0, steepest, 1.0) for s in (low, high))
     is_class = jnp.arange(low.size, dtype=classes.dtype)[None] == classes[:, None]
-    if root.matrix is None:
+    if root.ellipsoid is None:
         unit, terms = norm(jnp.ones_like(root.rows)), 1
         squares, gram = jnp.ones_like(low), is_class.astype(low.dtype)
     else:
-        unit, terms = largest(jnp.abs(root.matrix)), root.matrix.shape[1]
-        rescaled = root.matrix / jnp.where(unit > 0, unit, 1.0)
-        squares, gram = jnp.square(rescaled).sum(1), rescaled[classes] @ rescaled.T
+        gram, unit, terms = root.ellipsoid
+        squares, gram = jnp.diagonal(gram), gram[classes]
     corners = [
         (a**2 * squares)[classes, None]
         - 2 * a[classes, None] * b[None] * gram

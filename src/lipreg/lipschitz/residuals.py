@@ -1,0 +1,85 @@
+"""Residual connections around a map and its transpose: `x - A^T D A x`, D diagonal."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lipreg.lipschitz.slopes import Box, largest, most, negative, product, times, upper
+from lipreg.lipschitz.values import Linear, Root, Value, bound, part_of, settle
+
+__all__ = ["symmetric"]
+
+
+def symmetric(name: str, args: list) -> Array | None:
+    """A bound of `||dv|| / ||dx||` for `v = w + B u(A w)`, or None where v has another form.
+
+    Where `B = A^T G`, G diagonal, and the units u have slopes D, the Jacobian in w is the
+    symmetric matrix `1 + A^T G D A`. Its eigenvalues lie between `1 - m` and `1 + p`, m and p the
+    largest of `A^T (G D)^- A` and `A^T (G D)^+ A`. So the layers of CPL (2110.12690) and SLL
+    (2303.03169), `x - 2 A^T T relu(A x + b)`, have the constant 1 if `||T^(1/2) A|| <= 1`, else
+    `2 ||T^(1/2) A||^2 - 1`: whether the condition holds is seen on the weights as they are. What
+    `B - A^T G` has left over, by rounding, adds its own norm.
+    """
+    if name not in ("add", "sub") or not all(isinstance(a, Value) for a in args):
+        return None
+    for k, other in ((0, 1), (1, 0)):
+        straight, branch = args[k], args[other]
+        # The straight way has the factor 1, the branch its sign.
+        if name == "sub" and k == 1:
+            continue
+        second = branch.root.linear
+        if not branch.affine or second is None or second.source[0].units is None:
+            continue
+        units, slope = second.source[0].units
+        first, way = units.linear, settle(straight)
+        if first is None or not _same(first.source, part_of(way)):
+            continue
+        if not _same(second.source, part_of(second.source[0])):
+            continue
+        scale = bound(branch)[2]
+        scale = negative(scale) if name == "sub" else scale
+        return _bound(way, first, slope, second, scale)
+    return None
+
+
+def _same(a: tuple[Root, np.ndarray], b: tuple[Root, np.ndarray]) -> bool:
+    return a[0] is b[0] and np.array_equal(a[1].reshape(-1), b[1].reshape(-1))
+
+
+def _bound(way: Root, first: Linear, slope: Box, second: Linear, scale: Box) -> Array | None:
+    a, b = first.weight, second.weight
+    sides, axes = a.shape[2:], tuple(range(1, a.ndim))
+    back = jnp.flip(b.swapaxes(0, 1), tuple(range(2, b.ndim)))  # B^T, which is to be G A
+    if back.shape != a.shape or second.place != _turned(first.place, sides):
+        return None
+    # One factor for each output of B, wherever it is; what it varies by is a remainder.
+    low, high = second.by_output(scale[0], jnp.min), second.by_output(scale[1], jnp.max)
+    along = lambda values: values.reshape(1, -1, *(1,) * len(sides))
+    middle = back * along((low + high) / 2)
+    squares = jnp.square(a).sum(axes)
+    g = (middle * a).sum(axes) / jnp.where(squares > 0, squares, 1.0)
+    rest = middle - a * g.reshape(-1, *(1,) * len(axes))
+    # The norm of a kernel is at most the sum of those of its entries.
+    size = lambda w: jnp.sqrt(jnp.square(w).sum() * math.prod(sides))
+    rest = size(rest) + size(back * along((high - low) / 2))
+    ones = jnp.ones_like(slope[0])
+    rest = times(times(rest, largest(most(slope))), first.norm(ones))
+    g = first.to_output(g, slope[0])
+    low, high = product((g, g), slope)
+    part = lambda d: jnp.square(first.norm(jnp.sqrt(jnp.maximum(d, 0.0))))
+    bound = upper(jnp.maximum(1 + part(high), part(-low) - 1)) + upper(rest)
+    return times(times(way.lip, largest(most(way.slope))), bound)
+
+
+def _turned(
+    place: tuple[tuple[int, int], ...] | None, sides: tuple[int, ...]
+) -> tuple[tuple[int, int], ...] | None:
+    """Where the transpose's kernel begins."""
+    if place is None:
+        return None
+    return tuple(
+        ((k - 1 - low) % n if n else k - 1 - low, n)
+        for k, (low, n) in zip(sides, place, strict=True)
+    )
