@@ -284,7 +284,9 @@ def joint(draw, shape):
     off = draw.one(0.0, 0.0, 0.3)
     width, low = draw.int(1, min(side, 3)), draw.int(0, 2)
     kernel = draw.array(draw.int(1, 2), 1, width)
-    size = draw.one(lambda x: jnp.sqrt(jnp.square(x).sum(axis)), lambda x: jnp.linalg.norm(x, axis=axis))
+    size = draw.one(
+        lambda x: jnp.sqrt(jnp.square(x).sum(axis)), lambda x: jnp.linalg.norm(x, axis=axis)
+    )
 
     def residual(x):
         v = jnp.moveaxis(x, axis, -1).reshape(-1, side)[:1]

@@ -89,7 +89,8 @@ def convolution(params: dict, apply: Callable, w: Array, root: Root, left: bool)
     made = None
     if groups == 1 and all(phase == (1, 1) for phase in phases):
         place, source = _place(params, root, periods), (part_of(root)[0], once)
-        made = Linear(source, kernel[0], alone, place, numbers.out_spec[1])
+        own = times(lip, largest(mask))
+        made = Linear(source, own, kernel[0], alone, place, numbers.out_spec[1])
     return weighted(apply, w, root, norm, None, made)
 
 
@@ -112,9 +113,7 @@ def _phases(kernel: Array, phases: Sequence[tuple[int, int]]) -> Array:
     return kernel
 
 
-def _torus(
-    params: dict, root: Root, widths: Sequence[int]
-) -> tuple[np.ndarray, Array, list[int]]:
+def _torus(params: dict, root: Root, widths: Sequence[int]) -> tuple[np.ndarray, Array, list[int]]:
     """Where the root lies in its whole, its constant, and its sides where it wraps around.
 
     An image that was padded with itself counts once, without the padding. The side is 0 where it
@@ -126,7 +125,7 @@ def _torus(
     periods = []
     for axis, width in enumerate(widths, 2):
         lines = np.moveaxis(places, axis, 0)
-        again = np.flatnonzero((lines[1:] == lines[0]).reshape(len(lines) - 1, -1).all(1))
+        again = np.flatnonzero((lines[1:] == lines[0]).all(tuple(range(1, lines.ndim))))
         period = int(again[0]) + 1 if len(again) and lines.size else 0
         s = params["window_strides"][axis - 2]
         wraps = (

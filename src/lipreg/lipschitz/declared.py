@@ -111,8 +111,9 @@ def _run(jaxpr: Any, constants: Sequence, args: Sequence, calls: dict) -> list:
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             outputs = _run(inner.jaxpr, inner.consts, inputs, calls)
         else:
-            outputs = eqn.primitive.bind(*inputs, **eqn.params)
-            outputs = outputs if eqn.primitive.multiple_results else [outputs]
+            free = [v for v in eqn.invars if not isinstance(v, Literal)]
+            alone = jaxpr.replace(constvars=[], invars=free, outvars=eqn.outvars, eqns=[eqn])
+            outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*map(read, free))
         known.update(zip(eqn.outvars, outputs, strict=True))
     return list(map(read, jaxpr.outvars))
 

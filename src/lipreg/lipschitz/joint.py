@@ -115,9 +115,7 @@ def _placed(moved: Root, root: Root, whole: Root, index: np.ndarray, own: np.nda
         chosen = inside.matrix[own.reshape(-1)][:, own.reshape(-1)]
         small = own.size <= len(inside.matrix)
         inside = inside._replace(matrix=chosen) if small else None
-    moved = dataclasses.replace(
-        moved, ellipsoid=inside, whole=whole, index=index.reshape(-1)[own]
-    )
+    moved = dataclasses.replace(moved, ellipsoid=inside, whole=whole, index=index.reshape(-1)[own])
     return dataclasses.replace(moved, lip=jnp.minimum(moved.lip, _together([moved])))
 
 

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lipreg.lipschitz import residuals
 from lipreg.lipschitz.ellipsoids import LARGEST, Ellipsoid, linear, sphere
 from lipreg.lipschitz.joint import constant, plain
 from lipreg.lipschitz.singular import largest_singular
@@ -100,11 +101,15 @@ def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Ro
     alone = lambda c: largest_singular(each(c)[:, None] * matrix)
     # In the order in which A counts them, that of the entries or its reverse.
     ordered = list(summed_x) == sorted(summed_x)
-    made = Linear(part_of(root), matrix, alone) if ordered else None
+    made = Linear(part_of(root), times(root.lip, largest(mask)), matrix, alone) if ordered else None
     if root.ellipsoid is None or not ordered:
         return weighted(apply, w, root, norm, sphere(masked * root.lip), made)
     inside = linear(matrix, root.ellipsoid)
-    least = lambda c: jnp.minimum(upper(norm(c)), inside.norm(each(c)))
+
+    def least(c: Array) -> Array:
+        bounds = norm(c), inside.norm(each(c)), residuals.sandwich(root, each(c)[:, None] * matrix)
+        return reduce(jnp.minimum, map(upper, bounds))
+
     return weighted(apply, w, root, least, inside, made)
 
 
@@ -150,5 +155,3 @@ def either(args: list, alike: Array) -> Root:
         largest_size([r.lip for r in roots]),
         largest_size([r.rows for r in roots]),
     )
-
-

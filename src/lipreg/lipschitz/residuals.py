@@ -1,15 +1,17 @@
-"""Residual connections around a map and its transpose: `x - A^T D A x`, D diagonal."""
+"""Two linear maps with units between them, as one: `x - A^T D A x` and `B D A x`, D diagonal."""
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lipreg.lipschitz.singular import largest_eigenvalue
 from lipreg.lipschitz.slopes import Box, largest, most, negative, product, times, upper
 from lipreg.lipschitz.values import Linear, Root, Value, bound, part_of, settle
 
-__all__ = ["symmetric"]
+__all__ = ["sandwich", "symmetric"]
 
 
 def symmetric(name: str, args: list) -> Array | None:
@@ -83,3 +85,31 @@ def _turned(
         ((k - 1 - low) % n if n else k - 1 - low, n)
         for k, (low, n) in zip(sides, place, strict=True)
     )
+
+
+def sandwich(root: Root, b: Array) -> Array:
+    """`||B D A|| <= 1/2 ||s A A^T + B^T B / s||` for D in [0, 1] and any s > 0, times A's input.
+
+    Since `(p q)^+ <= (p + q)^2 / 4`, u B D A v is at most a quarter of `||A v + B^T u||^2`, and so
+    half of the square of `||(A, B^T)||`. The sandwich layer has `A A^T + B^T B = 2`, and so the
+    constant 1 (2301.11526), where the product of norms is 2. Slopes up to m count as `m^(1/2)` on
+    both sides; inf where a unit can fall, or where root are no units of a matrix.
+    """
+    if root.units is None or root.units[0].linear is None:
+        return jnp.asarray(jnp.inf)
+    first, slope = root.units[0].linear, root.units[1]
+    if first.place is not None or b.shape[1] != len(first.weight):
+        return jnp.asarray(jnp.inf)
+    m = jnp.sqrt(jnp.maximum(slope[1].reshape(-1), 0.0))
+    a, b = times(m[:, None], first.weight), times(b, m[None])
+    sizes = [largest(jnp.abs(w)) for w in (a, b)]
+    sizes = [jnp.where(size > 0, size, 1.0) for size in sizes]
+    a, b = a / sizes[0], b / sizes[1]
+    grams = a @ a.T, b.T @ b
+    # The s that makes both as large, by their traces, and that of the layer as it is written.
+    p, q = map(jnp.trace, grams)
+    even = jnp.sqrt(jnp.where((p > 0) & (q > 0), q / jnp.where(p > 0, p, 1.0), 1.0))
+    scales = jnp.stack([even, sizes[0] / sizes[1]])[:, None, None]
+    half = jax.vmap(largest_eigenvalue)(scales * grams[0] + grams[1] / scales).min() / 2
+    bound = times(first.lip * sizes[0] * sizes[1], half)
+    return jnp.where((slope[0] >= 0).all(), bound, jnp.inf)

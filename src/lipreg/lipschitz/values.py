@@ -36,6 +36,7 @@ class Linear:
 
     Attributes:
       source: the root that it was made from, as the whole and the index that `part_of` returns.
+      lip: of that root's w.
       norm: `norm(c)` is a bound of `||diag(c) A||_2`.
       place: a kernel's, for each side: how far the image is padded before its first entry, and the
         period at which it wraps around, 0 where it does not.
@@ -43,6 +44,7 @@ class Linear:
     """
 
     source: tuple["Root", np.ndarray]
+    lip: Array
     weight: Array
     norm: Callable[[Array], Array]
     place: tuple[tuple[int, int], ...] | None = None
@@ -200,7 +202,7 @@ def _by_cells(
     least, greatest = evaluate(start, box)[0]
 
     def cell(hulls: Any, edges: Array) -> tuple[Any, None]:
-        """The hulls widened by one cell: its values and slopes, and the jump, if any, at its end."""
+        """The hulls widened by one cell: values and slopes, and the jump, if any, at its end."""
         begin, end = (jnp.clip(edge, least, greatest) for edge in edges)
         # Cells divide the affine part, not the root: there kinks lie exactly on edges.
         parts = jax.tree.map(lambda *v: jnp.stack(v), (begin, end), (end, end))

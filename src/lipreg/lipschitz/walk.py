@@ -145,7 +145,9 @@ class Comparison:
 
 def _once(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
     """`_step`, once for the same operation on the same values: `x[:, 1:]` twice is one value."""
-    given = [v.val if isinstance(v, Literal) else id(a) for v, a in zip(eqn.invars, inputs)]
+    given = [
+        v.val if isinstance(v, Literal) else id(a) for v, a in zip(eqn.invars, inputs, strict=True)
+    ]
     key = eqn.primitive, *sorted(eqn.params.items()), *map(str, given)
     try:
         known = key in seen
