@@ -214,7 +214,7 @@ def test_an_orthogonal_circular_convolution_has_the_constant_1():
 STRIDED = {
     "a stride": {"window_strides": (2, 2), "padding": "SAME"},
     "a stride of 3": {"window_strides": (3, 3), "padding": [(2, 1), (0, 3)]},
-    "a dilated image": {"window_strides": (1, 1), "lhs_dilation": (2, 2), "padding": "SAME"},
+    "a dilated image": {"window_strides": (1, 1), "lhs_dilation": (2, 2), "padding": [(1, 2)] * 2},
     "both": {"window_strides": (2, 1), "lhs_dilation": (3, 2), "padding": [(2, 2), (2, 2)]},
 }
 

@@ -110,6 +110,7 @@ def sandwich(root: Root, b: Array) -> Array:
     p, q = map(jnp.trace, grams)
     even = jnp.sqrt(jnp.where((p > 0) & (q > 0), q / jnp.where(p > 0, p, 1.0), 1.0))
     scales = jnp.stack([even, sizes[0] / sizes[1]])[:, None, None]
-    half = jax.vmap(largest_eigenvalue)(scales * grams[0] + grams[1] / scales).min() / 2
+    sums = scales * grams[0][None] + grams[1][None] / scales
+    half = jax.vmap(largest_eigenvalue)(sums).min() / 2
     bound = times(first.lip * sizes[0] * sizes[1], half)
     return jnp.where((slope[0] >= 0).all(), bound, jnp.inf)
