@@ -237,7 +237,7 @@ def test_phases_of_a_stride_are_channels(name):
 
 def test_the_fourier_bound_is_never_above_the_gram_iteration_of_the_kernel():
     """2305.16173: `||K||^(2^-k)` of the kernel correlated with itself, as an infinite image."""
-    power, scale = np.float64(KERNEL).transpose(3, 2, 0, 1), 1.0
+    power, scale = np.asarray(KERNEL, np.float64).transpose(3, 2, 0, 1), 1.0
     for k in range(4):
         sides = [2 * n - 1 for n in power.shape[2:]]
         waves = np.fft.fft2(power, sides)

@@ -101,7 +101,7 @@ def _inside(eqn: Any) -> bool:
 def _run(jaxpr: Any, constants: Sequence, args: Sequence, calls: dict) -> list:
     """The outputs; `calls` gets what declared functions are given, by equation."""
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *args), strict=True))
-    read = lambda v: jnp.asarray(v.val, v.aval.dtype) if isinstance(v, Literal) else known[v]
+    read = lambda v: jnp.asarray(v.val) if isinstance(v, Literal) else known[v]
     for eqn in jaxpr.eqns:
         inputs = list(map(read, eqn.invars))
         if declared(eqn):

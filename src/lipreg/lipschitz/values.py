@@ -210,15 +210,12 @@ def _by_cells(
         empty = (begin == end) & (least < greatest)
         found, sizes = [], []
         for values, slopes in jax.vmap(within)(parts):
-            inner = (
-                jnp.where(empty, jnp.inf, slopes[0][0]),
-                jnp.where(empty, -jnp.inf, slopes[1][0]),
+            low, high = (
+                jnp.where(jnp.isfinite(s[1]), jnp.where(empty, nothing, s[0]), s[1])
+                for s, nothing in zip(slopes, (jnp.inf, -jnp.inf), strict=True)
             )
-            ends = tuple(
-                jnp.where(jnp.isfinite(s[1]), i, s[1]) for s, i in zip(slopes, inner, strict=True)
-            )
-            found.append(((values[0].min(0), values[1].max(0)), ends))
-            sizes.append(jnp.where(ends[0] <= ends[1], most(ends), 0.0))
+            found.append(((values[0].min(0), values[1].max(0)), (low, high)))
+            sizes.append(jnp.where(low <= high, most((low, high)), 0.0))
         widen = lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))
         hulls, longest = hulls
         widened = [

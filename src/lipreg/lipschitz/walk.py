@@ -63,7 +63,9 @@ def walk_from(traced: ClosedJaxpr, constants: Any, centre: Array | None, box: Bo
 
 def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any, seen: dict) -> list:
     """The outputs. `seen` are operations, with what was made of the same arguments before."""
-    known = {v: _typed(c, v) for v, c in zip(jaxpr.constvars, constants, strict=True)}
+    known: dict[Any, Any] = {
+        v: _typed(c, v) for v, c in zip(jaxpr.constvars, constants, strict=True)
+    }
     known.update(zip(jaxpr.invars, args, strict=True))
 
     def read(v: Any) -> Any:

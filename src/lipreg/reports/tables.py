@@ -165,7 +165,7 @@ def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
 
 def _certified(run: _Run) -> dict[str, float]:
     eps = run.record["settings"]["l2"]["table"]
-    (error,) = curves.error_at(np.asarray(run.radii), [eps])
+    (error,) = curves.error_at(np.asarray(run.radii), np.array([eps]))
     return {f"% certified error at l2 {eps:.3g}": round(100 * float(error), 4)}
 
 
@@ -241,7 +241,7 @@ def table(
         robust = [_robust(run.robust[auto]) if auto else ({}, {}) for run in members]
         columns = [run.record["row"] | more for run, (more, _) in zip(members, robust, strict=True)]
         if sure:
-            radii[name] = np.concatenate([run.radii for run in members])
+            radii[name] = np.concatenate([run.radii for run in members if run.radii is not None])
             columns = [c | _certified(run) for c, run in zip(columns, members, strict=True)]
         rows[name] = {c: curves.spread([row[c] for row in columns]) for c in columns[0]}
         for norm in first.distances.keys() & first.record["norms"]:
