@@ -23,8 +23,8 @@ What "proved" means: the bounds hold for the function of one example in exact ar
 parameters and constants as they are stored. The walk is in float64. Boxes and slopes are rounded
 outwards at each step, sums by the largest error in any order of summation (Higham 2002, section
 3.1), XLA's functions by twice the largest error measured. Norms and ellipsoids are accurate to
-MARGIN, by which results are widened: that covers float64's rounding of matrices of which the
-smallest scale is not below 1e-9 of the largest. Two cases of a `where` count as meeting if float64 cannot tell them apart.
+MARGIN, by which results are widened. Two cases of a `where` count as meeting if float64 cannot tell
+them apart.
 
 The network's own rounding errors are not bounded. In float32 they are about 1e-7 of the largest
 intermediate values, and points whose outputs are as close as that can seem to contradict a

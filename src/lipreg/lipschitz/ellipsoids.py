@@ -16,7 +16,7 @@ from lipreg.lipschitz.slopes import largest, most, times, upper
 
 __all__ = ["LARGEST", "Ellipsoid", "linear", "sphere", "through_units"]
 
-LARGEST = 4096  # entries, of which the square is kept
+LARGEST = 2048  # entries of a layer whose ellipsoid, of the square of that, is kept
 STEEPEST = 0.99  # of the shares below, so that 12 squarings sum their series
 ROUNDING = 1e-10  # relative to the largest eigenvalue
 

@@ -63,9 +63,8 @@ def walk_from(traced: ClosedJaxpr, constants: Any, centre: Array | None, box: Bo
 
 def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any, seen: dict) -> list:
     """The outputs. `seen` are operations, with what was made of the same arguments before."""
-    known: dict[Any, Any] = {
-        v: _typed(c, v) for v, c in zip(jaxpr.constvars, constants, strict=True)
-    }
+    pairs = zip(jaxpr.constvars, constants, strict=True)
+    known: dict[Any, Any] = {v: _typed(c, v) for v, c in pairs}
     known.update(zip(jaxpr.invars, args, strict=True))
 
     def read(v: Any) -> Any:
@@ -147,10 +146,9 @@ class Comparison:
 
 def _once(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
     """`_step`, once for the same operation on the same values: `x[:, 1:]` twice is one value."""
-    given = [
-        v.val if isinstance(v, Literal) else id(a) for v, a in zip(eqn.invars, inputs, strict=True)
-    ]
-    key = eqn.primitive, *sorted(eqn.params.items()), *map(str, given)
+    pairs = zip(eqn.invars, inputs, strict=True)
+    given = [("literal", str(v.val)) if isinstance(v, Literal) else id(a) for v, a in pairs]
+    key = eqn.primitive, *sorted(eqn.params.items()), *given
     try:
         known = key in seen
     except TypeError:  # a parameter without a hash
@@ -320,6 +318,8 @@ def _platforms(branches: Sequence[ClosedJaxpr], args: list, eps: Any, seen: dict
     outputs = [walk(b.jaxpr, b.consts, args, eps, seen) for b in branches]
     if len(branches) == 1:
         return outputs[0]
+    if any(isinstance(a, Comparison) for each in outputs for a in each):
+        raise ValueError("No bound for a comparison of several values that depend on x.")
     moving = [isinstance(a, Value) for a in args]
     alike = jnp.zeros((), bool)
     if all(_affine(b.jaxpr, moving) for b in branches):
