@@ -27,7 +27,18 @@ from lipreg.lipschitz.slopes import (
     upper,
 )
 
-__all__ = ["Linear", "Root", "Value", "bound", "evaluate", "part_of", "settle", "steepest"]
+__all__ = [
+    "Comparison",
+    "Linear",
+    "Root",
+    "Value",
+    "bound",
+    "evaluate",
+    "numbers",
+    "part_of",
+    "settle",
+    "steepest",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,6 +143,15 @@ class Value:
     @cached_property
     def settled(self) -> Root:
         return _settle(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """`larger > smaller`, or `>=`, of values of two roots: all that a `where` can do with it is
+    choose between the two."""
+
+    larger: Value
+    smaller: Value
 
 
 def bound(value: Value) -> tuple[Box, Box, Box]:
@@ -262,3 +282,17 @@ def _settle(value: Value) -> Root:
     lip = jnp.minimum(upper(root.norm(unit)), length(rows))
     units, slope = (root, slope), product(slope, outward((1 / unit, 1 / unit)))
     return Root(box, centre, slope, lip, rows, ellipsoid=inside, units=units)
+
+
+def numbers(root: Root) -> Root:
+    """Bounds that are NaN, as from `inf - inf`, become infinite."""
+    centre = root.centre and outward(root.centre, 0.0)
+    lip = None if root.lip is None else upper(root.lip)
+    return dataclasses.replace(
+        root,
+        box=outward(root.box, 0.0),
+        centre=centre,
+        slope=outward(root.slope, 0.0),
+        lip=lip,
+        rows=upper(root.rows),
+    )

@@ -13,13 +13,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
 from lipreg import convolution
 from lipreg.lipschitz import convolutions, joint, mixing, residuals
 from lipreg.lipschitz.declared import declared
+from lipreg.lipschitz.kinds import (
+    CALLS,
+    COMPARED,
+    EXTREMES,
+    JOINS,
+    RANDOM,
+    ROUNDED,
+    RULES,
+    SAME,
+    SUMS,
+    WEIGHTED,
+)
+from lipreg.lipschitz.platforms import platforms
 from lipreg.lipschitz.slopes import (
     CONDITIONS,
     ELEMENTWISE,
@@ -30,26 +42,10 @@ from lipreg.lipschitz.slopes import (
     times,
     upper,
 )
-from lipreg.lipschitz.values import Root, Value, bound, settle
+from lipreg.lipschitz.values import Comparison, Root, Value, numbers, settle
 from lipreg.tracing import primitives
 
 __all__ = ["walk", "walk_from"]
-
-MOVES = {"broadcast_in_dim", "copy", "copy_p", "dynamic_slice", "gather", "name", "pad", "reshape"}
-MOVES |= {"rev", "slice", "split", "squeeze", "tile", "transpose"}
-JOINS = {"concatenate": "dimension", "stack": "axis"}
-SUMS = {"reduce_sum", "reduce_window_sum"}
-EXTREMES = {"reduce_max": 1, "reduce_window_max": 1, "reduce_min": -1, "reduce_window_min": -1}
-WEIGHTED = {"dot_general", "conv_general_dilated"}
-SAME = {"convert_element_type", "stop_gradient"}  # once steps have been refused
-CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
-COMPARED = {"gt", "ge", "lt", "le"}
-RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
-RULES = {*ELEMENTWISE, *MOVES, *JOINS, *SUMS, *EXTREMES, *WEIGHTED, *SAME, "sort"}
-# These return some of the numbers that they are given, so do not round.
-CHOICES = {"abs", "clamp", "max", "min", "neg", "select_n", "sign", "sort"}
-CHOICES |= {*CONDITIONS, *EXTREMES}
-ROUNDED = RULES - {*CHOICES, *MOVES, *JOINS, *SAME}
 
 
 def walk_from(traced: ClosedJaxpr, constants: Any, centre: Array | None, box: Box, eps: Any) -> Any:
@@ -76,7 +72,7 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any, seen: dict) -> li
             _refuse_noise(name)
         moving = any(isinstance(a, (Value, Comparison)) for a in inputs)
         if eqn.params.get("branches_platforms") and moving:
-            outputs = _platforms(eqn.params["branches"], inputs[1:], eps, seen)
+            outputs = platforms(walk, eqn.params["branches"], inputs[1:], eps, seen)
         elif moving and declared(eqn):
             outputs = [Value(_trimmed(_declared(eqn, inputs), eps))]
         elif name in CALLS:
@@ -135,15 +131,6 @@ def _refuse_steps(eqn: Any) -> None:
         raise ValueError(f"No bound for {name!r} in {dtype} of a value that depends on x: {why}.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """`larger > smaller`, or `>=`, of values of two roots: all that a `where` can do with it is
-    choose between the two."""
-
-    larger: Value
-    smaller: Value
-
-
 def _once(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
     """`_step`, once for the same operation on the same values: `x[:, 1:]` twice is one value."""
     pairs = zip(eqn.invars, inputs, strict=True)
@@ -184,7 +171,7 @@ def _step(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
         args = [a if isinstance(a, Value) else a.astype(dtype) for a in args]
         root = sources[0].root
         if name == "sqrt" and root.squares and sources[0].affine:
-            return [Value(_trimmed(_numbers(joint.root_of_squares(sources[0], rule)), eps))]
+            return [Value(_trimmed(numbers(joint.root_of_squares(sources[0], rule)), eps))]
         if all(v.root is root for v in sources) and root.rows.shape == shape:
             return [Value(root, name, rule, tuple(args))]
         # Where a condition switches can be located along one root only.
@@ -197,7 +184,7 @@ def _step(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
         roots = [joint.concatenate(name, eqn.params[JOINS[name]], args)]
     else:
         roots = _mix(eqn, args, seen)
-    return [Value(_trimmed(_numbers(root), eps)) for root in roots]
+    return [Value(_trimmed(numbers(root), eps)) for root in roots]
 
 
 def _declared(eqn: Any, inputs: list) -> Root:
@@ -227,7 +214,7 @@ def _chosen(name: str, inputs: list, eps: Any, seen: dict) -> Value:
         raise ValueError(f"No bound for {name!r} of several values that depend on x.")
     name = "max" if cases[0] is which.smaller else "min"
     root = joint.combine(name, ELEMENTWISE[name], cases, cases[0].root.rows.shape, seen)
-    return Value(_trimmed(_numbers(root), eps))
+    return Value(_trimmed(numbers(root), eps))
 
 
 def _wide(params: dict, dtype: Any) -> dict:
@@ -278,20 +265,6 @@ def _mix(eqn: Any, args: list, seen: dict) -> list[Root]:
     return joint.move(name, params, moved, slopes, root, copies)
 
 
-def _numbers(root: Root) -> Root:
-    """Bounds that are NaN, as from `inf - inf`, become infinite."""
-    centre = root.centre and outward(root.centre, 0.0)
-    lip = None if root.lip is None else upper(root.lip)
-    return dataclasses.replace(
-        root,
-        box=outward(root.box, 0.0),
-        centre=centre,
-        slope=outward(root.slope, 0.0),
-        lip=lip,
-        rows=upper(root.rows),
-    )
-
-
 def _trimmed(root: Root, eps: Any) -> Root:
     """The box cut to `|v_i - centre_i| <= rows_i eps`."""
     if eps is None or root.centre is None:
@@ -304,75 +277,3 @@ def _trimmed(root: Root, eps: Any) -> Root:
     low = jnp.minimum(jnp.maximum(root.box[0], low), root.centre[0])
     high = jnp.maximum(jnp.minimum(root.box[1], high), root.centre[1])
     return dataclasses.replace(root, box=(low, high))
-
-
-# One function in different forms for different platforms.
-
-
-def _platforms(branches: Sequence[ClosedJaxpr], args: list, eps: Any, seen: dict) -> list:
-    """Bounds of whichever branch is taken; only the default's where all are the same affine map.
-
-    Different affine maps differ at a random point with probability one. They are compared at three
-    points, to 1e-9.
-    """
-    outputs = [walk(b.jaxpr, b.consts, args, eps, seen) for b in branches]
-    if len(branches) == 1:
-        return outputs[0]
-    if any(isinstance(a, Comparison) for each in outputs for a in each):
-        raise ValueError("No bound for a comparison of several values that depend on x.")
-    moving = [isinstance(a, Value) for a in args]
-    alike = jnp.zeros((), bool)
-    if all(_affine(b.jaxpr, moving) for b in branches):
-        alike = jnp.stack([_agree(branches, args, seed) for seed in range(3)]).all()
-    return [
-        Value(_numbers(mixing.either(list(each), alike)))
-        if any(isinstance(a, Value) for a in each)
-        else each[-1]
-        for each in zip(*outputs, strict=True)
-    ]
-
-
-def _affine(jaxpr: Any, moving: list[bool]) -> bool:
-    """Whether the outputs are affine in the arguments that depend on x."""
-    known = {v: m for v, m in zip(jaxpr.invars, moving, strict=True) if m}
-    for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        moves = [not isinstance(v, Literal) and v in known for v in eqn.invars]
-        if not any(moves):
-            continue
-        if name in CALLS:
-            inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
-            affine = _affine(getattr(inner, "jaxpr", inner), moves)
-        elif name in WEIGHTED | {"mul"}:
-            affine = sum(moves) == 1
-        elif name == "div":
-            affine = not moves[1]
-        else:
-            affine = name in {*MOVES, *JOINS, *SUMS, *SAME, "add", "sub", "neg"}
-        if not affine:
-            return False
-        known.update(dict.fromkeys(eqn.outvars, True))
-    return True
-
-
-def _agree(branches: Sequence[ClosedJaxpr], args: list, seed: int) -> Array:
-    """Whether the branches agree at random values of the arguments that depend on x."""
-    rng = np.random.default_rng(seed)
-
-    def draw(a: Any) -> Any:
-        if not isinstance(a, Value):
-            return a
-        like = a.root.rows
-        point = jnp.asarray(rng.normal(size=like.shape), like.dtype)
-        ones = jnp.ones_like(like)
-        return Value(Root((point, point), None, (ones, ones), jnp.ones((), like.dtype), ones))
-
-    drawn = [draw(a) for a in args]
-    outputs = [walk(b.jaxpr, b.consts, drawn, None, {}) for b in branches]
-    agree = []
-    for each in zip(*outputs, strict=True):
-        boxes = [bound(a)[0] if isinstance(a, Value) else (a, a) for a in each]
-        low = jnp.stack([box[0] for box in boxes]).min(0)
-        high = jnp.stack([box[1] for box in boxes]).max(0)
-        agree.append(largest(high - low) <= 1e-9 * largest(most((low, high))))
-    return jnp.stack(agree).all()
