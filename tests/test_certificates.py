@@ -89,7 +89,6 @@ def test_no_certificate_of_a_linear_model_exceeds_its_distance():
     assert box.kind == "certified"
 
 
-@pytest.mark.parametrize(("norm", "label_norm"), [(L2, L2), (L2, LINF), (LINF, LINF), (L1, L1)])
 def test_the_last_layer_makes_the_radius_of_a_linear_model_exact():
     certificate = margin_last_layer(linear, X, Y, w=W, constant=EXACT(1.0))
     np.testing.assert_allclose(certificate.radius, distances(), rtol=1e-5)
@@ -104,6 +103,7 @@ def test_the_last_layer_makes_the_radius_of_a_linear_model_exact():
         margin_last_layer(linear, X, Y, w=W[:3], constant=EXACT(1.0))
 
 
+@pytest.mark.parametrize(("norm", "label_norm"), [(L2, L2), (L2, LINF), (LINF, LINF), (L1, L1)])
 def test_one_constant_of_the_logits_certifies_by_the_dual_norm_of_two_of_them(norm, label_norm):
     rule = partial(margin_lipschitz, label_norm=label_norm)
     radius, _ = rule(linear, X, Y, constant=of_linear(W, norm=norm, label_norm=label_norm))
