@@ -157,6 +157,21 @@ def test_a_residual_layer_whose_condition_fails_has_the_constant_that_it_has():
     assert lipschitz(other, X).output[0] > 1.1
 
 
+def test_a_residual_around_another_value_is_no_such_layer():
+    """`w - w^T D w (2 x)` and an image that is padded with twice itself: what looks alike."""
+    w = normal(1, 8)
+    w = w / jnp.linalg.norm(w)
+    f = lambda x: x - 2 * jax.nn.relu((2 * x) @ w.T + 9.0) @ w  # 1 - 4 w w^T
+    assert lipschitz(f, X).output[0] >= 3
+
+    def g(x):
+        x = x.reshape(1, 1, 8)
+        x = jnp.concatenate([4 * x[..., -1:], x, 4 * x[..., :1]], -1)
+        return lax.conv_general_dilated(x, jnp.ones((1, 1, 3)), (1,), "VALID").reshape(1, -1)
+
+    assert np.linalg.norm(dense(X)(g), 2) <= lipschitz(g, X).output[0]
+
+
 KERNEL = normal(3, 3, 2, 3)
 
 

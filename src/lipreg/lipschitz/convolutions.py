@@ -11,7 +11,7 @@ from jax import Array
 from lipreg.lipschitz.mixing import weighted
 from lipreg.lipschitz.singular import largest_singular
 from lipreg.lipschitz.slopes import largest, most, times
-from lipreg.lipschitz.values import Linear, Root, part_of
+from lipreg.lipschitz.values import Linear, Root, entries, part_of
 
 __all__ = ["convolution"]
 
@@ -88,7 +88,8 @@ def convolution(params: dict, apply: Callable, w: Array, root: Root, left: bool)
 
     made = None
     if groups == 1 and all(phase == (1, 1) for phase in phases):
-        place, source = _place(params, root, periods), (part_of(root)[0], once)
+        place, found = _place(params, root, periods), entries(root)
+        source = found and (found[0], once)
         own = times(lip, largest(mask))
         made = Linear(source, own, kernel[0], alone, place, numbers.out_spec[1])
     return weighted(apply, w, root, norm, None, made)
@@ -137,8 +138,8 @@ def _torus(params: dict, root: Root, widths: Sequence[int]) -> tuple[np.ndarray,
             and params["lhs_dilation"][axis - 2] == 1
         )
         periods.append(period if wraps else 0)
-    if not any(periods):
-        return index, root.lip, periods
+    if not any(periods) or entries(root) is None:
+        return index, root.lip, [0] * len(periods)
     once, places = index, _place(params, root, periods)
     for axis, (first, period) in zip(numbers.lhs_spec[2:], places, strict=True):
         if period:

@@ -115,7 +115,8 @@ def _placed(moved: Root, root: Root, whole: Root, index: np.ndarray, own: np.nda
         chosen = inside.matrix[own.reshape(-1)][:, own.reshape(-1)]
         small = own.size <= len(inside.matrix)
         inside = inside._replace(matrix=chosen) if small else None
-    moved = dataclasses.replace(moved, ellipsoid=inside, whole=whole, index=index.reshape(-1)[own])
+    place = {"whole": whole, "index": index.reshape(-1)[own], "origin": root.origin or root}
+    moved = dataclasses.replace(moved, ellipsoid=inside, **place)
     return dataclasses.replace(moved, lip=jnp.minimum(moved.lip, _together([moved])))
 
 
@@ -135,7 +136,7 @@ def concatenate(name: str, axis: int, args: list) -> Root:
     )
     moving = [r for r in pieces if isinstance(r, Root)]
     lip = jnp.minimum(length(jnp.stack([r.lip for r in moving])), _together(moving))
-    whole, index = None, None
+    whole, index, origin = None, None, None
     parts = [part_of(r) if isinstance(r, Root) else None for r in pieces]
     wholes = {part[0] for part in parts if part}
     if len(wholes) == 1:
@@ -143,6 +144,8 @@ def concatenate(name: str, axis: int, args: list) -> Root:
         nothing = lambda r: np.full(r.rows.shape, -1)
         places = [p[1] if p else nothing(r) for p, r in zip(parts, roots, strict=True)]
         index = getattr(np, name)(places, axis=axis)
+        origins = {r.origin or r if isinstance(r, Root) else None for r in pieces}
+        origin = origins.pop() if len(origins) == 1 else None
     root = values[0].root
     several = 1 < len(values) <= TOGETHER and all(v.root is root for v in values)
     if several and not all(v.affine for v in values):
@@ -157,8 +160,8 @@ def concatenate(name: str, axis: int, args: list) -> Root:
         slope = jnp.where(less, -moves, slope[0]), jnp.where(less, moves, slope[1])
         sizes = [r.rows * most(r.slope) for r in roots]
         rows = jnp.where(less, join(sizes), rows)
-        lip, whole, index = jnp.where(less, once, lip), None, None
-    return Root(box, centre, slope, lip, rows, whole=whole, index=index)
+        lip, whole, index, origin = jnp.where(less, once, lip), None, None, None
+    return Root(box, centre, slope, lip, rows, whole=whole, index=index, origin=origin)
 
 
 def combine(name: str, rule: Rule, args: list, shape: tuple[int, ...], seen: dict) -> Root:

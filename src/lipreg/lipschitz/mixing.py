@@ -15,7 +15,7 @@ from lipreg.lipschitz.ellipsoids import LARGEST, Ellipsoid, linear, sphere
 from lipreg.lipschitz.joint import constant, plain
 from lipreg.lipschitz.singular import largest_singular
 from lipreg.lipschitz.slopes import Box, largest, most, outward, times, upper
-from lipreg.lipschitz.values import Linear, Root, Value, part_of, settle
+from lipreg.lipschitz.values import Linear, Root, Value, entries, settle
 
 __all__ = ["both", "dense", "either", "overlap", "total", "weighted"]
 
@@ -101,7 +101,7 @@ def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Ro
     alone = lambda c: largest_singular(each(c)[:, None] * matrix)
     # In the order in which A counts them, that of the entries or its reverse.
     ordered = list(summed_x) == sorted(summed_x)
-    made = Linear(part_of(root), times(root.lip, largest(mask)), matrix, alone) if ordered else None
+    made = Linear(entries(root), times(root.lip, largest(mask)), matrix, alone) if ordered else None
     if root.ellipsoid is None or not ordered:
         return weighted(apply, w, root, norm, sphere(masked * root.lip), made)
     inside = linear(matrix, root.ellipsoid)

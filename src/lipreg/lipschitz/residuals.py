@@ -9,7 +9,7 @@ from jax import Array
 
 from lipreg.lipschitz.singular import largest_eigenvalue
 from lipreg.lipschitz.slopes import Box, largest, most, negative, product, times, upper
-from lipreg.lipschitz.values import Linear, Root, Value, bound, part_of, settle
+from lipreg.lipschitz.values import Linear, Root, Value, bound, entries, settle
 
 __all__ = ["sandwich", "symmetric"]
 
@@ -32,13 +32,14 @@ def symmetric(name: str, args: list) -> Array | None:
         if name == "sub" and k == 1:
             continue
         second = branch.root.linear
-        if not branch.affine or second is None or second.source[0].units is None:
+        if not branch.affine or second is None or second.source is None:
             continue
-        units, slope = second.source[0].units
-        first, way = units.linear, settle(straight)
-        if first is None or not _same(first.source, part_of(way)):
+        inner = second.source[0]
+        if inner.units is None or not _same(second.source, entries(inner)):
             continue
-        if not _same(second.source, part_of(second.source[0])):
+        (units, slope), way = inner.units, settle(straight)
+        first = units.linear
+        if first is None or not _same(first.source, entries(way)):
             continue
         scale = bound(branch)[2]
         scale = negative(scale) if name == "sub" else scale
@@ -46,8 +47,13 @@ def symmetric(name: str, args: list) -> Array | None:
     return None
 
 
-def _same(a: tuple[Root, np.ndarray], b: tuple[Root, np.ndarray]) -> bool:
-    return a[0] is b[0] and np.array_equal(a[1].reshape(-1), b[1].reshape(-1))
+Entries = tuple[Root, np.ndarray] | None
+
+
+def _same(a: Entries, b: Entries) -> bool:
+    if a is None or b is None or a[0] is not b[0]:
+        return False
+    return np.array_equal(a[1].reshape(-1), b[1].reshape(-1))
 
 
 def _bound(way: Root, first: Linear, slope: Box, second: Linear, scale: Box) -> Array | None:

@@ -33,6 +33,7 @@ __all__ = [
     "Root",
     "Value",
     "bound",
+    "entries",
     "evaluate",
     "numbers",
     "part_of",
@@ -46,7 +47,8 @@ class Linear:
     """How a root was made: by a matrix `[m, n]` or a kernel `[O, I, ...]`.
 
     Attributes:
-      source: the root that it was made from, as the whole and the index that `part_of` returns.
+      source: the root that it was made from, as the origin and the index that `entries` returns;
+        None where entries of the origin cannot be told apart.
       lip: of that root's w.
       norm: `norm(c)` is a bound of `||diag(c) A||_2`.
       place: a kernel's, for each side: how far the image is padded before its first entry, and the
@@ -54,7 +56,7 @@ class Linear:
       channel: the axis of a kernel's outputs.
     """
 
-    source: tuple["Root", np.ndarray]
+    source: tuple["Root", np.ndarray] | None
     lip: Array
     weight: Array
     norm: Callable[[Array], Array]
@@ -86,7 +88,8 @@ class Root:
     whose squares were added, and how often each of them.
 
     What was cut out of another root, its `whole`, knows where: `dh_i = dh_whole[index_i]`, or 0 for
-    index -1. So pieces that are put together again are one vector, which counts once.
+    index -1. So pieces that are put together again are one vector, which counts once. If w, too,
+    was only moved, `origin` is the root that it was taken from.
     """
 
     box: Box
@@ -101,6 +104,7 @@ class Root:
     squares: tuple["Root", int] | None = None
     whole: "Root | None" = None
     index: np.ndarray | None = None
+    origin: "Root | None" = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,6 +147,16 @@ class Value:
     @cached_property
     def settled(self) -> Root:
         return _settle(self)
+
+
+def entries(root: Root) -> tuple[Root, np.ndarray] | None:
+    """The root whose w was moved to make this one, itself if need be, and where its entries are.
+
+    None for an origin that has one entry of its whole twice.
+    """
+    origin, (_, index) = root.origin or root, part_of(root)
+    _, all_of_them = part_of(origin)
+    return (origin, index) if len(np.unique(all_of_them)) == all_of_them.size else None
 
 
 @dataclasses.dataclass(frozen=True)
