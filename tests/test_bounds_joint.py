@@ -147,14 +147,12 @@ def test_a_residual_layer_whose_condition_fails_has_the_constant_that_it_has():
     """`1 - s w w^T` for a unit that is on: of norm `max(1, s ||w||^2 - 1)`."""
     w = normal(8)[None]
     square = float(jnp.square(w).sum())
-    f = lambda s: lambda x: x - s / square * jax.nn.relu(x @ w.T + 99.0) @ w
-    for s in (1.5, 5.0):
-        np.testing.assert_allclose(lipschitz(f(s), X).output, max(1.0, s - 1), rtol=1e-5)
+    f = lambda x: x - 5 / square * jax.nn.relu(x @ w.T + 99.0) @ w
+    np.testing.assert_allclose(lipschitz(f, X).output, 4.0, rtol=1e-5)
     # With another matrix behind the units it is no such layer.
     other = lambda x: x - 2 * (T[None] * jax.nn.relu(x @ W.T)) @ W[::-1]
     rows = jax.vmap(jax.jacrev(lambda v: other(v[None])[0]))(jnp.float32(RNG.uniform(size=(64, 8))))
-    assert np.linalg.norm(rows, 2, axis=(1, 2)).max() <= lipschitz(other, X).output[0]
-    assert lipschitz(other, X).output[0] > 1.1
+    assert 1.1 < np.linalg.norm(rows, 2, axis=(1, 2)).max() <= lipschitz(other, X).output[0]
 
 
 def test_a_residual_around_another_value_is_no_such_layer():

@@ -17,7 +17,7 @@ from lipreg.lipschitz.singular import largest_singular
 from lipreg.lipschitz.slopes import Box, largest, most, outward, times, upper
 from lipreg.lipschitz.values import Linear, Root, Value, entries, settle
 
-__all__ = ["both", "dense", "either", "overlap", "total", "weighted"]
+__all__ = ["dense", "either", "overlap", "total", "weighted"]
 
 
 def overlap(params: dict) -> int:
@@ -53,7 +53,7 @@ def _summed(sums: Callable[[Array, Array], Array], w: Array, terms: int, box: Bo
     return outward((middle - radius, middle + radius))
 
 
-def both(image: Callable[[Box], Box], root: Root) -> tuple[Box, Box | None]:
+def _both(image: Callable[[Box], Box], root: Root) -> tuple[Box, Box | None]:
     return image(root.box), root.centre and image(root.centre)
 
 
@@ -73,7 +73,7 @@ def weighted(
     if inside is not None:
         rows = jnp.minimum(rows, upper(inside.widths.reshape(rows.shape) * (1 + 1e-9)))
     ones = jnp.ones_like(rows)
-    return Root(*both(image, root), (ones, ones), None, rows, norm, inside, made)
+    return Root(*_both(image, root), (ones, ones), None, rows, norm, inside, made)
 
 
 def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Root:
@@ -123,7 +123,7 @@ def total(params: dict, apply: Callable, value: Value) -> Root:
     rows = jnp.minimum(upper(apply(mask * root.rows)), upper(times(squares, root.lip)))
     often = overlap(params)
     lip = root.lip * jnp.sqrt(largest(apply(mask)) * largest(mask) * often)
-    found = plain(*both(image, root), lip, rows)
+    found = plain(*_both(image, root), lip, rows)
     squared = _squared(value)
     return dataclasses.replace(found, squares=(settle(squared), often)) if squared else found
 
