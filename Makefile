@@ -13,15 +13,22 @@ help:
 	@echo "make dist    build sdist and wheel, and try the wheel in an environment of its own"
 	@echo "make clean   remove the virtual environment, builds and the demo's runs"
 
-$(VENV)/installed: setup.cfg constraints.txt
+STARTED := $(shell date +%s)
+
+# The library alone, which is all that the demo needs.
+$(VENV)/library: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed: $(VENV)/library
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(VENV)/installed
-	$(BIN)/python experiments/demo.py --workdir runs/demo
+demo: $(VENV)/library
+	$(BIN)/python experiments/demo.py --workdir runs/demo --started=$(STARTED)
 
-gpu: $(VENV)/installed
+gpu: $(VENV)/library
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda]'
 	$(BIN)/python benchmarks/accelerator.py
 
