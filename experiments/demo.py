@@ -25,11 +25,12 @@ _SILENT = flags.DEFINE_bool("silent", False, "no progress bars")
 
 ROWS = ("j0", "j1", "j2", "j2_lip_tanh")
 
-NEXT = """
+NEXT = r"""
 python experiments/evaluate.py --run=runs/demo/j2_lip_tanh-0 --protocol=autoattack --examples=50
-python experiments/certify.py --run=runs/demo/j2-0 --examples=50
 python experiments/train.py --config=experiments/configs/digits.py:j2 --config.strengths.eps=0.8 \
     --workdir=runs/j2_0.8
+python experiments/sweep.py --config=experiments/configs/digits.py:j2_lip --workdir=runs/sweep \
+    --sweep 'strengths.lam=0,0.01,0.1'
 """
 
 

@@ -166,11 +166,6 @@ BAD = {
         ["--engine=loop", "--sweep_index"],
     ),
     "table in a file": (TABLE, [GOLDEN, "--out=setup.cfg"], ["setup.cfg is a file"]),
-    "sweep in a file": (
-        SWEEP,
-        [f"{DIGITS}:j2", "--workdir=setup.cfg", "--sweep=seed=0:2"],
-        ["setup.cfg is a file"],
-    ),
     "noise of nan": (CERTIFY, [f"--run={GOLDEN}", "--sigma=nan"], ["--sigma=nan", "finite"]),
     "a split of no table": (TABLE, ["{out}", "--split=dev"], ["dev", "test|validation"]),
     "negative sigma": (CERTIFY, ["--run={out}", "--sigma=-1"], ["sigma", "-1"]),

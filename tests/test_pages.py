@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {page.stem: page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 # What `make demo` says to try next.
-DEMO = re.findall(r'NEXT = """(.*?)"""', (ROOT / "experiments/demo.py").read_text(), re.DOTALL)
+DEMO = re.findall(r'NEXT = r"""(.*?)"""', (ROOT / "experiments/demo.py").read_text(), re.DOTALL)
 PAGES["demo"] = f"```{DEMO[0]}```"
 OWN = PAGES.pop("your_own")  # which tests/test_your_own.py runs
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
