@@ -43,6 +43,7 @@ def test_it_goes_on_from_its_last_checkpoint_and_from_the_one_before(run):
     assert int(again.step) == 40
     chex.assert_trees_all_close(again.params, before.params, rtol=1e-4, atol=1e-5)
     for row, expected in zip(logs.metrics(run), rows, strict=True):
+        row = {name: row[name] for name in expected}  # later versions report more
         chex.assert_trees_all_close(row, expected, rtol=1e-4, atol=1e-5)
 
 

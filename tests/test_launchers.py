@@ -40,8 +40,9 @@ for argv, out in json.load(sys.stdin):
 """
 
 # (the case, arguments after the script, what the one line must contain)
-TRAIN, EVALUATE, CERTIFY, TABLE, DEMO, SWEEP = (
-    f"experiments/{name}.py" for name in ("train", "evaluate", "certify", "table", "demo", "sweep")
+TRAIN, EVALUATE, CERTIFY, TABLE, DEMO, SWEEP, COMPARE = (
+    f"experiments/{name}.py"
+    for name in ("train", "evaluate", "certify", "table", "demo", "sweep", "compare")
 )
 BAD = {
     "unknown flag": (TRAIN, [f"{DIGITS}:j2", "--wrkdir={out}"], ["wrkdir"]),
@@ -176,6 +177,22 @@ BAD = {
     ),
     "no runs": (TABLE, [], ["RUN RUN"]),
     "a table of what is no run": (TABLE, ["docs", "--out={out}"], ["docs", "not a run"]),
+    "unknown recipe": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j9"],
+        ["--rows=j9", "j0, weight_decay, j1"],
+    ),
+    "a recipe without values": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--own=j2 strengths.eps"],
+        ["strengths.eps", "NAME=VALUE"],
+    ),
+    "a recipe without its strengths": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--trials=1", "--own=j2 name=mine"],
+        ["config.strengths.eps = nan", "j2 needs it"],
+    ),
+    "no radius": (COMPARE, [DIGITS, "--workdir={out}", "--eps=0"], ["--eps=0"]),
     "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),
 }
 # Values of config fields: (override, what the line must contain)

@@ -22,7 +22,6 @@ from conftest import QUICK
 from test_launchers import DRIVER
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 PAGES = {page.stem: page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 # What `make demo` says to try next.
 DEMO = re.findall(r'NEXT = r"""(.*?)"""', (ROOT / "experiments/demo.py").read_text(), re.DOTALL)
@@ -54,7 +53,10 @@ PARSED = """import os, runpy, sys
 from absl import flags
 sys.argv.pop(0)
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0])
+try:
+    runpy.run_path(sys.argv[0])
+except ModuleNotFoundError as missing:
+    sys.exit(missing.name != "torch")  # of the extra `peers`
 assert sys.argv[0] == "experiments/table.py" or len(flags.FLAGS(sys.argv)) == 1, "stray arguments"
 """
 
@@ -79,10 +81,19 @@ COMMANDS = {
     page: [c for language, b in FENCED.findall(text) if language in SHELL for c in commands(b)]
     for page, text in PAGES.items()
 }
-LAUNCHED = {
-    page: [c[c.index("python") + 1 :] for c in found if "python" in c]
-    for page, found in COMMANDS.items()
-}
+
+
+def launches(found):
+    """What follows `python`; `...` are the arguments of the last command of that program."""
+    last = {}
+    for argv in [c[c.index("python") + 1 :] for c in found if "python" in c]:
+        if "..." in argv:
+            argv = [argv[0], *last[argv[0]], *(a for a in argv[1:] if a != "...")]
+        last.setdefault(argv[0], argv[1:])
+        yield argv
+
+
+LAUNCHED = {page: list(launches(found)) for page, found in COMMANDS.items()}
 
 
 def parsed_only(argv):
@@ -163,8 +174,11 @@ def test_every_program_of_a_page_is_known_and_so_is_what_it_makes_and_installs(p
 
 
 PYTHON = {
-    f"README {number}": block
-    for number, (_, block) in enumerate(b for b in FENCED.findall(README) if b[0] == "python")
+    f"{page} {number}": block
+    for page, text in PAGES.items()
+    for number, block in enumerate(
+        b for language, b in FENCED.findall(text) if language == "python"
+    )
 }
 
 

@@ -41,7 +41,8 @@ def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 class Log:
     """Appends rows to metrics.jsonl and other `logs`; old rows after `step` are dropped.
 
-    Of several processes the first one writes. `config` goes to those that show it.
+    Of several processes the first one writes; all of them know the `rows`. `config` goes to those
+    that show it.
 
     Raises: ValueError for a log whose package is not installed.
     """
@@ -53,11 +54,14 @@ class Log:
         logs: Sequence[str] = ("jsonl", "tensorboard"),
         config: Mapping[str, Any] | None = None,
     ):
-        self._stack, self._writes = ExitStack(), []
-        if parallel.is_main():
-            self._writes = [LOGS[name](Path(workdir), step, config, self._stack) for name in logs]
+        self.workdir = Path(workdir)
+        self.rows = [row for row in metrics(workdir) if row["step"] <= step]
+        self.config, self.stack = dict(config or {}), ExitStack()
+        logs = logs if parallel.is_main() else ()
+        self._writes = [LOGS[name](self, step) for name in logs]
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
+        self.rows.append({"step": step, **row})
         for write in self._writes:
             write(step, row)
 
@@ -65,13 +69,13 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self.stack.close()
 
 
-def _jsonl(workdir: Path, step: int, config: Any, stack: ExitStack) -> Write:
-    kept = [row for row in metrics(workdir) if row["step"] <= step]
-    files.write(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-    file = stack.enter_context((workdir / "metrics.jsonl").open("a", buffering=1))
+def _jsonl(log: Log, step: int) -> Write:
+    path = log.workdir / "metrics.jsonl"
+    files.write(path, "".join(json.dumps(row) + "\n" for row in log.rows))
+    file = log.stack.enter_context(path.open("a", buffering=1))
 
     def write(step: int, row: Mapping[str, float]) -> None:
         file.write(json.dumps({"step": step, **row}) + "\n")
@@ -79,15 +83,16 @@ def _jsonl(workdir: Path, step: int, config: Any, stack: ExitStack) -> Write:
     return write
 
 
-def _tensorboard(workdir: Path, step: int, config: Any, stack: ExitStack) -> Write:
+def _tensorboard(log: Log, step: int) -> Write:
     # Here and not above: tensorboardX imports torch where torch is installed. Its SummaryWriter
     # has a thread that dies on a full disk, and would let the run wait for it.
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto import event_pb2
 
-    (workdir / "tensorboard").mkdir(exist_ok=True)
-    board = EventsWriter(str(workdir / "tensorboard" / "events"))
-    stack.callback(board.close)
+    folder = log.workdir / "tensorboard"
+    folder.mkdir(exist_ok=True)
+    board = EventsWriter(str(folder / "events"))
+    log.stack.callback(board.close)
 
     def event(step: int, **content: Any) -> None:
         made: Any = event_pb2.__dict__["Event"]  # a class that no checker can see
@@ -101,10 +106,10 @@ def _tensorboard(workdir: Path, step: int, config: Any, stack: ExitStack) -> Wri
     return write
 
 
-def _wandb(workdir: Path, step: int, config: Any, stack: ExitStack) -> Write:
+def _wandb(log: Log, step: int) -> Write:
     """Weights & Biases; WANDB_MODE=offline needs no network."""
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
             "report.logs has wandb, which is not installed: pip install 'lipreg[wandb]'."
@@ -112,13 +117,13 @@ def _wandb(workdir: Path, step: int, config: Any, stack: ExitStack) -> Write:
     mode: Any = os.environ.get("WANDB_MODE", "online")
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "lipreg"),
-        name=workdir.name,
-        dir=workdir,
-        config=dict(config or {}),
+        name=log.workdir.name,
+        dir=log.workdir,
+        config=log.config,
         mode=mode,
         settings=wandb.Settings(silent=True),
     )
-    stack.callback(run.finish)
+    log.stack.callback(run.finish)
     return lambda step, row: run.log(dict(row), step=step)
 
 

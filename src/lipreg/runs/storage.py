@@ -5,6 +5,7 @@
     RUN/metrics.jsonl    one line per report: step and numbers
     RUN/tensorboard/     the same for TensorBoard; RUN/wandb/ for Weights & Biases, if asked for
     RUN/checkpoints/     Orbax, the newest few
+    RUN/best/            with `report.keep_best`: a run that ends where PGD error was least
     RUN/lock             held while the run trains
 
 `experiments/evaluate.py` adds `evaluations/`, a folder for each.
@@ -179,15 +180,22 @@ def save(manager: ocp.training.Checkpointer, step: int, state: Any) -> None:
 
 
 def _read(
-    manager: ocp.training.Checkpointer, step: int, template: Any, fields: Sequence[str]
+    manager: ocp.training.Checkpointer,
+    step: int,
+    template: Any,
+    fields: Sequence[str],
+    optional: Sequence[str],
 ) -> Any:
     meta: Any = manager.metadata(step).custom_metadata
     if not meta:  # saved by Orbax's older interface
         meta = manager.load_checkpointables(step, {"meta": None})["meta"]
-    there, here = meta["leaves"], _shapes(by_path(template))
+    there = meta["leaves"]
+    absent = {*optional} - {name.split(".")[0] for name in there}
+    template = template | dict.fromkeys(absent) if absent else template
+    here = _shapes(by_path(template))
     # Orbax names no path where shapes differ, and casts to another type without a word.
     for name in sorted(there.keys() | here.keys()):
-        wanted = not fields or name.split(".")[0] in fields
+        wanted = not fields or name.split(".")[0] in {*fields, *optional}
         if wanted and there.get(name) != here.get(name):
             raise ValueError(
                 f"Checkpoint {step} of {manager.directory} does not fit: {name} is "
@@ -212,12 +220,13 @@ def restore(
     at_most: int | None = None,
     *,
     fields: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> Any:
     """The newest sound checkpoint in the form of `template`, or None where there is none at all.
 
     With `at_most`, the newest of that step or before. The template is a state, or its arrays'
-    shapes and types. With `fields` it has those fields of a state alone, and the others are not
-    looked at.
+    shapes and types. With `fields` it is a dict of those fields of a state and of the `optional`
+    ones, which are None where the checkpoint has none; the other fields are not looked at.
 
     A damaged checkpoint (unreadable, or with a content that is not what was saved) is passed over
     for the one before it, with a warning that names it.
@@ -230,7 +239,7 @@ def restore(
         steps = [step for step in steps if step <= at_most]
     for step in steps:
         try:
-            return _read(manager, step, template, fields)
+            return _read(manager, step, template, fields, optional)
         except ValueError as e:
             if "does not fit" in str(e):
                 raise
