@@ -6,8 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from lipreg import curves, files, reports
+from lipreg.reports import plots
 from lipreg.runs import storage
 from lipreg.runs.config import base_config
 
@@ -160,6 +162,23 @@ def test_of_several_evaluations_the_one_that_all_runs_have_or_that_is_named_is_t
         assert "2 validation images" in reports.table(runs_, tmp_path / "out", **given)[0]
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "3", '{"row": {}}'])
+def test_a_foreign_record_is_no_evaluation(text, tmp_path):
+    run = a_run(tmp_path / "a")
+    (run / "evaluations" / "pgd_test_4" / "evaluation.json").write_text(text)
+    with pytest.raises(ValueError, match=r"evaluation\.json is not a run's evaluation: run py"):
+        reports.table([run], tmp_path / "out")
+
+
+@pytest.mark.parametrize("l2", [None, DISTANCES[:, None], DISTANCES + 1, np.array(["a", "b"])])
+def test_foreign_distances_do_not_belong_to_the_record(l2, tmp_path):
+    run = a_run(tmp_path / "a")
+    arrays = {"linf": DISTANCES / 2} | ({} if l2 is None else {"l2": l2})
+    files.write_arrays(run / "evaluations" / "pgd_test_4" / "distances.npz", **arrays)
+    with pytest.raises(ValueError, match=r"evaluation\.json and .*npz are of two evaluations"):
+        reports.table([run], tmp_path / "out")
+
+
 def test_a_protocol_makes_a_table_of_its_own(tmp_path):
     runs_ = [a_run(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
     for run in runs_:
@@ -205,6 +224,31 @@ def test_errors_under_autoattack_become_columns_when_every_run_has_them(tmp_path
     column = "% AutoAttack error at l2 0.5"
     assert [row[column] for row in rows.values()] == ["27.5 ± 3.5", "35"]
     assert rows["J2"]["masking flags"] == "2"
+
+
+def test_a_certified_error_becomes_a_column_and_a_band_when_every_run_has_it(tmp_path, monkeypatch):
+    """The larger of two proofs counts, an estimate never; of other images or weights neither."""
+    drawn = {}
+
+    def remember(distances, *, norm_name, radii=None, **_):
+        drawn[norm_name] = radii
+        return Figure()
+
+    monkeypatch.setattr(plots, "error_curves", remember)
+    found = [a_run(tmp_path / "0"), a_run(tmp_path / "1", "j2")]
+    kinds = {"one": "certified", "other": "certified", "guess": "estimate"}
+    radii = {"one": [0.0, 0.05, 0.05, 0.6], "other": [0.0, 0.2, 0, 0], "guess": [9.0] * 4}
+    column = "% certified error at l2 0.1"
+    for place, record in enumerate(({"n": 4, "step": 5}, {"n": 3, "step": 6}, {"n": 4, "step": 6})):
+        run = found[min(place, 1)]
+        files.write_arrays(run / "certificates.npz", **radii)
+        files.write_json(run / "certificates.json", {"split": "test", "kinds": kinds} | record)
+        assert "certified" not in reports.table(found, tmp_path / "out")[0]
+    shutil.copy(found[1] / "certificates.json", found[0])
+    rows = cells(reports.table(found, tmp_path / "out")[0])
+    assert [row[column] for row in rows.values()] == ["50", "50"]
+    np.testing.assert_array_equal(drawn["l2"]["J2"], [0, 0.2, 0.05, 0.6])
+    assert not drawn["linf"]
 
 
 def test_radii_that_are_close_have_a_column_each(tmp_path):

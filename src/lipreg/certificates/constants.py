@@ -20,7 +20,13 @@ from lipreg.lipschitz.functions import Constant
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import LINF, Norm
 
-__all__ = ["Certificate", "first_order", "loss_lipschitz", "margin_lipschitz"]
+__all__ = [
+    "Certificate",
+    "first_order",
+    "loss_lipschitz",
+    "margin_last_layer",
+    "margin_lipschitz",
+]
 
 KINDS = {"exact": "certified", "certified": "certified", "estimate": "estimate"}
 ANYWHERE = (-math.inf, math.inf)
@@ -71,11 +77,12 @@ def margin_lipschitz(
 
     Exact for a linear model with exact constants. It grows with the margin, where the rules of the
     loss and of probabilities saturate.
-    `constant` holds the margins' own constants (`lipschitz(logits_fn, x)`, in l2; its margins may
-    also be `[K, K]`), in which what two logits have in common cancels; or it is one number, the L
-    of the logits. Then `L_yj = ||e_y - e_j||_* L`: `2 L` where L is in `label_norm` LINF, `sqrt(2)
-    L` where it is in L2. A constant that is in L2 is one in LINF too, which is the default. `eps`,
-    a number or `[B]`, is the radius around x within which the constant holds.
+    `constant` holds the margins' own constants (`lipschitz(logits_fn, x)`, in l2), in which what
+    two logits have in common cancels; its margins may also be `[K, K]`, or those of one example,
+    `lipschitz(logits_fn, x[:1])`, which hold for all. Or it is one number, the L of the logits.
+    Then `L_yj = ||e_y - e_j||_* L`: `2 L` where L is in `label_norm` LINF, `sqrt(2) L` where it is
+    in L2. A constant that is in L2 is one in LINF too, which is the default. `eps`, a number or
+    `[B]`, is the radius around x within which the constant holds.
 
     Raises: ValueError for a constant of another type or shape, negative or not a number.
 
@@ -93,6 +100,42 @@ def margin_lipschitz(
         among = jnp.broadcast_to(between * value, logits.shape[:1])[:, None]
     reach = (gaps(logits, y) / among).min(1)
     return certificate(logits, jnp.minimum(eps, reach), constant.kind)
+
+
+def margin_last_layer(
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    w: ArrayLike,
+    constant: Constant,
+    eps: ArrayLike = math.inf,
+) -> Certificate:
+    """`min_{j != y} (z_y - z_j)^+ / (L ||w_y - w_j||_2)`, logits `z = W h(x) + b` (2108.04062).
+
+    `constant` is the L of h in l2, and W `[K, n]` the last layer: for a layer `h @ w`, hand in
+    `w.T`. Two rows that are near each other make up for a small margin, where `margin_lipschitz`
+    takes the same `sqrt(2) L ||W||` for all. `lipschitz` finds the margins' constants by itself;
+    this is for an L that is known, as that of a network that is 1-Lipschitz by construction.
+
+    Raises: ValueError for a constant that is not a `Constant`, negative or not a number, and for a
+    W of another shape.
+
+    >>> f, w = lambda x: x @ jnp.eye(2), np.eye(2)
+    >>> x, y = jnp.array([[1.0, 0.0]]), jnp.array([0])
+    >>> constant = Constant(1.0, "exact")
+    >>> margin_last_layer(f, x, y, w=w, constant=constant).radius.round(3)  # 1 / sqrt(2)
+    Array([0.707], dtype=float32)
+    """
+    value = float(checked_value("margin_last_layer", constant, Constant))
+    classes, rows = checked_logits(logits_fn, x, y).shape[1], np.asarray(w, np.float64)
+    if rows.ndim != 2 or len(rows) != classes:
+        raise ValueError(f"W has shape {list(rows.shape)}; want a matrix [{classes}, n].")
+    between = np.linalg.norm(rows[:, None] - rows[None], axis=2) * value
+    # Rounded up to the type of x.
+    margins = jnp.asarray(between * (1 + 4 * float(jnp.finfo(x.dtype).eps)), x.dtype)
+    found = LipschitzBound(jnp.zeros(()), margins, constant.kind)
+    return margin_lipschitz(logits_fn, x, y, constant=found, eps=eps)
 
 
 def first_order(logits_fn: LogitsFn, x: Array, y: Array, *, constant: Constant) -> Certificate:
@@ -152,8 +195,9 @@ def gaps(logits: Array, y: Array) -> Array:
 
 
 def class_constants(margins: Array, logits: Array, y: Array) -> Array:
-    """`L_yj` of each example's y, `[B, K - 1]`, from `[K, K]` or `[B, K, K]`."""
+    """`L_yj` of each example's y, `[B, K - 1]`, from `[K, K]`, `[1, K, K]` or `[B, K, K]`."""
     batch, classes = logits.shape
+    margins = margins[0] if len(margins.shape) == 3 and len(margins) == 1 else margins
     if margins.shape not in ((classes, classes), (batch, classes, classes)):
         raise ValueError(
             f"margins have shape {list(margins.shape)}; want [{classes}, {classes}] or "
