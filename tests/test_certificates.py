@@ -611,7 +611,7 @@ def test_a_bound_of_one_example_holds_for_all():
     f, x = lambda x: jnp.tanh(x @ weight), jax.random.uniform(jax.random.key(0), (5, 2))
     y = jnp.argmax(f(x), 1)
     radii = [margin_lipschitz(f, x, y, constant=lipschitz(f, given)).radius for given in (x, x[:1])]
-    np.testing.assert_array_equal(*radii)
+    np.testing.assert_array_equal(radii[0], radii[1])
     assert (radii[0] > 0).all()
 
 
