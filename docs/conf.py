@@ -1,15 +1,26 @@
-"""The documentation site; `make docs` builds it into build/docs, warnings as errors, offline.
+"""The documentation site; `make docs` builds it into build/docs, offline, warnings as errors.
 
 Its sources are where they are in the repository: the Markdown of docs and results, and the
-notebooks with their outputs. So a link between two files works on the site as it does in a
-checkout. What is not written by hand is made by the modules in docs/building.
+notebooks with the outputs that they are kept with. So a link between two files works on the site
+as it does in a checkout. What is not written by hand is made by the modules in docs/building:
+docs/reference and docs/made, which git ignores.
 """
 
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs" / "building")]
+
+import docstrings
+import files
+import formulas
+import gallery
+import links
+import reference
+import reports
 
 import lipreg
 
@@ -20,33 +31,38 @@ include_patterns = ["docs/**.md", "docs/reference/*.rst", "notebooks/*.ipynb", "
 include_patterns += ["CHANGELOG.md", "CONTRIBUTING.md"]
 exclude_patterns = [".*", "benchmarks", "build", "experiments", "runs", "src", "tests"]
 
-extensions = [
-    "myst_nb",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.viewcode",
-    "sphinx_copybutton",
-    "docstrings",
-    "formulas",
-    "reference",
-]
-# A notebook is shown as it was kept: a test runs them all.
-nb_execution_mode = "off"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+nb_execution_mode = "off"  # a test runs every notebook
 nb_output_stderr = "remove"
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 myst_update_mathjax = False
+suppress_warnings = ["myst.header"]  # reports have a title and sections two levels below it
 html_math_renderer = "mathml"
-copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
-suppress_warnings: list[str] = []
 
 add_module_names = False
-toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = "lipreg"
 html_static_path = ["building/style.css"]
 html_css_files = ["style.css"]
-html_extra_path = ["root"]
+html_extra_path = ["root"]  # an index.html that leads to docs/index.html
 html_show_sphinx = False
+
+
+def setup(app: Sphinx) -> None:
+    files.replace(ROOT / "docs" / "reference", reference.pages())
+    made = {"rooms.txt": reference.rooms(), "reports.txt": reports.listed(ROOT / "results")}
+    files.replace(ROOT / "docs" / "made", made | gallery.pictures(ROOT / "notebooks"))
+    app.add_html_math_renderer("mathml", (formulas.inline, None), (formulas.block, None))
+    app.connect("source-read", reports.titled)
+    app.connect("doctree-read", links.to_reference, priority=0)
+    app.connect("doctree-read", links.to_cells)
+    app.connect("autodoc-process-docstring", docstrings.docstring)
+    app.connect("autodoc-process-signature", docstrings.signature)
+    app.connect("autodoc-skip-member", docstrings.skip)

@@ -12,12 +12,10 @@ import textwrap
 from typing import Any
 
 import public
-from sphinx.application import Sphinx
 
 CODE = re.compile(r"`([^`]+)`")
 EMPHASIS = re.compile(r"(?<!\w)\*(\w+)\*(?!\w)")
 COLUMNS = re.compile(r"\S {3,}\S")
-NAMED = re.compile(r"  (\w[\w, ]*): (.*)")
 
 
 def plain(text: str) -> str:
@@ -124,9 +122,3 @@ def docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: l
 def skip(app: Any, what: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
     """Fields of a record are in its docstring."""
     return True if type(thing).__name__ in ("_tuplegetter", "member_descriptor") else None
-
-
-def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-docstring", docstring)
-    app.connect("autodoc-process-signature", signature)
-    app.connect("autodoc-skip-member", skip)

@@ -1,4 +1,4 @@
-"""The reference: a page for each room, docs/reference/ROOM.rst, with every public name."""
+"""The reference: a page for each room of the library, and one for the launchers."""
 
 import ast
 import importlib
@@ -7,8 +7,9 @@ import textwrap
 from pathlib import Path
 
 import public
-from sphinx.application import Sphinx
+from docstrings import rest
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LONGEST = 12  # lines of a constant that are shown
 
 
@@ -16,71 +17,80 @@ def title(text: str, line: str) -> str:
     return f"{text}\n{line * len(text)}\n"
 
 
-def constant(place: str, name: str) -> str:
-    """A constant: the lines that define it, wherever they are, with the comment above them."""
-    value = getattr(importlib.import_module(place), name)
+def assigned(node: ast.stmt) -> set[str]:
+    """The names that a statement assigns."""
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    names = (name for target in targets if target for name in ast.walk(target))
+    return {name.id for name in names if isinstance(name, ast.Name)}
+
+
+def definition(name: str, value: object) -> str:
+    """The lines that assign a constant, in whatever module, with the comment above them."""
     for module in map(importlib.import_module, public.modules()):
         text = inspect.getsource(module)
         lines = text.splitlines()
-        for node in ast.parse(text).body:
-            stored = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and type(n.ctx) is ast.Store}
-            if isinstance(node, ast.Assign | ast.AnnAssign) and name in stored and vars(module).get(name) is value:
-                start, end = node.lineno - 1, node.end_lineno
+        for node in ast.parse(text).body if vars(module).get(name) is value else ():
+            if name in assigned(node):
+                start = node.lineno - 1
                 while lines[start - 1].startswith("#"):
                     start -= 1
-                shown = lines[start:end]
-                if len(shown) > LONGEST:
-                    shown = [*shown[:LONGEST], "    ..."]
-                code = textwrap.indent("\n".join(shown), " " * 6)
-                return (
-                    f".. py:data:: {name}\n   :module: {place}\n\n   .. code-block:: python\n\n{code}\n"
-                )
-    raise ValueError(f"{place}.{name} is no function, no class, and assigned nowhere.")
+                shown = lines[start : node.end_lineno]
+                more = ["    ..."] if len(shown) > LONGEST else []
+                return "\n".join(shown[:LONGEST] + more)
+    raise ValueError(f"{name} is neither function nor class, and no module assigns it.")
 
 
 def entry(place: str, name: str) -> str:
+    """The directive that documents a public name."""
     value = getattr(importlib.import_module(place), name)
-    home = str(getattr(value, "__module__", ""))
-    if inspect.isclass(value) and home.startswith("lipreg"):
-        kind = "exception" if issubclass(value, Exception) else "class"
-        return f".. auto{kind}:: {place}::{name}\n   :members:\n"
-    if inspect.isroutine(inspect.unwrap(value)) and home.startswith("lipreg"):
+    ours = str(getattr(value, "__module__", "")).startswith("lipreg")
+    if ours and inspect.isclass(value):
+        return f".. autoclass:: {place}::{name}\n   :members:\n"
+    if ours and inspect.isroutine(inspect.unwrap(value)):
         return f".. autofunction:: {place}::{name}\n"
-    return constant(place, name)
+    code = textwrap.indent(definition(name, value), " " * 6)
+    head = f".. py:data:: {name}\n   :module: {place}\n\n   .. code-block:: python\n\n"
+    return f"{head}{code}\n"
 
 
 def section(place: str, line: str) -> str:
-    entries = [entry(place, name) for name in public.entries(place)]
+    """A module: its docstring, and the names that no module above it has."""
     # Where a function has its module's name, lipreg.attacks.apgd, that name is the function's.
     above, _, last = place.rpartition(".")
     index = "   :no-index:\n" if last in public.entries(above) else ""
+    entries = [entry(place, name) for name in public.entries(place)]
     return "\n".join([title(place, line), f".. automodule:: {place}\n{index}", *entries])
 
 
-def pages() -> dict[str, str]:
-    """The text of each room's page."""
-    rooms = [place for place in public.modules() if place.count(".") == 1]
-    return {
-        room.removeprefix("lipreg."): "\n".join(
-            [section(room, "=")]
-            + [section(m, "-") for m in public.modules() if m.startswith(f"{room}.")]
-        )
-        for room in rooms
-    }
+def launchers() -> str:
+    """What each program of experiments/ says of itself."""
+    sections = [title("Launchers", "=")]
+    for path in sorted(EXPERIMENTS.glob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        if f"experiments/{path.name}" in text:
+            sections += [title(path.name, "-"), rest(text, {}), ""]
+    return "\n".join(sections)
 
 
-def write(app: Sphinx) -> None:
-    folder = Path(app.srcdir) / "docs" / "reference"
-    folder.mkdir(exist_ok=True)
-    texts = pages()
-    for old in folder.glob("*.rst"):
-        if old.stem not in texts:
-            old.unlink()
-    for room, text in texts.items():
-        path = folder / f"{room}.rst"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+def own_rooms() -> list[str]:
+    return [place for place in public.modules() if place.count(".") == 1]
 
 
-def setup(app: Sphinx) -> None:
-    app.connect("builder-inited", write)
+def pages() -> dict[str, str | bytes]:
+    """The text of every page, by the name of its file."""
+    texts: dict[str, str | bytes] = {"launchers.rst": launchers()}
+    for room in own_rooms():
+        parts = [place for place in public.modules() if place.startswith(f"{room}.")]
+        sections = [section(room, "="), *(section(part, "-") for part in parts)]
+        texts[f"{room.removeprefix('lipreg.')}.rst"] = "\n".join(sections)
+    return texts
+
+
+def rooms() -> str:
+    """A table of the rooms, each with the first line of its docstring."""
+    lines = ["| room | what it holds |", "|---|---|"]
+    for room in own_rooms():
+        first = inspect.getdoc(importlib.import_module(room)).split("\n\n")[0]
+        name = room.removeprefix("lipreg.")
+        lines.append(f"| [{name}](reference/{name}.rst) | {' '.join(first.split())} |")
+    return "\n".join(lines)
