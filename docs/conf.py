@@ -52,7 +52,7 @@ html_title = "lipreg"
 html_static_path = ["building/style.css"]
 html_css_files = ["style.css"]
 html_extra_path = ["root"]  # an index.html that leads to docs/index.html
-html_show_sphinx = False
+html_show_copyright = html_show_sphinx = False
 
 
 def setup(app: Sphinx) -> None:
@@ -63,6 +63,7 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", reports.titled)
     app.connect("doctree-read", links.to_reference, priority=0)
     app.connect("doctree-read", links.to_cells)
+    app.connect("doctree-read", links.to_papers)
     app.connect("autodoc-process-docstring", docstrings.docstring)
     app.connect("autodoc-process-signature", docstrings.signature)
     app.connect("autodoc-skip-member", docstrings.skip)

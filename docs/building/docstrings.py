@@ -42,13 +42,13 @@ def words(text: str, links: dict[str, str]) -> str:
 
 
 def named(block: str, links: dict[str, str]) -> str:
-    """The items below "Attributes:" as a definition list."""
+    """The items below a line such as "Attributes:" as a definition list."""
     title, *lines = block.splitlines()
-    result = [f"**{title.rstrip(':')}**", ""]
-    for line in textwrap.dedent("\n".join(lines)).splitlines():
-        item = re.match(r"(\w[\w, ]*): (.*)", line)
-        result += [f"``{item[1]}``", f"    {item[2]}"] if item else [f"    {line.strip()}"]
-    return words("\n".join(result).replace("``", "\0"), links).replace("\0", "``")
+    result = [f"**{title.removesuffix(':')}**\n"]
+    for item in re.split(r"\n(?=\S)", textwrap.dedent("\n".join(lines))):
+        name, _, meaning = item.partition(": ")
+        result.append(f"``{name}``\n    {' '.join(words(meaning, links).split())}")
+    return "\n".join(result)
 
 
 def rest(text: str, links: dict[str, str]) -> str:

@@ -35,6 +35,6 @@ def pictures(folder: Path) -> dict[str, str | bytes]:
                 name = f"{path.stem}_{number}.png"
                 contents[name] = picture
                 link = f'<a href="../notebooks/{path.stem}.html#cell-{number}">The code.</a>'
-                sections.append(f":::{{figure}} made/{name}\n{text} {link}\n:::")
+                sections.append(f":::{{figure}} made/{name}\n:width: 100%\n\n{text} {link}\n:::")
         sections.append(":::::\n")
     return contents | {"notebooks.txt": "\n".join(sections)}

@@ -1,10 +1,28 @@
 """Links that mean more on the site than in a checkout."""
 
+import re
 from pathlib import PurePosixPath
 
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
+
+
+# Of arXiv, since 2007: year, month, four or five digits.
+PAPER = re.compile(r"(?<![\w.])((?:0[7-9]|[12]\d)(?:0[1-9]|1[0-2])\.\d{4,5})(?![\w.]\w)")
+
+
+def to_papers(app: Sphinx, page: nodes.document) -> None:
+    """The number of a paper, 1810.00953, leads to it."""
+    for text in list(page.findall(nodes.Text)):
+        parts = PAPER.split(text)
+        if len(parts) == 1 or isinstance(text.parent, nodes.reference | nodes.literal | nodes.FixedTextElement):
+            continue
+        for i in range(1, len(parts), 2):
+            address = f"https://arxiv.org/abs/{parts[i]}"
+            parts[i] = nodes.reference("", parts[i], refuri=address)
+        new = [part if isinstance(part, nodes.Node) else nodes.Text(part) for part in parts if part]
+        text.parent.replace(text, new)
 
 
 def to_reference(app: Sphinx, page: nodes.document) -> None:

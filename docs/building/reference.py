@@ -3,7 +3,10 @@
 import ast
 import importlib
 import inspect
+import itertools
 import textwrap
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import public
@@ -41,16 +44,20 @@ def definition(name: str, value: object) -> str:
 
 
 def entry(place: str, name: str) -> str:
-    """The directive that documents a public name."""
+    """The directive that documents a function or class, or the definition of a constant."""
     value = getattr(importlib.import_module(place), name)
-    ours = str(getattr(value, "__module__", "")).startswith("lipreg")
-    if ours and inspect.isclass(value):
-        return f".. autoclass:: {place}::{name}\n   :members:\n"
-    if ours and inspect.isroutine(inspect.unwrap(value)):
-        return f".. autofunction:: {place}::{name}\n"
-    code = textwrap.indent(definition(name, value), " " * 6)
-    head = f".. py:data:: {name}\n   :module: {place}\n\n   .. code-block:: python\n\n"
-    return f"{head}{code}\n"
+    if str(getattr(value, "__module__", "")).startswith("lipreg"):
+        if inspect.isclass(value):
+            return f".. autoclass:: {place}::{name}\n   :members:\n"
+        if inspect.isroutine(inspect.unwrap(value)):
+            return f".. autofunction:: {place}::{name}\n"
+    return definition(name, value)
+
+
+def constants(place: str, names: Iterable[str], code: str) -> str:
+    """The directive for the constants that one statement defines."""
+    head = ".. py:data:: " + "\n             ".join(names) + f"\n   :module: {place}\n\n"
+    return f"{head}   .. code-block:: python\n\n{textwrap.indent(code, ' ' * 6)}\n"
 
 
 def section(place: str, line: str) -> str:
@@ -58,8 +65,10 @@ def section(place: str, line: str) -> str:
     # Where a function has its module's name, lipreg.attacks.apgd, that name is the function's.
     above, _, last = place.rpartition(".")
     index = "   :no-index:\n" if last in public.entries(above) else ""
-    entries = [entry(place, name) for name in public.entries(place)]
-    return "\n".join([title(place, line), f".. automodule:: {place}\n{index}", *entries])
+    texts = [title(place, line), f".. automodule:: {place}\n{index}"]
+    for text, names in itertools.groupby(public.entries(place), partial(entry, place)):
+        texts.append(text if text.startswith("..") else constants(place, names, text))
+    return "\n".join(texts)
 
 
 def launchers() -> str:
