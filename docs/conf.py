@@ -12,17 +12,10 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs" / "building")]
-
-import docstrings
-import files
-import formulas
-import gallery
-import links
-import reference
-import reports
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs")]
 
 import lipreg
+from building import docstrings, files, formulas, gallery, links, reference, reports
 
 project, author = "lipreg", "The lipreg authors"
 version = release = lipreg.__version__

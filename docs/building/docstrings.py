@@ -11,7 +11,7 @@ import re
 import textwrap
 from typing import Any
 
-import public
+from building import public
 
 CODE = re.compile(r"`([^`]+)`")
 EMPHASIS = re.compile(r"(?<!\w)\*(\w+)\*(?!\w)")
@@ -30,14 +30,12 @@ def words(text: str, links: dict[str, str]) -> str:
     """A paragraph, in which code that is a public name links to it."""
     parts = CODE.split(text)
     for i, part in enumerate(parts):
-        code = " ".join(part.split())
-        target = links.get(code)
         if i % 2 == 0:
             parts[i] = plain(part)
-        elif target:
-            parts[i] = f":py:obj:`{code} <{target}>`\\ "
-        else:
-            parts[i] = f"``{code}``\\ "
+            continue
+        code = " ".join(part.split())
+        link = f":py:obj:`{code} <{links[code]}>`" if code in links else f"``{code}``"
+        parts[i] = link + ("" if parts[i + 1][:1].isspace() else "\\ ")
     return "".join(parts)
 
 

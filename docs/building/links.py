@@ -7,22 +7,20 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
-
 # Of arXiv, since 2007: year, month, four or five digits.
 PAPER = re.compile(r"(?<![\w.])((?:0[7-9]|[12]\d)(?:0[1-9]|1[0-2])\.\d{4,5})(?![\w.]\w)")
 
 
 def to_papers(app: Sphinx, page: nodes.document) -> None:
     """The number of a paper, 1810.00953, leads to it."""
+    code = nodes.literal | nodes.FixedTextElement
     for text in list(page.findall(nodes.Text)):
         parts = PAPER.split(text)
-        if len(parts) == 1 or isinstance(text.parent, nodes.reference | nodes.literal | nodes.FixedTextElement):
-            continue
-        for i in range(1, len(parts), 2):
-            address = f"https://arxiv.org/abs/{parts[i]}"
-            parts[i] = nodes.reference("", parts[i], refuri=address)
-        new = [part if isinstance(part, nodes.Node) else nodes.Text(part) for part in parts if part]
-        text.parent.replace(text, new)
+        if len(parts) > 1 and not isinstance(text.parent, nodes.reference | code):
+            papers = [nodes.reference("", n, refuri=f"https://arxiv.org/abs/{n}") for n in parts]
+            between = [nodes.Text(part) for part in parts]
+            between[1::2] = papers[1::2]
+            text.parent.replace(text, between)
 
 
 def to_reference(app: Sphinx, page: nodes.document) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-import public
-from docstrings import rest
+from building import public
+from building.docstrings import rest
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LONGEST = 12  # lines of a constant that are shown
