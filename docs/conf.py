@@ -41,11 +41,12 @@ python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "lipreg"
 html_static_path = ["building/style.css"]
 html_css_files = ["style.css"]
 html_extra_path = ["root"]  # an index.html that leads to docs/index.html
-html_show_copyright = html_show_sphinx = False
+html_copy_source = html_show_copyright = html_show_sphinx = False
 
 
 def setup(app: Sphinx) -> None:

@@ -85,12 +85,12 @@ def test_a_docstring_becomes_rest():
     cases = {
         "`a_b` is `pgd`'s": "``a_b`` is :py:obj:`pgd <lipreg.attacks.pgd>`\\ 's",
         "l_ and *one* of |x|, 2 * 3": "l\\_ and *one* of \\|x\\|, 2 \\* 3",
-        "Two:\n- a\n  b\n- c": "Two:\n\n- a\n  b\n\n- c",
+        "Two\n  or:\n- a\n  b\n- c": "Two or:\n\n- a b\n\n- c",
         "Attributes:\n  x, y: `[B]`, the\n    images.\n  z: one.": (
             "**Attributes**\n\n``x, y``\n    ``[B]``\\ , the images.\n``z``\n    one."
         ),
-        "RUN/a     one\nRUN/bc    two": "::\n\n    RUN/a     one\n    RUN/bc    two",
-        "    f(x, y)": "::\n\n    f(x, y)",
+        "RUN/a     1\nRUN/bc    2": ".. code-block:: text\n\n\n    RUN/a     1\n    RUN/bc    2",
+        "    f(x, y)": ".. code-block:: text\n\n\n    f(x, y)",
         ">>> f(2 * 3)\n'`a`'": ">>> f(2 * 3)\n'`a`'",
     }
     for text, rest in cases.items():

@@ -28,12 +28,11 @@ def plain(text: str) -> str:
 
 def words(text: str, links: dict[str, str]) -> str:
     """A paragraph, in which code that is a public name links to it."""
-    parts = CODE.split(text)
-    for i, part in enumerate(parts):
+    parts = CODE.split(" ".join(text.split()))
+    for i, code in enumerate(parts):
         if i % 2 == 0:
-            parts[i] = plain(part)
+            parts[i] = plain(code)
             continue
-        code = " ".join(part.split())
         link = f":py:obj:`{code} <{links[code]}>`" if code in links else f"``{code}``"
         parts[i] = link + ("" if parts[i + 1][:1].isspace() else "\\ ")
     return "".join(parts)
@@ -45,7 +44,7 @@ def named(block: str, links: dict[str, str]) -> str:
     result = [f"**{title.removesuffix(':')}**\n"]
     for item in re.split(r"\n(?=\S)", textwrap.dedent("\n".join(lines))):
         name, _, meaning = item.partition(": ")
-        result.append(f"``{name}``\n    {' '.join(words(meaning, links).split())}")
+        result.append(f"``{name}``\n    {words(meaning, links)}")
     return "\n".join(result)
 
 
@@ -56,12 +55,12 @@ def rest(text: str, links: dict[str, str]) -> str:
         if block.startswith(">>>"):
             result.append(block)
         elif block.startswith(" ") or COLUMNS.search(block):
-            result.append("::\n\n" + textwrap.indent(textwrap.dedent(block), "    "))
+            result.append(".. code-block:: text\n")
+            result.append(textwrap.indent(textwrap.dedent(block), "    "))
         elif re.match(r"[A-Z]\w+:\n  ", block):
             result.append(named(block, links))
         else:
-            lines, *items = re.split(r"\n(?=- )", block)
-            result += [words(lines, links), *(words(item, links) for item in items)]
+            result += [words(part, links) for part in re.split(r"\n(?=- )", block)]
     return "\n\n".join(result)
 
 
@@ -86,9 +85,9 @@ def signature(
     except (OSError, TypeError, SyntaxError):
         return old, returns
     full = InFull(thing)
-    if isinstance(definition, ast.ClassDef):
-        fields = [line for line in definition.body if isinstance(line, ast.AnnAssign)]
-        return f"({', '.join(ast.unparse(full.visit(line)) for line in fields)})", None
+    fields = [line for line in getattr(definition, "body", ()) if isinstance(line, ast.AnnAssign)]
+    if fields and isinstance(definition, ast.ClassDef):
+        return f"({', '.join(ast.unparse(full.visit(field)) for field in fields)})", None
     if not isinstance(definition, ast.FunctionDef):
         return old, returns
     arguments, result = definition.args, definition.returns

@@ -6,7 +6,6 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.writers.html5 import HTML5Translator
 
-
 NEAR = 'stretchy="false" lspace="0" rspace="0"'
 
 

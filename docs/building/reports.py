@@ -6,13 +6,14 @@ from typing import Any
 
 def listed(results: Path) -> str:
     """A table of contents for each folder; its README, where it has one, comes first."""
-    pages = sorted(results.rglob("*.md"), key=lambda path: (path.name != "README.md", path))
     sections = []
-    for folder in sorted({path.parent for path in pages} - {results}):
+    for folder in sorted({path.parent for path in results.rglob("*.md")} - {results}):
         name = folder.relative_to(results).as_posix()
-        items = [f"../results/{name}/{path.stem}" for path in pages if path.parent == folder]
-        named = [i if i.endswith("README") else f"{Path(i).name} <{i}>" for i in items]
-        sections.append("\n".join([f"## {name}\n", "```{toctree}", *named, "```\n"]))
+        pages = sorted(path.stem for path in folder.glob("*.md") if path.name != "README.md")
+        items = [f"{name}/{page} <../results/{name}/{page}>" for page in pages]
+        if (folder / "README.md").exists():
+            items.insert(0, f"../results/{name}/README")
+        sections += [f"## {name}\n", "```{toctree}", ":maxdepth: 1\n", *items, "```\n"]
     return "\n".join(sections)
 
 
