@@ -91,8 +91,8 @@ def signature(
     if not isinstance(definition, ast.FunctionDef):
         return old, returns
     arguments, result = definition.args, definition.returns
-    if what == "method":
-        del arguments.args[:1]
+    if arguments.args and arguments.args[0].arg in ("self", "cls"):
+        del arguments.args[0]
     for argument in ast.walk(arguments):
         if isinstance(argument, ast.arg) and argument.annotation:
             argument.annotation = full.visit(argument.annotation)

@@ -20,20 +20,23 @@ def title(text: str, line: str) -> str:
     return f"{text}\n{line * len(text)}\n"
 
 
-def assigned(node: ast.stmt) -> set[str]:
-    """The names that a statement assigns."""
+def named(node: ast.stmt) -> set[str]:
+    """The names that a statement assigns, or imports from another library."""
+    if isinstance(node, ast.ImportFrom):
+        foreign = not str(node.module).startswith("lipreg")
+        return {alias.asname or alias.name for alias in node.names} if foreign else set()
     targets = getattr(node, "targets", [getattr(node, "target", None)])
     names = (name for target in targets if target for name in ast.walk(target))
     return {name.id for name in names if isinstance(name, ast.Name)}
 
 
 def definition(name: str, value: object) -> str:
-    """The lines that assign a constant, in whatever module, with the comment above them."""
+    """The lines that define a constant, in whatever module, with the comment above them."""
     for module in map(importlib.import_module, public.modules()):
         text = inspect.getsource(module)
         lines = text.splitlines()
         for node in ast.parse(text).body if vars(module).get(name) is value else ():
-            if name in assigned(node):
+            if name in named(node):
                 start = node.lineno - 1
                 while lines[start - 1].startswith("#"):
                     start -= 1
