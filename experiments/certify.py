@@ -2,13 +2,12 @@
 
 How far can each image be moved, in l_2, before its class can change? By every rule of
 lipreg.certificates, beside the distance that attacks find: certified <= true <= attacked. The run
-gets certificates.md and certificates.npz (per image). Radii of kind "estimate" prove nothing; how
-many of them reach beyond an adversarial image is counted. `--sigma` certifies the smoothed network
-(1902.02918) as well, which is another classifier.
+gets certificates.md, .json and .npz (per image), from which `table.py` takes the certified error.
+Radii of kind "estimate" prove nothing; how many of them reach beyond an adversarial image is
+counted. `--sigma` certifies the smoothed network (1902.02918) as well, which is another classifier.
 """
 
 from absl import flags
-from tqdm import tqdm
 
 import cli
 from lipreg import reports, runs
@@ -25,7 +24,7 @@ def main(_: list[str]) -> None:
     loaded = runs.load(_RUN.value, _SPLIT.value, _EXAMPLES.value)
     if loaded.step != loaded.steps:
         print(f"The weights are those of step {loaded.step} of {loaded.steps}.")
-    with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
+    with cli.progress(_SILENT.value) as progress:
         text = reports.certify(
             loaded,
             _RUN.value,
@@ -33,10 +32,10 @@ def main(_: list[str]) -> None:
             examples=_EXAMPLES.value,
             sigma=_SIGMA.value,
             seed=_SEED.value,
-            progress=bar.set_description_str,
+            progress=progress,
         )
     print(text)
-    print(f"Written to {_RUN.value}: certificates.md, certificates.npz")
+    print(f"Written to {_RUN.value}: certificates.md, .json, .npz")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,20 @@
 
 import os
 import re
+import runpy
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
+from tqdm import tqdm
 
 from lipreg import parallel
+from lipreg.progress import lines
+from lipreg.runs.config import leaves
 from lipreg.training import cpu
 
 _CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "lipreg")
@@ -41,38 +46,99 @@ def _fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
+_HELP = ("h", "?", "help", "helpshort", "helpfull")
+
+
 def _help(argv: list[str]) -> None:
-    """Print what the program does and its flags (`--helpfull`: those of all modules), and exit."""
-    for full, names in ((False, {"h", "?", "help", "helpshort"}), (True, {"helpfull"})):
-        if any(a.startswith("-") and a.removeprefix("-").removeprefix("-") in names for a in argv):
-            app.usage(shorthelp=not full, writeto_stdout=True)
-            print("" if full else "\n--helpfull: also the flags that all programs share.")
-            sys.exit(0)
+    """Print what the program does, its flags and, of a config that is named, the fields; exit."""
+    asked = [a for a in argv[1:] if a.startswith("-") and a.lstrip("-") in _HELP]
+    if not asked:
+        return
+    full = any(a.endswith("helpfull") for a in asked)
+    app.usage(shorthelp=not full, writeto_stdout=True)
+    print("" if full else "\n--helpfull: also the flags that all programs share.")
+    if "config" in flags.FLAGS:
+        _fields([a for a in argv if a not in asked])
+    sys.exit(0)
+
+
+def _fields(argv: list[str]) -> None:
+    """Print the fields of the config that the arguments name, as they have them."""
+    config = flags.FLAGS["config"]
+    try:
+        flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        if config.value is None and _file(argv):  # else a required flag, which help does not need
+            _fail(_reason(error))
+    except (AttributeError, KeyError) as error:
+        _fail(_no_field(argv, error))
+    if config.value is None:
+        print("--config=FILE.py:ROW --help: also the fields of that config.")
+        return
+    print("\nFields of the config, each with its value and type:")
+    for name, value in leaves(config.value).items():
+        print(f"  --config.{name}={value}  ({type(value).__name__})")
 
 
 def _parse(argv: list[str]) -> list[str]:
     """The positional arguments. What config files and ml_collections raise becomes one line."""
-    _help(argv[1:])
+    path = _file(argv).partition(":")[0]
+    if path and not os.path.isfile(path):
+        _fail(f"--config={path}: no such file.")
+    _help(argv)
     try:
         return flags.FLAGS(argv)[1:]
     except (AttributeError, KeyError) as error:
-        # ml_collections puts the name in quotes, a suggestion on a line of its own, and all of that
-        # as a KeyError, whose text is its argument's repr, into an AttributeError.
-        why = error.args[0]
-        why = str(why.args[0] if isinstance(why, KeyError) else why).replace("\n", ". ")
-        _fail(f"No such config field (src/lipreg/runs/config.py lists them all): {why}")
-    except OSError as error:
-        _fail(f"No such config file: {error.filename or error}.")
+        _fail(_no_field(argv, error))
     except (flags.Error, ValueError, TypeError, SyntaxError, ImportError) as error:
-        # ml_collections quotes the whole traceback of a config file; its last line is the message.
-        message = str(error)
-        _fail(message.strip().splitlines()[-1] if "Traceback" in message else message)
+        _fail(_reason(error))
+
+
+def _file(argv: list[str]) -> str:
+    """`FILE.py:ROW` of the flag `--config`, or nothing."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == "config" and argument.startswith("-"):
+            return value if equals else following
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    # ml_collections quotes the whole traceback of a config file; its last line is the message.
+    message = str(error)
+    return message.strip().splitlines()[-1] if "Traceback" in message else message
+
+
+def _no_field(argv: list[str], error: Exception) -> str:
+    """The full name of a field that is not there, of which ml_collections says the last part."""
+    path, _, row = _file(argv).partition(":")
+    names = list(leaves(runpy.run_path(path)["get_config"](*filter(None, [row]))))
+    given = [a.lstrip("-").partition("=")[0].split(".", 1) for a in argv]
+    wrong = [end[0] for first, *end in given if first == "config" and end and end[0] not in names]
+    if not wrong:
+        return _reason(error)  # the config file's own
+    known = {n if "." in wrong[0] else n.rpartition(".")[2]: n for n in names}
+    near = get_close_matches(wrong[0], known, 1, 0.75)
+    meant = f"Did you mean {known[near[0]]}? " if near else ""
+    return f"--config.{wrong[0]}: no such field. {meant}--help lists all of them."
 
 
 def _unraisable(raised: Any) -> None:
     # TensorStore's reads and writes that end when Orbax has already said what broke.
     if str(raised.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(raised)
+
+
+@contextmanager
+def progress(silent: bool) -> Iterator[Callable[[str], None] | None]:
+    """What shows a message: beside a clock on a terminal, else as a line now and then."""
+    if silent or not parallel.is_main():
+        yield None
+    elif not sys.stderr.isatty():
+        yield lines()
+    else:
+        with tqdm(bar_format="{elapsed} {desc}") as bar:
+            yield bar.set_description_str
 
 
 def run(

@@ -15,7 +15,6 @@ images, and those of all `--processes`.
 """
 
 from absl import flags
-from tqdm import tqdm
 
 import cli
 from lipreg import attacks, doors, evaluation, parallel, reports, runs
@@ -65,8 +64,7 @@ def main(_: list[str]) -> None:
     if loaded.step != loaded.steps and parallel.is_main():
         print(f"The weights are those of step {loaded.step} of {loaded.steps}.")
     loaded.config.evaluation.update({k: v for k, v in overrides.items() if v is not None})
-    silent = _SILENT.value or not parallel.is_main()
-    with tqdm(bar_format="{elapsed} {desc}", disable=silent) as bar:
+    with cli.progress(_SILENT.value) as progress:
         text = reports.evaluate(
             loaded,
             _RUN.value,
@@ -77,7 +75,7 @@ def main(_: list[str]) -> None:
             seed=_SEED.value,
             surrogate=runs.load(_SURROGATE.value, _SPLIT.value, 1) if _SURROGATE.value else None,
             keep=_KEEP.value,
-            progress=bar.set_description_str,
+            progress=progress,
         )
     if parallel.is_main():
         print(text)

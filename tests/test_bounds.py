@@ -480,7 +480,6 @@ def flax_model(name, **settings):
 IMAGES = uniform(2, 8, 8, 3)
 NETS = {
     "plain": lambda: mlp,
-    "CNN": lambda: flax_model("CNN", channels=(4,), hidden=8),
     "CNN tanh": lambda: flax_model(
         "CNN", channels=(4,), hidden=8, batch_norm=True, head="tanh", activation="silu"
     ),
@@ -573,7 +572,7 @@ def test_what_does_not_depend_on_x_has_constant_zero():
 @pytest.mark.parametrize(
     ("f", "said"),
     [
-        (lambda x: jnp.sort(linear(x)), "No bound for 'sort' of a value that depends on x"),
+        (lambda x: jnp.cumsum(linear(x), 1), "No bound for 'cumsum' of a value that depends on x"),
         (lambda x: jnp.floor(linear(x)), "No bound for 'floor'"),
         (lambda x: linear(x) @ linear(x).T @ linear(x), "'dot_general' of several values"),
         (lambda x: (linear(x) > 0).astype(x.dtype), "No bound for 'convert_element_type'"),

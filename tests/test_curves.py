@@ -82,10 +82,9 @@ def test_a_distance_is_measured_in_its_norm_and_its_box(norm):
     np.testing.assert_array_equal(jnp.isinf(measure(bounds=(-1.5, 1.5))), outside)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_a_distance_between_images_in_half_precision_is_measured_in_single(dtype):
+def test_a_distance_between_images_in_half_precision_is_measured_in_single():
     """Their difference cannot be represented exactly in their own type."""
-    x, x_adv = (jnp.array([row], dtype) for row in ([0.7, 0.001], [0.3, 0.9]))
+    x, x_adv = (jnp.array([row], jnp.bfloat16) for row in ([0.7, 0.001], [0.3, 0.9]))
     exact = np.abs(np.asarray(x_adv, float) - np.asarray(x, float)).sum()
     found = curves.distance(lambda x: x, x, jnp.array([0]), x_adv, norm=L1)
     np.testing.assert_allclose(found, exact, rtol=1e-6)
@@ -149,7 +148,7 @@ def test_an_error_curve_is_the_error_of_an_attack_at_every_radius(norm):
         assert curve(grid)[0] == 1 / 8  # at radius 0, the clean error
 
 
-@pytest.mark.parametrize(("radii", "calls"), [(1, 1), (3, 2), (4, 3), (15, 4), (16, 5)])
+@pytest.mark.parametrize(("radii", "calls"), [(1, 1), (3, 2), (4, 3), (16, 5)])
 def test_a_curve_of_e_radii_costs_log_e_attacks_each_with_its_own_random_numbers(radii, calls):
     seen = []
 
@@ -238,8 +237,8 @@ def random_search(key, x, y, grid):
 
 
 def test_a_minimal_distance_is_the_same_however_it_is_run():
-    """Eager, jit (one trace for all radii), vmap over them, pmap over them, a sharded batch, two
-    half batches with a key per example."""
+    """Eager, jit (one trace for all radii), vmap over them, a sharded batch, two half batches with
+    a key per example."""
     chex.clear_trace_counter()
     once = jax.jit(chex.assert_max_traces(random_search, 1))
     expected = [once(KEY, IMAGES, LABELS, grid) for grid in GRIDS]
@@ -252,7 +251,6 @@ def test_a_minimal_distance_is_the_same_however_it_is_run():
     assert_close(random_search(KEY, IMAGES, LABELS, GRIDS[2]), expected[2])
     over = (None, None, None, 0)
     assert_close(jax.jit(jax.vmap(random_search, over))(KEY, IMAGES, LABELS, GRIDS), results)
-    assert_close(jax.pmap(random_search, in_axes=over)(KEY, IMAGES, LABELS, GRIDS), results)
 
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     x, y = jax.device_put((IMAGES, LABELS), NamedSharding(mesh, PartitionSpec("data")))

@@ -217,23 +217,19 @@ def need(name):
         pytest.skip(f"TFDS_DATA_DIR names no folder with a prepared {name}.")
 
 
-def test_mnist_has_its_official_sizes_and_label_counts():
-    need("mnist")
-    training, validation, test = three("mnist", dir=PREPARED)
-    assert [d.x.shape for d in (training, validation, test)] == [
-        (n, 28, 28, 1) for n in (54_000, 6_000, 10_000)
-    ]
-    counts = np.bincount(np.concatenate([training.y, validation.y]))
-    assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert np.bincount(test.y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert (test.x.min(), test.x.max(), training.classes) == (0, 255, 10)
-
-
-def test_cifar10_has_its_official_test_split():
-    need("cifar10")
-    test = datasets.load("cifar10", "test", dir=PREPARED)  # the training split takes 8 s to decode
-    assert (test.x.shape, test.x.dtype, test.classes) == ((10_000, 32, 32, 3), np.uint8, 10)
-    assert np.bincount(test.y).tolist() == [1000] * 10
+@pytest.mark.parametrize(
+    ("name", "shape", "counts"),
+    [
+        ("mnist", (28, 28, 1), [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]),
+        ("cifar10", (32, 32, 3), [1000] * 10),
+    ],
+)
+def test_a_prepared_data_set_has_its_official_test_split(name, shape, counts):
+    need(name)
+    test = datasets.load(name, "test", dir=PREPARED)  # training splits take 8 s and more to decode
+    assert (test.x.shape, test.x.dtype, test.classes) == ((10_000, *shape), np.uint8, 10)
+    assert np.bincount(test.y).tolist() == counts
+    assert (test.x.min(), test.x.max()) == (0, 255)
 
 
 def test_importing_the_module_imports_no_data_library():

@@ -10,7 +10,8 @@ HOUSE = Path(__file__).parents[1] / "src/lipreg"
 
 # A room imports rooms of lines above its own.
 CORE = (
-    {"convolution", "doors", "files", "float64", "keys", "norms", "parallel", "tracing", "trees"},
+    {"convolution", "doors", "files", "float64", "keys", "norms", "parallel", "progress"}
+    | {"tracing", "trees"},
     {"batching", "box", "losses"},
     {"contracts"},
     {"boundary"},

@@ -12,7 +12,7 @@ import orbax.checkpoint
 import pytest
 
 from lipreg import training, trees
-from lipreg.runs import storage
+from lipreg.runs import logs, storage
 
 CONFIG = {"seed": 0, "train": {"epochs": 3, "sizes": (1, 2)}}
 
@@ -49,11 +49,36 @@ def test_a_claimed_folder_is_taken_up_again_by_the_same_config_only(tmp_path):
     storage.claim(workdir, CONFIG)
     assert storage.read_config(workdir).to_dict() == CONFIG
     before = (workdir / "config.json").read_text()
+    (workdir / "checkpoints" / "20").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"train\.epochs \(3 there, 4 asked\)"):
         storage.claim(workdir, {"seed": 0, "train": {"epochs": 4, "sizes": (1, 2)}})
     with pytest.raises(ValueError, match=r"seed \(0 there, 'absent' asked\)"):
         storage.claim(workdir, {"train": {"epochs": 3, "sizes": (1, 2)}})
     assert (workdir / "config.json").read_text() == before
+
+
+def test_a_run_without_a_checkpoint_leaves_its_folder_free(tmp_path):
+    storage.claim(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text("")
+    storage.claim(tmp_path, CONFIG | {"seed": 1})
+    assert storage.read_config(tmp_path).seed == 1
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"name": "a package"}'])
+def test_a_foreign_config_is_no_run(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: it holds no config"):
+        storage.read_config(tmp_path)
+
+
+def test_reports_that_are_broken_are_said(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # by a kill
+    assert logs.metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    for line in ("[]", "{}", "nothing"):
+        path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+        with pytest.warns(UserWarning, match="line 2 is no report"):
+            assert logs.metrics(tmp_path) == [{"step": 1}]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -81,14 +106,14 @@ def test_about_names_the_command_the_commit_and_the_hardware():
 
 
 def test_a_log_forgets_the_steps_that_will_come_again(tmp_path):
-    with storage.Log(tmp_path) as log:
+    with logs.Log(tmp_path) as log:
         for step in (10, 20, 30):
             log.write(step, {"loss": 1 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # a kill in the middle of a line
-    with storage.Log(tmp_path, step=20) as log:
+    with logs.Log(tmp_path, step=20) as log:
         log.write(30, {"loss": 0.5})
-    assert storage.metrics(tmp_path) == [
+    assert logs.metrics(tmp_path) == [
         {"step": 10, "loss": 0.1},
         {"step": 20, "loss": 0.05},
         {"step": 30, "loss": 0.5},
@@ -173,3 +198,13 @@ def test_a_checkpoint_of_another_model_is_refused_naming_the_leaf(tmp_path, chan
         storage.save(manager, 1, a_state())
     with storage.checkpoints(tmp_path) as manager, pytest.raises(ValueError, match=leaf):
         storage.restore(manager, change())
+
+
+def test_weights_and_biases_keeps_a_run_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with logs.Log(tmp_path, logs=("jsonl", "wandb"), config={"seed": 3}) as log:
+        log.write(1, {"loss": 2.0})
+    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert written.stat().st_size > 0
+    assert logs.metrics(tmp_path) == [{"step": 1, "loss": 2.0}]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.contracts import LogitsFn, check_labels
+from lipreg.contracts import LogitsFn, check_labels, check_logits
 from lipreg.norms import expand, select, wide
 
 __all__ = ["misclassified", "to_boundary"]
@@ -17,6 +17,7 @@ def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
     """
     check_labels(y)
     logits = logits_fn(x)
+    check_logits(logits, len(x))
     answer = jnp.argmax(logits, -1).astype(jnp.int32)
     return (answer != jnp.asarray(y).astype(jnp.int32)) | ~jnp.isfinite(logits.max(-1))
 

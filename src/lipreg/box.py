@@ -20,6 +20,8 @@ def check_inside(x: Array, bounds: Bounds) -> None:
     if isinstance(x, Tracer):
         return
     values = np.asarray(x)
+    if np.isnan(values).any():
+        raise ValueError(f"x has values of nan: {int(np.isnan(values).sum())} of {values.size}.")
     # Pixels normalised in x's type differ by one rounding from bounds normalised in another.
     room = float(jnp.finfo(values.dtype).eps)
     least, most = float(values.min()), float(values.max())

@@ -1,6 +1,7 @@
 """The types of what users hand in, and its checks: one clear line, before anything is computed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,10 @@ __all__ = [
     "at_least_one",
     "check_inputs",
     "check_labels",
+    "check_logits",
     "check_norm",
     "check_radius",
+    "two_logits",
 ]
 
 LogitsFn = Callable[[Array], Array]
@@ -53,6 +56,34 @@ def check_labels(y: ArrayLike, what: str = "y") -> None:
         raise ValueError(f"{what} has dtype {dtype}; want classes, which are integers.")
 
 
+def check_logits(logits: Any, batch: int) -> None:
+    """ValueError for what is not `[B, K]` with at least two classes."""
+    shape = getattr(logits, "shape", None)
+    if shape in ((batch,), (batch, 1)):
+        raise ValueError(
+            f"logits_fn returned one logit per image, {list(shape)}; want [{batch}, K]. Of a model "
+            "with one logit contracts.two_logits makes one with two."
+        )
+    if shape is None or len(shape) != 2 or shape[0] != batch or not shape[1]:
+        got = type(logits).__name__ if shape is None else list(shape)
+        raise ValueError(f"logits_fn must return [{batch}, K]; it returned {got}.")
+
+
+def two_logits(logit_fn: Callable[[Array], Array]) -> LogitsFn:
+    """`x -> (0, z)` for a model of one logit z, `[B]` or `[B, 1]`: `softmax(0, z)_1 = sigmoid(z)`.
+
+    >>> two_logits(lambda x: 3 * x[:, 0])(jnp.array([[1.0], [2.0]]))
+    Array([[0., 3.],
+           [0., 6.]], dtype=float32)
+    """
+
+    def logits_fn(x: Array) -> Array:
+        z = logit_fn(x).reshape(len(x), 1)
+        return jnp.concatenate([jnp.zeros_like(z), z], axis=1)
+
+    return logits_fn
+
+
 def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> None:
     """One clear sentence for what users get wrong; values are looked at outside of `jit` only."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -62,11 +93,7 @@ def check_inputs(logits_fn: LogitsFn, x: Array, y: Array, bounds: Bounds) -> Non
     if not x.size:
         raise ValueError(f"x has shape {list(x.shape)}: no images.")
     logits = output(logits_fn, x)
-    if not hasattr(logits, "shape") or logits.ndim != 2 or logits.shape[0] != x.shape[0]:
-        got = getattr(logits, "shape", type(logits).__name__)
-        raise ValueError(f"logits_fn must return [{x.shape[0]}, K]; it returned {got}.")
-    if logits.shape[1] < 2:
-        raise ValueError(f"logits_fn returned {logits.shape[1]} class; an attack needs at least 2.")
+    check_logits(logits, len(x))
     last = logits.shape[1] - 1
     # In numpy: inside jit, where y may be a constant, jnp would give a tracer.
     if not isinstance(y, Tracer):

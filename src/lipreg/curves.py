@@ -7,6 +7,7 @@ jitted; radii are traced, so a curve compiles once.
 """
 
 import csv
+import inspect
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from lipreg.boundary import misclassified, to_boundary
 from lipreg.box import Bounds
 from lipreg.contracts import LogitsFn, check_radius
 from lipreg.keys import example_keys, fold_in
-from lipreg.norms import L2, Norm, select, wide
+from lipreg.norms import L2, Norm, NormLike, by_name, select, wide
 
 __all__ = [
     "distance",
@@ -58,7 +59,7 @@ def distance(
     y: Array,
     x_adv: Array,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
 ) -> Array:
     """`||x_adv - x||` [B] where x_adv fools the model; 0 where x does; inf where neither.
@@ -69,7 +70,7 @@ def distance(
     >>> distance(lambda x: x, x, jnp.array([0]), x[:, ::-1])
     Array([0.28284273], dtype=float32)
     """
-    low, high = bounds
+    (low, high), norm = bounds, by_name(norm)
     inside = ((x_adv >= low) & (x_adv <= high)).reshape(x.shape[0], -1).all(1)
     fooled = misclassified(logits_fn, x_adv, y) & inside
     size = jnp.where(fooled, norm.size(wide(x_adv) - wide(x)), jnp.inf)
@@ -84,7 +85,7 @@ def nearest(
     epsilons: ArrayLike,
     *,
     attack: Attack,
-    norm: Norm = L2,
+    norm: NormLike | None = None,
     bounds: Bounds = (0.0, 1.0),
     refine: int = 8,
     unroll: int | bool = 1,
@@ -101,9 +102,13 @@ def nearest(
     distance *measured* is kept, and at the end `refine` bisections of the segment from x to the
     point found, forward passes only, bring it to the boundary.
 
-    `attack` takes `(key, logits_fn, x, y, eps [B])`, configured by `functools.partial`; its norm is
-    `norm`. `unroll` is that of the loop over attacks.
+    `attack` takes `(key, logits_fn, x, y, eps [B])`, configured by `functools.partial`. Distances
+    are in its norm, and in `norm`, by default l_2, for an attack that has no option of that name.
+    `unroll` is that of the loop over attacks.
+
+    Raises: ValueError for a norm that is not the attack's, and for an attack without a radius.
     """
+    norm = _norm_of(attack, norm)
     epsilons = jnp.asarray(epsilons, wide(x).dtype)
     if epsilons.ndim != 1 or epsilons.size == 0:
         raise ValueError(f"epsilons has shape {list(epsilons.shape)}; want a list of radii [E].")
@@ -139,6 +144,31 @@ def nearest(
     closest = to_boundary(logits_fn, x, y, point, steps=refine)
     size = distance(logits_fn, x, y, closest, norm=norm, bounds=bounds)
     return jnp.minimum(best, size), select(size <= best, closest, point)
+
+
+def _norm_of(attack: Attack, norm: NormLike | None) -> Norm:
+    """The norm in which an attack with a radius is measured."""
+    asked = None if norm is None else by_name(norm)
+    try:
+        signature = inspect.signature(attack)
+    except (TypeError, ValueError):  # a callable without one
+        return asked or L2
+    try:
+        signature.bind(*("key", "logits_fn", "x", "y", "eps"))
+    except TypeError:
+        raise ValueError(
+            f"{_name(attack)} takes no radius: it looks for the nearest image. Measure that with "
+            "curves.distance; curves.error_at gives the curve of the distances."
+        ) from None
+    option = signature.parameters.get("norm")
+    own = None if option is None or option.default is option.empty else by_name(option.default)
+    if asked and own and asked != own:
+        raise ValueError(f"norm = {asked!r}, and {_name(attack)} attacks in {own!r}.")
+    return asked or own or L2
+
+
+def _name(attack: Attack) -> str:
+    return getattr(getattr(attack, "func", attack), "__name__", "the attack")
 
 
 def minimal_distance(
@@ -177,8 +207,7 @@ def error_curve(
     epsilons: ArrayLike,
     *,
     attack: Attack,
-    norm: Norm = L2,
-    **options,
+    **options: Any,
 ) -> Array:
     """`P(some x' with ||x' - x|| <= eps is misclassified)` as far as the attack finds one, [E].
 
@@ -192,7 +221,7 @@ def error_curve(
     >>> curve(jax.random.key(0), lambda x: x, x, y, jnp.array([0.1, 0.2, 0.6]))
     Array([0. , 0.5, 1. ], dtype=float32)
     """
-    sizes = minimal_distance(key, logits_fn, x, y, epsilons, attack=attack, norm=norm, **options)
+    sizes = minimal_distance(key, logits_fn, x, y, epsilons, attack=attack, **options)
     return error_at(sizes, epsilons)
 
 

@@ -12,8 +12,9 @@ __all__ = ["example_keys", "fold_in"]
 
 def example_keys(key: Array, n: int) -> Array:
     """One key per example: `fold_in(key, row)`; a batch `[n]` of keys is returned as it is."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"A key of dtype {key.dtype}; make it with jax.random.key(seed).")
+    if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
+        given = f"dtype {key.dtype}" if hasattr(key, "dtype") else repr(key)
+        raise ValueError(f"A key of {given}; make it with jax.random.key(seed).")
     return key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(n))
 
 

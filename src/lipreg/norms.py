@@ -21,6 +21,7 @@ __all__ = [
     "LINF",
     "NORMS",
     "Norm",
+    "NormLike",
     "by_name",
     "expand",
     "finite",
@@ -50,6 +51,12 @@ class Norm(NamedTuple):
     dual: Callable[[Array], Array]
     direction: Callable[[Array], Array]
     project: Callable[[Array, ArrayLike], Array]
+
+    def __repr__(self) -> str:
+        return self.name.upper() if self.name in NORMS else f"lp({self.p:g})"
+
+
+NormLike = Norm | str  # "l2" for L2
 
 
 def expand(s: ArrayLike, v: Array) -> Array:
@@ -192,17 +199,19 @@ L1, L2, LINF = lp(1.0), lp(2.0), lp(math.inf)
 NORMS = {norm.name: norm for norm in (L1, L2, LINF)}
 
 
-def by_name(name: str) -> Norm:
-    """The norm that a config or a file names: `l1`, `l2` or `linf`.
+def by_name(norm: NormLike) -> Norm:
+    """The norm that `l1`, `l2` or `linf` stands for; a norm is returned as it is.
 
-    Raises: ValueError for another name.
+    Raises: ValueError for another name, and for what is no norm.
 
-    >>> by_name("linf") is LINF
-    True
+    >>> by_name("linf"), by_name(L1)
+    (LINF, L1)
     """
-    if name not in NORMS:
-        raise ValueError(f"No norm {name!r}; choose one of {', '.join(NORMS)}.")
-    return NORMS[name]
+    if isinstance(norm, Norm):
+        return norm
+    if not isinstance(norm, str) or norm not in NORMS:
+        raise ValueError(f"No norm {norm!r}; choose one of {', '.join(NORMS)}, or lp(p).")
+    return NORMS[norm]
 
 
 def random_in_ball(keys: Array, x: Array, norm: Norm) -> Array:

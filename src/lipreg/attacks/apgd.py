@@ -14,7 +14,18 @@ from lipreg.attacks.precision import in_single
 from lipreg.box import Bounds, within
 from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_norm
 from lipreg.losses import cross_entropy, dlr, margin, targeted_dlr
-from lipreg.norms import L1, L2, LINF, Norm, expand, finite, random_in_ball, select
+from lipreg.norms import (
+    L1,
+    L2,
+    LINF,
+    Norm,
+    NormLike,
+    by_name,
+    expand,
+    finite,
+    random_in_ball,
+    select,
+)
 
 
 @in_single
@@ -25,7 +36,7 @@ def apgd(
     y: Array,
     eps: ArrayLike,
     *,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     loss: LogitsLoss = cross_entropy,
     steps: int = 100,
@@ -55,6 +66,7 @@ def apgd(
     >>> apgd(jax.random.key(0), lambda x: x, x, y, 0.25).argmax(-1)
     Array([1], dtype=int32)
     """
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("apgd", norm, L1, L2, LINF)
     at_least_one("apgd", steps=steps)

@@ -15,7 +15,7 @@ from lipreg.boundary import misclassified, to_boundary
 from lipreg.box import Bounds, check_scale
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
 from lipreg.keys import example_keys, fold_in
-from lipreg.norms import L2, LINF, Norm, expand, select
+from lipreg.norms import L2, LINF, NormLike, by_name, expand, select
 
 __all__ = ["boundary", "hopskipjump"]
 
@@ -27,7 +27,7 @@ def boundary(
     x: Array,
     y: Array,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 2000,
     starts: int = 50,
@@ -48,6 +48,7 @@ def boundary(
     >>> boundary(jax.random.key(0), lambda x: x, x, y, steps=200).round(2)
     Array([[0.5, 0.5]], dtype=float32)
     """
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("boundary", norm, L2)
     check_scale("boundary", bounds)
@@ -83,7 +84,7 @@ def hopskipjump(
     x: Array,
     y: Array,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 40,
     evaluations: int = 100,
@@ -108,6 +109,7 @@ def hopskipjump(
     >>> hopskipjump(jax.random.key(0), lambda x: x, x, y, steps=5).round(2)
     Array([[0.5, 0.5]], dtype=float32)
     """
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("hopskipjump", norm, L2, LINF)
     check_scale("hopskipjump", bounds)

@@ -10,7 +10,7 @@ from lipreg.attacks.precision import in_single
 from lipreg.box import Bounds, within
 from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_radius
 from lipreg.losses import cross_entropy, margin
-from lipreg.norms import L2, LINF, Norm, expand, finite, random_in_ball, select
+from lipreg.norms import L2, LINF, Norm, NormLike, by_name, expand, finite, random_in_ball, select
 
 
 @in_single
@@ -21,7 +21,7 @@ def fgsm(
     y: Array,
     eps: ArrayLike,
     *,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     loss: LogitsLoss = cross_entropy,
 ) -> Array:
@@ -34,6 +34,7 @@ def fgsm(
     Array([[0.5, 0.5]], dtype=float32)
     """
     del key
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_radius(eps)
     grad = finite(jax.grad(lambda x: loss(logits_fn(x), y).sum())(x))
@@ -50,7 +51,7 @@ def pgd(
     y: Array,
     eps: ArrayLike,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
     loss: LogitsLoss = cross_entropy,
     steps: int = 20,
@@ -81,6 +82,7 @@ def pgd(
     >>> x_adv.round(2)
     Array([[0.25, 0.75]], dtype=float32)
     """
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     at_least_one("pgd", steps=steps)
     rate = 2.5 / steps if step_size is None else step_size

@@ -12,7 +12,18 @@ from lipreg.attacks.precision import in_single
 from lipreg.boundary import misclassified, to_boundary
 from lipreg.box import Bounds, nudge, within
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
-from lipreg.norms import L1, L2, LINF, Norm, expand, finite, random_in_ball, select
+from lipreg.norms import (
+    L1,
+    L2,
+    LINF,
+    Norm,
+    NormLike,
+    by_name,
+    expand,
+    finite,
+    random_in_ball,
+    select,
+)
 
 
 @in_single
@@ -22,7 +33,7 @@ def deepfool(
     x: Array,
     y: Array,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 50,
     overshoot: float = 0.02,
@@ -44,6 +55,7 @@ def deepfool(
     Array([[0.5, 0.5]], dtype=float32)
     """
     del key
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("deepfool", norm, L1, L2, LINF)
     at_least_one("deepfool", steps=steps, classes=classes)
@@ -83,7 +95,7 @@ def fab(
     y: Array,
     eps: ArrayLike,
     *,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 100,
     restarts: int = 1,
@@ -104,6 +116,7 @@ def fab(
     >>> fab(jax.random.key(0), lambda x: x, x, y, 0.25).round(2)
     Array([[0.5, 0.5]], dtype=float32)
     """
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("fab", norm, L1, L2, LINF)
     at_least_one("fab", steps=steps, classes=classes)

@@ -10,7 +10,7 @@ from lipreg.box import Bounds, check_scale
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
 from lipreg.keys import example_keys, fold_in
 from lipreg.losses import margin
-from lipreg.norms import L2, LINF, Norm, expand, finite, select
+from lipreg.norms import L2, LINF, NormLike, by_name, expand, finite, select
 
 
 @in_single
@@ -20,7 +20,7 @@ def log_barrier(
     x: Array,
     y: Array,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
     outer: int = 15,
     inner: int = 500,
@@ -53,6 +53,7 @@ def log_barrier(
     >>> log_barrier(jax.random.key(0), lambda x: x, x, y).round(2)
     Array([[0.5, 0.5]], dtype=float32)
     """
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("log_barrier", norm, L2, LINF)
     check_scale("log_barrier", bounds)

@@ -12,7 +12,7 @@ from lipreg.boundary import misclassified
 from lipreg.box import Bounds, check_scale
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
 from lipreg.losses import margin
-from lipreg.norms import L1, L2, Norm, finite, select
+from lipreg.norms import L1, L2, Norm, NormLike, by_name, finite, select
 
 # One iteration, `(k, c [B], state) -> state, (point [B, ...], its logits)`.
 Step = Callable[[Array, Array, tuple], tuple[tuple, tuple[Array, Array]]]
@@ -25,7 +25,7 @@ def carlini_wagner(
     x: Array,
     y: Array,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 1000,
     searches: int = 9,
@@ -53,6 +53,7 @@ def carlini_wagner(
     Array([[0.5, 0.5]], dtype=float32)
     """
     del key
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("carlini_wagner", norm, L2)
     check_scale("carlini_wagner", bounds)
@@ -87,7 +88,7 @@ def ead(
     x: Array,
     y: Array,
     *,
-    norm: Norm = L1,
+    norm: NormLike = L1,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 1000,
     searches: int = 9,
@@ -113,6 +114,7 @@ def ead(
     Array([[0.5 , 0.25]], dtype=float32)
     """
     del key
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("ead", norm, L1)
     check_scale("ead", bounds)

@@ -11,7 +11,7 @@ from lipreg.boundary import misclassified
 from lipreg.box import Bounds, check_scale, nudge
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
 from lipreg.losses import cross_entropy, margin
-from lipreg.norms import L1, L2, LINF, Norm, expand, finite, select
+from lipreg.norms import L1, L2, LINF, Norm, NormLike, by_name, expand, finite, select
 
 
 @in_single
@@ -21,7 +21,7 @@ def ddn(
     x: Array,
     y: Array,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 100,
     radius: float = 1.0,
@@ -39,6 +39,7 @@ def ddn(
     Array([[0.5, 0.5]], dtype=float32)
     """
     del key
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("ddn", norm, L2)
     check_scale("ddn", bounds)
@@ -73,7 +74,7 @@ def fmn(
     x: Array,
     y: Array,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 100,
     gamma: float = 0.05,
@@ -95,6 +96,7 @@ def fmn(
     Array([[0.5, 0.5]], dtype=float32)
     """
     del key
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("fmn", norm, L1, L2, LINF)
     check_scale("fmn", bounds)
@@ -137,7 +139,7 @@ def basic_iterative(
     x: Array,
     y: Array,
     *,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 10,
     radius: float = 0.3,
@@ -157,6 +159,7 @@ def basic_iterative(
     Array([[0.5, 0.5]], dtype=float32)
     """
     del key
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("basic_iterative", norm, L2, LINF)
     check_scale("basic_iterative", bounds)

@@ -16,7 +16,7 @@ from lipreg.box import Bounds
 from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_norm
 from lipreg.keys import fold_in
 from lipreg.losses import margin
-from lipreg.norms import L2, LINF, Norm, expand, select
+from lipreg.norms import L2, LINF, NormLike, by_name, expand, select
 
 __all__ = ["square"]
 
@@ -32,7 +32,7 @@ def square(
     y: Array,
     eps: ArrayLike,
     *,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     loss: LogitsLoss = margin,
     queries: int = 5000,
@@ -59,6 +59,7 @@ def square(
     >>> square(jax.random.key(0), lambda x: x, x, y, 0.25, queries=50)
     Array([[0.5 , 0.75]], dtype=float32)
     """
+    norm = by_name(norm)
     check_inputs(logits_fn, x, y, bounds)
     check_norm("square", norm, LINF, L2)
     at_least_one("square", queries=queries)

@@ -12,7 +12,18 @@ import numpy as np
 
 from lipreg.datasets import arrays, prepared
 
-__all__ = ["NAMES", "SPLITS", "Dataset", "check_split", "load", "part", "size", "wrong_labels"]
+__all__ = [
+    "NAMES",
+    "SPLITS",
+    "Dataset",
+    "check",
+    "check_split",
+    "load",
+    "part",
+    "size",
+    "training",
+    "wrong_labels",
+]
 
 NAMES = ("cifar10", "cifar100", "digits", "mnist")  # those that the experiments have configs for
 SPLITS = ("train", "validation", "test")
@@ -30,6 +41,33 @@ class Dataset(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     classes: int
+
+
+def check(dataset: Dataset) -> None:
+    """ValueError for arrays that are no data set: lengths that differ, classes that there are not,
+    pixels that are not finite, or that are 0 to 255 as floats.
+    """
+    x, y, classes = dataset
+    if len(x) != len(y):
+        raise ValueError(f"A data set of {len(x)} x and {len(y)} y; each example has one class.")
+    if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
+        raise ValueError(f"y is {y.dtype}{list(y.shape)}; want classes, integers [N].")
+    if y.size and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(
+            f"y has classes from {y.min()} to {y.max()}; of {classes} there are 0 to {classes - 1}."
+        )
+    if x.dtype == np.uint8 or not x.size:
+        return
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"x is {x.dtype}; want uint8, 0 to 255, or floating.")
+    least, most = float(x.min()), float(x.max())
+    if not np.isfinite([least, most]).all():
+        raise ValueError("x has values that are not finite (nan or inf).")
+    if x.ndim == 4 and 1 < most <= 255 and least >= 0 and (x == np.round(x)).all():
+        raise ValueError(
+            f"x is {x.dtype} with whole numbers up to {most:g}, which look like pixels of 0 to "
+            "255: hand them in as uint8, or divide them by 255."
+        )
 
 
 def load(
@@ -77,6 +115,19 @@ def _outside(name: str, split: str, dir: str, bounds: tuple[float, float]) -> Da
     return Dataset(given[f"x_{split}"], given[f"y_{split}"], classes)
 
 
+def training(
+    name: str, *, dir: str | os.PathLike[str] = "", bounds: tuple[float, float] = (0.0, 1.0)
+) -> Dataset:
+    """All examples of the official training split, with names, errors and options as for `load`.
+
+    Of an outsider's arrays, those of the test split need not be there.
+    """
+    if not arrays.is_outside(name):
+        return _official(name, "train", prepared.folder(dir))
+    x, y = arrays.training(name, dir=os.fspath(dir), bounds=bounds)
+    return Dataset(x, y, 1 + int(y.max()))
+
+
 def check_split(split: str, validation: float) -> None:
     """ValueError for an unknown split, and for a fraction to hold out that is not in (0, 1)."""
     if split not in SPLITS:
@@ -96,8 +147,8 @@ def part(n: int, split: str, *, seed: int, validation: float) -> np.ndarray:
     return rows[:held_out] if split == "validation" else rows[held_out:]
 
 
-# One split is kept: `train` and `validation` share one, and decoding it takes seconds.
-@lru_cache(maxsize=1)
+# Decoding a split takes seconds; `train` and `validation` share one.
+@lru_cache(maxsize=2)
 def _official(name: str, split: str, dir: str) -> Dataset:
     dataset = _digits(split) if name == "digits" else _prepared(name, split, dir)
     dataset.x.flags.writeable = dataset.y.flags.writeable = False  # the cache's own
@@ -148,5 +199,5 @@ def wrong_labels(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset
 
 
 def size(dataset: Any) -> int:
-    """The number of examples of a `Dataset`, whose len is that of a tuple, or of a `Stream`."""
+    """The examples of an epoch: those of a `Dataset`, or the len of a `Mixture` or `Stream`."""
     return len(dataset.y) if isinstance(dataset, Dataset) else len(dataset)

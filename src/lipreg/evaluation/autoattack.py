@@ -14,7 +14,7 @@ from lipreg.box import Bounds
 from lipreg.contracts import LogitsFn
 from lipreg.evaluation.cascade import Outcome, Stage, cascade
 from lipreg.losses import cross_entropy, dlr
-from lipreg.norms import L1, LINF, Norm
+from lipreg.norms import L1, LINF, NormLike, by_name
 from lipreg.tracing import output
 
 __all__ = ["VERSIONS", "autoattack", "stages"]
@@ -46,7 +46,7 @@ def _target(
 def stages(
     version: str,
     classes: int,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     channels: int | None = None,
 ) -> Sequence[Stage]:
@@ -68,6 +68,7 @@ def stages(
     """
     if version not in VERSIONS:
         raise ValueError(f"No version {version!r}; choose one of {', '.join(VERSIONS)}.")
+    norm = by_name(norm)
     common: dict[str, Any] = {"norm": norm, "bounds": bounds}
     larger = norm is L1 and version == "standard"
     ce, by_dlr = ({"loss": loss, "from_larger": larger, **common} for loss in (cross_entropy, dlr))
@@ -109,7 +110,7 @@ def autoattack(
     y: Array | np.ndarray,
     eps: float,
     *,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     version: str = "standard",
     channels: int | None = None,

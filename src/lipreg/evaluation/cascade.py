@@ -13,7 +13,7 @@ from lipreg.contracts import LogitsFn, check_radius
 from lipreg.evaluation.store import Store
 from lipreg.evaluation.subject import Subject, admitted
 from lipreg.keys import fold_in
-from lipreg.norms import LINF, Norm, wide
+from lipreg.norms import LINF, Norm, NormLike, by_name, wide
 from lipreg.tracing import compiled
 
 __all__ = ["Outcome", "Stage", "cascade", "run"]
@@ -69,7 +69,7 @@ def cascade(
     eps: float,
     attacks: Sequence[Stage],
     *,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     batch_size: int = 256,
     known: Array | np.ndarray | None = None,
@@ -98,7 +98,7 @@ def cascade(
     options = {"bounds": bounds, "batch_size": batch_size, "store": store, "progress": progress}
     subject = admitted(key, logits_fn, x, y, **options)
     known = None if known is None else np.asarray(known)
-    return run(subject, eps, attacks, norm, known=known, name=name)
+    return run(subject, eps, attacks, by_name(norm), known=known, name=name)
 
 
 def run(

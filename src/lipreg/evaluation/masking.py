@@ -26,7 +26,7 @@ from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
 from lipreg.evaluation.checks import QUESTIONS, Check, answered, to_markdown, verdict
 from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy, dlr, margin
-from lipreg.norms import L1, L2, LINF, Norm, expand
+from lipreg.norms import L1, L2, LINF, Norm, NormLike, by_name, expand
 from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["Check", "masking_report", "to_markdown", "verdict"]
@@ -48,7 +48,7 @@ def masking_report(
     y: Array,
     eps: float,
     *,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     surrogate: LogitsFn | None = None,
     steps: int = 40,
@@ -72,6 +72,7 @@ def masking_report(
     ('fail', 'gradients', 1.0)
     """
     check_inputs(logits_fn, x, y, bounds)
+    norm = by_name(norm)
     check_norm("masking_report", norm, L1, L2, LINF)
     at_least_one("masking_report", steps=steps, queries=queries, batch_size=batch_size)
     if not eps > 0:
@@ -185,4 +186,6 @@ def _probe(
     noise = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
     again = logits_fn(jnp.clip(x + NEAR * (bounds[1] - bounds[0]) * noise, *bounds))
     moved = ~(jnp.abs(again - logits).max(1) <= CHANGE * jnp.ptp(logits, 1))
-    return {"gradients": dead & right, "linearity": wrong & right, "randomness": moved & right}
+    # Logits of nan count as misclassified everywhere, though no attack was needed.
+    dead = jnp.where(right, dead, ~jnp.isfinite(logits.max(-1)))
+    return {"gradients": dead, "linearity": wrong & right, "randomness": moved & right}

@@ -23,6 +23,7 @@ from lipreg.evaluation.record import Evaluation
 from lipreg.evaluation.store import Store
 from lipreg.evaluation.subject import Subject, admitted
 from lipreg.norms import NORMS, Norm
+from lipreg.progress import lines
 from lipreg.tracing import captured
 from lipreg.trees import digest
 
@@ -47,7 +48,7 @@ def evaluate(
     checked: int = 128,
     keep: bool = False,
     folder: str | Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = lines(),
 ) -> Evaluation:
     """Clean error, distances, robust errors in the norms of `radii`, and the masking report.
 
@@ -69,6 +70,8 @@ def evaluate(
       keep: keep the nearest misclassified images as well.
       folder: where results are kept, from which a killed evaluation resumes; a folder of another
         model, data set, seed or other settings is refused.
+      progress: is called with a line after each batch; by default it is printed, at most every ten
+        seconds. None: silence.
 
     The model is measured as it is at this call. Any `logits_fn: [B, ...] -> [B, K]` on images
     inside `bounds` will do.

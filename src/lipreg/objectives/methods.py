@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lipreg.box import Bounds
+from lipreg.contracts import check_radius
 from lipreg.doors import called
 from lipreg.lipschitz.functions import ascended_pairs
 from lipreg.norms import Norm, largest, wide
@@ -104,6 +105,7 @@ def first_order(
     method: Method,
 ) -> tuple[Array, Array, Parts]:
     """`E[l + eps ||grad l||_*]` by `method`, the gradient norms [B], and the parts."""
+    check_radius(eps)
     if method == "attack":
         values, sizes, direction = ascent(frozen, x, y, norm)
         penalised, aux = trained(moved(x, eps, direction), y)

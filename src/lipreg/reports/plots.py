@@ -64,6 +64,7 @@ def error_curves(
     epsilons: ArrayLike | None = None,
     marks: Sequence[float] = (),
     points: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    radii: Mapping[str, ArrayLike] | None = None,
     title: str = "",
 ) -> Figure:
     """`P(distance <= eps)` in % against eps, a line for each name: the deck's curves (A) and (B).
@@ -71,10 +72,12 @@ def error_curves(
     `distances` are the smallest perturbations found, `[N]` per name: 0 for a clean error, inf for a
     failed attack. `marks` are radii to point out, those of the table, and `points` AutoAttack's
     results for some of the names, `(eps, error)` with errors in [0, 1]: dots in the curve's colour.
-    The axis ends at the last of `epsilons`, by default a little beyond the marks, the points and
-    99 % of the finite distances.
+    `radii` are certified, `[N]` for some of the names: the true error lies in the band between the
+    curve and `P(radius <= eps)`. The axis ends at the last of `epsilons`, by default a little
+    beyond the marks, the points and 99 % of the finite distances.
 
-    Raises: ValueError for no names, for a name without distances and for points of no curve.
+    Raises: ValueError for no names, for a name without distances and for points or radii of no
+    curve.
 
     >>> error_curves({"J0": [0.0, 0.1, 0.4]}, norm_name="l2").axes[0].get_ylabel()
     'error (%)'
@@ -83,9 +86,12 @@ def error_curves(
         raise ValueError("error_curves has no distances to draw.")
     arrays = {name: _distances(name, values) for name, values in distances.items()}
     dots = {name: np.asarray(pairs, float) for name, pairs in (points or {}).items()}
-    for name, pairs in dots.items():
+    certified = {name: _distances(name, values) for name, values in (radii or {}).items()}
+    for name in (*dots, *certified):
         if name not in arrays:
-            raise ValueError(f"points of {name!r}; choose one of {', '.join(arrays)}.")
+            what = "points" if name in dots else "radii"
+            raise ValueError(f"{what} of {name!r}; choose one of {', '.join(arrays)}.")
+    for name, pairs in dots.items():
         if (
             pairs.ndim != 2
             or pairs.shape[1] != 2
@@ -95,19 +101,25 @@ def error_curves(
     if epsilons is None:
         finite = np.concatenate([values[np.isfinite(values)] for values in arrays.values()])
         farthest = np.quantile(finite, 0.99) if finite.any() else 1.0
-        radii = [eps for pairs in dots.values() for eps in pairs[:, 0]]
-        epsilons = np.linspace(0, 1.05 * max(farthest, *marks, *radii, 0), 201)
+        dotted = [eps for pairs in dots.values() for eps in pairs[:, 0]]
+        epsilons = np.linspace(0, 1.05 * max(farthest, *marks, *dotted, 0), 201)
     grid = np.asarray(epsilons, float)
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, (name, values) in enumerate(arrays.items()):
         error = np.asarray(curves.error_at(values, grid))
         axes.plot(grid, 100 * error, label=name, **style(number))
+        if name in certified:
+            most = np.asarray(curves.error_at(certified[name], grid))
+            color = style(number)["color"]
+            axes.fill_between(grid, 100 * error, 100 * most, color=color, alpha=0.15, linewidth=0)
     for name, pairs in dots.items():
         color = style(list(arrays).index(name))["color"]
         axes.plot(pairs[:, 0], 100 * pairs[:, 1], "o", markersize=5, color=color)
     if dots:
         axes.plot([], [], "o", markersize=5, color="0.4", label="AutoAttack")
+    if certified:
+        axes.fill_between([], [], [], color="0.4", alpha=0.3, label="attacked to certified")
     for mark in marks:
         axes.axvline(mark, color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlim(grid[0], grid[-1])

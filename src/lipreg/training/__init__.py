@@ -1,6 +1,17 @@
 """Training: the pure step, the loop around it, and what a step costs."""
 
-from lipreg.training.loop import Diverged, fit
-from lipreg.training.step import Apply, State, init, logits_fn, make_step
+from lipreg.training.loop import Diverged, fit, refitted
+from lipreg.training.step import Apply, State, averaged, init, logits_fn, make_step, views
 
-__all__ = ["Apply", "Diverged", "State", "fit", "init", "logits_fn", "make_step"]
+__all__ = [
+    "Apply",
+    "Diverged",
+    "State",
+    "averaged",
+    "fit",
+    "init",
+    "logits_fn",
+    "make_step",
+    "refitted",
+    "views",
+]

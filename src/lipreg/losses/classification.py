@@ -1,24 +1,56 @@
-"""Losses of logits, one value per example: `(logits [B, K], y) -> [B]`.
-
-`y` is a class `[B]` (integers of any type); a logit of -inf masks a class. Cross entropy, KL and
-squared l2 also take a distribution over classes `[B, K]`. Bind a model to get the loss of an image
-that objectives and attacks work with: `loss = lambda x, y: cross_entropy(logits_fn(x), y)`. A loss
-of logits in half precision is computed in float32.
-"""
+"""Losses of a classifier's logits, however they were trained: cross entropy, KL, margin, DLR."""
 
 import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from lipreg.norms import wide
 
-__all__ = ["cross_entropy", "dlr", "kl", "margin", "squared_l2"]
+__all__ = [
+    "cross_entropy",
+    "distribution",
+    "divergence",
+    "dlr",
+    "kl",
+    "margin",
+    "smoothed_cross_entropy",
+    "squared_l2",
+    "targeted_dlr",
+]
 
 
-def _distribution(y: Array, logits: Array) -> Array:
+def _check(logits: Array, y: Array) -> None:
+    """ValueError for shapes that do not belong together, and for classes that there are not.
+
+    Values are looked at outside of `jit` only.
+    """
+    if logits.ndim < 1 or y.shape not in (logits.shape[:-1], logits.shape):
+        raise ValueError(
+            f"logits of shape {list(logits.shape)} and y of shape {list(y.shape)}: want [B, K] and "
+            "classes [B], or distributions [B, K]."
+        )
+    classes = logits.shape[-1]
+    if classes < 2:
+        raise ValueError(
+            "One logit: a loss needs one for each class. Of a logit z of the second of two classes "
+            "contracts.two_logits makes (0, z)."
+        )
+    if jnp.issubdtype(y.dtype, jnp.integer) and not isinstance(y, Tracer) and y.size:
+        least, most = int(np.asarray(y).min()), int(np.asarray(y).max())
+        if not 0 <= least <= most < classes:
+            raise ValueError(
+                f"y has values from {least} to {most}; logits have 0 to {classes - 1}."
+            )
+
+
+def distribution(y: Array, logits: Array) -> Array:
+    """y as a distribution over the classes of the logits, in their dtype; a class as one-hot."""
+    _check(logits, y)
     if jnp.issubdtype(y.dtype, jnp.integer):
         # As int32: a narrow type cannot hold the numbers of many classes.
         return jax.nn.one_hot(y.astype(jnp.int32), logits.shape[-1], dtype=logits.dtype)
@@ -38,8 +70,23 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     Array([0.6931472], dtype=float32)
     """
     logits = wide(logits)
-    p = _distribution(y, logits)
+    p = distribution(y, logits)
     return -(p * _log_softmax(logits, p)).sum(-1)
+
+
+def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing: float = 0.1) -> Array:
+    """Cross entropy with `(1 - a) y + a/K` for y: label smoothing (Szegedy et al. 1512.00567).
+
+    K counts the classes that are not masked. The loss is least at `p_y = 1 - a + a/K`: where the
+    network is surer, its ascent makes it surer still, so attacks ascend another loss.
+
+    >>> smoothed_cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0]), smoothing=0.5).round(2)
+    Array([0.63], dtype=float32)
+    """
+    logits = wide(logits)
+    even = jax.nn.softmax(jnp.where(jnp.isneginf(logits), logits, 0.0))
+    p = (1 - smoothing) * distribution(y, logits) + smoothing * even
+    return cross_entropy(logits, p)
 
 
 def kl(logits: Array, y: Array) -> Array:
@@ -51,8 +98,22 @@ def kl(logits: Array, y: Array) -> Array:
     Array([0.], dtype=float32)
     """
     logits = wide(logits)
-    p = _distribution(y, logits)
+    p = distribution(y, logits)
     return optax.kl_divergence(_log_softmax(logits, p), p)
+
+
+def divergence(logits: Array, target: Array) -> Array:
+    """`KL(softmax(t) || softmax(z))` of logits z and t `[B, K]`, differentiable in both.
+
+    Classes that are masked in both are left out.
+
+    >>> divergence(jnp.zeros((1, 2)), jnp.array([[50.0, 0.0]]))
+    Array([0.6931472], dtype=float32)
+    """
+    logits, target = wide(logits), wide(target)
+    likely, expected = jax.nn.log_softmax(logits), jax.nn.log_softmax(target)
+    gap = jnp.where(jnp.isneginf(target), 0.0, expected - likely)
+    return (jnp.exp(expected) * gap).sum(-1)
 
 
 def squared_l2(logits: Array, y: Array) -> Array:
@@ -62,7 +123,7 @@ def squared_l2(logits: Array, y: Array) -> Array:
     Array([0.5], dtype=float32)
     """
     logits = wide(logits)
-    return jnp.square(jax.nn.softmax(logits) - _distribution(y, logits)).sum(-1)
+    return jnp.square(jax.nn.softmax(logits) - distribution(y, logits)).sum(-1)
 
 
 def margin(logits: Array, y: Array) -> Array:
@@ -72,6 +133,7 @@ def margin(logits: Array, y: Array) -> Array:
     Array([-2.], dtype=float32)
     """
     logits = wide(logits)
+    _check(logits, y)
     y = y.astype(jnp.int32)
     is_y = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
     other = jnp.where(is_y, -jnp.inf, logits).max(-1)
