@@ -104,7 +104,7 @@ def test_a_signature_has_the_types_of_the_source_and_the_names_of_the_reference(
     assert list(inspect.signature(lipreg.attacks.fgsm).parameters) == re.findall(
         r"(\w+):", arguments
     )
-    assert "eps: ArrayLike, *, norm: lipreg.norms.Norm=LINF" in arguments
+    assert "eps: ArrayLike, *, norm: lipreg.norms.NormLike=LINF" in arguments
     assert result == "Array"
     assert docstrings.signature(None, "class", "", lipreg.norms.Norm, None, "", None) == (
         "(name: str, p: float, size: Callable[[Array], Array], dual: Callable[[Array], Array], "
