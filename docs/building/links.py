@@ -13,14 +13,13 @@ PAPER = re.compile(r"(?<![\w.])((?:0[7-9]|[12]\d)(?:0[1-9]|1[0-2])\.\d{4,5})(?![
 
 def to_papers(app: Sphinx, page: nodes.document) -> None:
     """The number of a paper, 1810.00953, leads to it."""
-    code = nodes.literal | nodes.FixedTextElement
+    kept = nodes.reference | nodes.literal | nodes.FixedTextElement
     for text in list(page.findall(nodes.Text)):
         parts = PAPER.split(text)
-        if len(parts) > 1 and not isinstance(text.parent, nodes.reference | code):
-            papers = [nodes.reference("", n, refuri=f"https://arxiv.org/abs/{n}") for n in parts]
-            between = [nodes.Text(part) for part in parts]
-            between[1::2] = papers[1::2]
-            text.parent.replace(text, between)
+        if len(parts) > 1 and not isinstance(text.parent, kept):
+            links = [nodes.reference("", n, refuri=f"https://arxiv.org/abs/{n}") for n in parts]
+            new = [links[i] if i % 2 else nodes.Text(part) for i, part in enumerate(parts)]
+            text.parent.replace(text, new)
 
 
 def to_reference(app: Sphinx, page: nodes.document) -> None:

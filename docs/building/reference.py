@@ -102,7 +102,7 @@ def rooms() -> str:
     """A table of the rooms, each with the first line of its docstring."""
     lines = ["| room | what it holds |", "|---|---|"]
     for room in own_rooms():
-        first = inspect.getdoc(importlib.import_module(room)).split("\n\n")[0]
+        first = (importlib.import_module(room).__doc__ or "").split("\n\n")[0]
         name = room.removeprefix("lipreg.")
         lines.append(f"| [{name}](reference/{name}.rst) | {' '.join(first.split())} |")
     return "\n".join(lines)
