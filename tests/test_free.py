@@ -40,10 +40,10 @@ def test_weights_and_perturbation_move_by_one_gradient_of_the_same_loss(norm):
         state, parts = step(state, {"eps": jnp.float32(0.1)}, (X, Y))
         value, (to_w, to_delta) = gradients(w, delta)
         w, delta = w - 0.5 * to_w, norm.project(delta + 0.1 * norm.direction(to_delta), 0.1)
-        np.testing.assert_allclose(parts["loss"], value, rtol=1e-5)
+        np.testing.assert_allclose(parts["loss_adv"], value, rtol=1e-5)
         np.testing.assert_allclose(state.params, w, rtol=1e-5)
         np.testing.assert_allclose(state.carried, delta, rtol=1e-4, atol=1e-6)
-    assert set(parts) == {"loss", "objective", "grad_params"}
+    assert set(parts) == {"loss_adv", "objective", "grad_params"}
 
 
 def test_a_batch_is_replayed_with_its_random_numbers_and_a_run_goes_on_inside_a_replay():

@@ -27,7 +27,7 @@ FORMS = {
     **{(name, "penalty"): 1 for name in PENALISED},
     **{(name, "difference"): 2 for name in PENALISED},
     **{("lip_excess", method): 1 for method in ("gradient", "pairs")},
-    **{(name, ""): 1 for name in ("jacobian", "fgsm_rs", "n_fgsm", "pgd_at")},
+    **{(name, ""): 1 for name in ("jacobian", "fgsm_rs", "n_fgsm", "pgd_at", "free_at")},
     **{(name, ""): 2 for name in ("grad_align", "trades", "mart")},
     **{(name, ""): 3 for name in ("cure", "llr")},
     ("elle", ""): 4,

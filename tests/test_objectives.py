@@ -178,9 +178,9 @@ def test_a_member_is_the_same_however_it_is_run(name, method):
     assert value.shape == ()
     assert jnp.isfinite(value)
     assert jnp.isfinite(mean_loss(parts))
-    for part in parts.values():
-        assert part.shape == ()
-        assert jnp.isfinite(part)
+    for part_name, part in parts.items():
+        assert part.shape == (X.shape if part_name == "carried" else ())
+        assert jnp.isfinite(part).all()
     assert_close(run(MLP, sweep[1], X, Y), expected[1])  # eager
 
     stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *sweep)
@@ -204,7 +204,10 @@ def test_without_strength_a_member_is_j0_in_value_and_gradient(name, method):
     assert_close((value, slope), (expected, expected_slope))
 
 
-@pytest.mark.parametrize(("name", "method"), [row for row in TABLE if some_strengths(row[0])])
+RAISED = [row for row in TABLE if some_strengths(row[0]) and row[0] != "free_at"]  # a step later
+
+
+@pytest.mark.parametrize(("name", "method"), RAISED)
 def test_a_strength_raises_the_value_of_a_member(name, method):
     run = compiled(name, method)
     values = [run(MLP, some_strengths(name, scale), X, Y)[0][0] for scale in (0.0, 0.1, 1.0)]

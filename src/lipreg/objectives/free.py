@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from lipreg.box import Bounds
 from lipreg.losses import cross_entropy
-from lipreg.norms import LINF, Norm, finite
+from lipreg.norms import LINF, NormLike, by_name, finite, wide
 from lipreg.objectives.contract import LogitsFn, Loss, Parts, bind, moved, with_aux
 
 __all__ = ["free_at"]
@@ -22,7 +22,7 @@ def free_at(
     carried: Array | None = None,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, Parts]:
     """`E l(x + delta)`, then `delta <- ball(delta + eps d)` (Shafahi et al. 1904.12843).
@@ -37,8 +37,9 @@ def free_at(
     >>> value.round(4), parts["carried"].round(1)
     (Array(0.1269, dtype=float32), Array([[-0.1,  0.1]], dtype=float32))
     """
+    norm = by_name(norm)
     del frozen
-    delta = jnp.zeros_like(x) if carried is None else carried.astype(x.dtype)
+    delta = wide(jnp.zeros_like(x) if carried is None else carried)
     evaluate = bind(logits_fn, loss)
 
     def total(delta: Array) -> tuple[Array, Array]:
@@ -47,4 +48,4 @@ def free_at(
 
     (value, aux), grad = jax.value_and_grad(total, has_aux=True)(delta)
     following = norm.project(delta + eps * norm.direction(finite(grad)), eps)
-    return value, with_aux({"loss": value, "carried": jax.lax.stop_gradient(following)}, aux)
+    return value, with_aux({"loss_adv": value, "carried": jax.lax.stop_gradient(following)}, aux)
