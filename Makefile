@@ -64,4 +64,4 @@ dist:
 	@ls dist/*
 
 clean:
-	rm -rf $(VENV) build dist runs/demo
+	rm -rf $(VENV) build dist docs/made docs/reference runs/demo
