@@ -3,7 +3,8 @@
     x_train, y_train, x_test, y_test
 
 x are images, uint8 or floating, `[N, H, W, C]` or `[N, H, W]`, or vectors of features `[N, D]`;
-floating x lie within `bounds`, by default (0, 1). y are the classes, integers from 0 on.
+floating x lie within `bounds`, by default (0, 1). y are the classes, integers from 0 on; `names`
+may say what they are called, for pictures.
 """
 
 import inspect
@@ -27,7 +28,7 @@ def is_outside(name: str) -> bool:
 
 
 def load(name: str, *, dir: str = "", bounds: tuple[float, float] = (0.0, 1.0)) -> dict[str, Any]:
-    """The four arrays by name, checked: x uint8 or float32, read-only, and y int32.
+    """The four arrays by name, checked: x uint8 or float32, read-only, and y int32; and `names`.
 
     `name` is a file, `my_data.npz`, in `dir` where its path is relative, or a function without
     arguments, `package.module:name`, that returns a tuple or a dict of the four. It is read once.
@@ -71,13 +72,21 @@ def _checked(name: str, path: str, changed: int, bounds: tuple[float, float]) ->
         )
     for array in arrays.values():
         array.flags.writeable = False  # a view of its own: what was returned stays as it is
-    return arrays
+    classes = 1 + max(arrays[f"y_{split}"].max() for split in ("train", "test"))
+    return arrays | {"names": _names(name, given, classes)}
+
+
+def _names(what: str, given: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    names = tuple(map(str, given.get("names", ())))
+    if names and len(names) < classes:
+        raise ValueError(f"{what} has {len(names)} names for {classes} classes.")
+    return names
 
 
 def _file(path: str) -> Mapping[str, Any]:
     try:
         with np.load(path) as file:
-            return {name: file[name] for name in NAMES if name in file}
+            return {name: file[name] for name in (*NAMES, "names") if name in file}
     except Exception as error:  # whatever a broken file, or a pickled object, makes of NumPy
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read: {why}") from error

@@ -1,7 +1,7 @@
 """One table and one picture of a sweep's points, which `runs.sweep` has trained.
 
 DIR/sweep.json          axes, points, command, commit and hardware
-DIR/sweep.md, .csv      the table, seeds of one point in one row; the best row by validation
+DIR/sweep.md, .csv      the table, seeds of one point in one row; by validation the best row, if any
 DIR/pareto.png, .svg    clean error against error under attack
 """
 
@@ -25,8 +25,9 @@ def report(
     """The table as Markdown with what is best by validation, and the files written into `workdir`.
 
     A row is the mean over the seeds of a point, ± their standard deviation. The best is the row of
-    the least error under the config's validation attack; on the Pareto front are those that no row
-    beats in both errors. The test split has not been looked at.
+    the least error under the config's validation attack, if the next is behind it by more than the
+    spread of both; on the Pareto front are those that no row beats in both errors. The test split
+    has not been looked at.
 
     Raises: ValueError, with their number, while points are missing.
     """
@@ -57,21 +58,49 @@ def report(
         for name, seeds in errors.items()
     }
     lines = [curves.to_markdown(rows), ""]
-    if means:
-        best = min(means, key=lambda name: means[name][1])
-        lines.append(f"Best by error under attack, validation split: {best}.")
+    best, sentence = _best({name: seeds[:, 1] for name, seeds in errors.items() if len(seeds)})
+    lines.append(sentence)
     failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
     lines += [f"{name}: {why}" for name, why in failed.items()]
     text = "\n".join(lines) + "\n"
     files.write(workdir / "sweep.md", text)
     files.write(workdir / "sweep.csv", curves.to_csv(rows))
-    record = {"axes": dict(axes), "points": records, "about": storage.about()}
+    record = {"axes": dict(axes), "points": records, "best": best, "about": storage.about()}
     files.write_json(workdir / "sweep.json", record)
     written = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
     if means:
-        figure = plots.pareto(errors, front=front)
+        figure = plots.pareto(errors, front=front, best=best)
         written += plots.save(figure, workdir / "pareto")
     return text, written
+
+
+def _best(errors: Mapping[str, np.ndarray]) -> tuple[str, str]:
+    """The row that is best beyond the spread, "" where there is none, and what is to be said.
+
+    The spread is one standard deviation for all rows, pooled over them: that of two or three seeds
+    alone is too small by chance in one row or another. Two rows differ where mean ± spread of the
+    one does not reach that of the other.
+    """
+    least, *others = sorted(errors, key=lambda name: errors[name].mean()) or [""]
+    if not others:
+        return "", "There is nothing to compare."
+    behind = errors[others[0]].mean() - errors[least].mean()
+    said = (
+        f"error under attack, validation split: {least}, {behind:.2g} points less than {others[0]}"
+    )
+    freedom = sum(len(seeds) - 1 for seeds in errors.values())
+    if not freedom:
+        return "", f"Least {said}. With one seed a row the spread is not known: it may be chance."
+    spread = np.sqrt(
+        sum(((seeds - seeds.mean()) ** 2).sum() for seeds in errors.values()) / freedom
+    )
+    if behind > 2 * spread:
+        return least, f"Best by {said}; seeds spread by ± {spread:.2g}."
+    within = [name for name in others if errors[name].mean() - errors[least].mean() <= 2 * spread]
+    return "", (
+        f"Least {said}. No row is best: seeds spread by ± {spread:.2g}, within which are also "
+        f"{', '.join(within)}."
+    )
 
 
 def _front(means: Mapping[str, np.ndarray]) -> set[str]:
