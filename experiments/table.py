@@ -3,8 +3,8 @@
 Prints the table as Markdown and writes table.md, table.csv and the error curves (PNG and SVG).
 Every run must have been evaluated (experiments/evaluate.py) on the same images by the same protocol
 with the same settings; `--split` and `--examples` choose where a run has several evaluations. Runs
-that differ in their seeds alone make one row: mean ± standard deviation. `--radii=l2=0.5,1` adds errors
-at these radii; the text says at which the rows differ most.
+that differ in their seeds alone make one row: mean ± standard deviation. `--radii=l2=0.5,1` adds
+the errors at these radii; the text says at which the rows differ most.
 """
 
 from absl import flags

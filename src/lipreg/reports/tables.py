@@ -203,8 +203,9 @@ def table(
     """The deck's table of several runs as Markdown, and the files written into `out`.
 
     Runs whose configs differ only in their seeds make one row, mean ± standard deviation, and one
-    curve, the mean with that band. If AutoAttack was run on all of them, on the same images, its errors and the number of
-    masking flags are further columns, and its errors are points beside the curves.
+    curve, the mean with that band. If AutoAttack was run on all of them, on the same images, its
+    errors and the number of masking flags are further columns, and its errors are points beside the
+    curves.
 
     Options:
       protocol: whose distances and errors these are.
@@ -268,8 +269,8 @@ def _marks(run: _Run, radii: Mapping[str, Sequence[float]]) -> dict[str, list[fl
             raise ValueError(f"radii in {norm}; there are distances in {', '.join(settings)}.")
         largest = settings[norm]["largest"] if run.record["protocol"] == "pgd" else math.inf
         for eps in values:
-            if not 0 <= eps <= largest:
-                raise ValueError(f"radius {norm} {eps:g}; choose 0 to {largest:g}.")
+            if not (isinstance(eps, int | float) and 0 <= eps <= largest):
+                raise ValueError(f"radius {eps} in {norm}; choose 0 to {largest:g}.")
     return {n: sorted({s["table"], *radii.get(n, ())}) for n, s in settings.items()}
 
 
