@@ -3,18 +3,20 @@
 import gc
 import os
 
-# Most of the time goes into compiling small programs once: without LLVM's passes that takes a third
-# less, and with the older of XLA's two code generators for fusions another third.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    " --xla_cpu_use_fusion_emitters=false",
-)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 import pytest
+
+from lipreg.training import cpu
+
+# Most of the time goes into compiling small programs once: without LLVM's passes, and with XLA's
+# older code for fusions where jaxlib still has it, that takes a fifth.
+QUICK = "--xla_backend_optimization_level=0"
+if cpu._known("xla_cpu_use_fusion_emitters\0"):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

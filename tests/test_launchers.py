@@ -38,8 +38,8 @@ for argv, out in json.load(sys.stdin):
 """
 
 # (the case, arguments after the script, what the one line must contain)
-TRAIN, EVALUATE, CERTIFY, TABLE, DEMO = (
-    f"experiments/{name}.py" for name in ("train", "evaluate", "certify", "table", "demo")
+TRAIN, EVALUATE, CERTIFY, TABLE, DEMO, SWEEP = (
+    f"experiments/{name}.py" for name in ("train", "evaluate", "certify", "table", "demo", "sweep")
 )
 BAD = {
     "unknown flag": (TRAIN, [f"{DIGITS}:j2", "--wrkdir={out}"], ["wrkdir"]),
@@ -139,6 +139,11 @@ BAD = {
     "nothing to certify": (CERTIFY, ["--run={out}"], ["not a run", "config.json"]),
     "a split of no table": (TABLE, ["{out}", "--split=dev"], ["dev", "test|validation"]),
     "negative sigma": (CERTIFY, ["--run={out}", "--sigma=-1"], ["sigma", "-1"]),
+    "an index of no point": (
+        SWEEP,
+        [f"{DIGITS}:j2", "--workdir={out}", "--sweep=strengths.eps=0,0.4", "--sweep_index=2"],
+        ["--sweep_index=2; choose one of 0 to 1."],
+    ),
     "no runs": (TABLE, [], ["RUN RUN"]),
     "a table of what is no run": (TABLE, ["docs", "--out={out}"], ["docs", "not a run"]),
     "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),

@@ -132,7 +132,7 @@ def flags(checks):
     return {check.name: check.sentence for check in checks if check.status != "pass"}
 
 
-@pytest.mark.parametrize("eps", [0.001, 0.05, 0.1, 0.2, 0.5])
+@pytest.mark.parametrize("eps", [0.001, 0.1, 0.5])
 @pytest.mark.parametrize("name", ["undefended", "j2", "fgsm", "tanh"])
 def test_an_honest_network_has_no_flag(networks, report, name, eps):
     """Neither where nothing is broken, nor where everything is, nor in between."""
@@ -160,13 +160,24 @@ SEEN_BY = {
 }
 
 
+@pytest.fixture(scope="module")
+def planted(networks, report):
+    def run(name, base):
+        member = 2 + list(PLANTED).index(name)
+        return report(Partial(family, member, networks[base].args[1]))
+
+    return run
+
+
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_mask_is_flagged(networks, report, name):
-    member = 2 + list(PLANTED).index(name)
-    for base in ("undefended", "fgsm"):
-        checks = report(Partial(family, member, networks[base].args[1]))
-        assert verdict(checks) != "pass"
-        assert base == "fgsm" or SEEN_BY[name] in flags(checks)
+def test_a_planted_mask_is_flagged(planted, name):
+    assert SEEN_BY[name] in flags(planted(name, "undefended"))
+
+
+# On a network that was trained to resist, whatever sees it: three whose gradient looks sound.
+@pytest.mark.parametrize("name", ["a steep tanh", "a thermometer", "rings"])
+def test_a_planted_mask_is_flagged_on_a_network_that_resists(planted, name):
+    assert verdict(planted(name, "fgsm")) != "pass"
 
 
 def test_a_report_is_a_function_of_its_key(networks, report):

@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import QUICK
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
 def test_a_notebook_runs_and_is_kept_with_its_outputs(path):
-    # In a process of its own: nbclient's kernel inherits neither our flags nor our warnings.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    # In a process of its own: nbclient's kernel inherits neither our devices nor our warnings.
+    environment = os.environ | {"XLA_FLAGS": QUICK}
     code = (
         "import sys, nbclient, nbformat\n"
         "nbclient.NotebookClient(nbformat.read(sys.argv[1], 4), timeout=600).execute()"

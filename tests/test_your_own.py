@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import QUICK
 from test_launchers import DRIVER
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ def run(folder, commands):
     paths = [str(ROOT / "src"), str(ROOT / "experiments")]
     settings = {
         "PYTHONPATH": os.pathsep.join(paths),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": QUICK,
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
