@@ -116,7 +116,7 @@ def error_curves(
 def _name_marks(axes: Axes, marks: Sequence[float]) -> None:
     """The radii above their lines, upright where they are so close that they would overlap."""
     gap = min(np.diff(sorted(marks)), default=np.inf)
-    close = gap < 0.15 * np.ptp(axes.get_xlim())
+    close = gap < 0.13 * np.ptp(axes.get_xlim())
     above = axes.secondary_xaxis("top")
     above.set_xticks(marks, [f"ε = {mark:.3g}" for mark in marks])
     above.tick_params(length=0, rotation=90 if close else 0)
@@ -197,6 +197,7 @@ def pareto(errors: Mapping[str, ArrayLike], *, front: Collection[str], best: str
             fmt="*" if starred else "o",
             markersize=10 if starred else 5,
             color=color,
+            ecolor=(color, 0.5),
             markerfacecolor=color if on_front else "white",  # told apart in grey as well
             linewidth=1,
             label="best, outside of the spread" if starred else None,

@@ -46,7 +46,8 @@ def report(
         )
         for name, group in groups.items()
     }
-    means = {name: seeds.mean(0) for name, seeds in errors.items() if len(seeds)}
+    # Rounded: the same errors in another order have the same mean.
+    means = {name: seeds.mean(0).round(9) for name, seeds in errors.items() if len(seeds)}
     front = _front(means)
     rows = {
         name: {
@@ -84,7 +85,7 @@ def _best(errors: Mapping[str, np.ndarray]) -> tuple[str, str]:
     least, *others = sorted(errors, key=lambda name: errors[name].mean()) or [""]
     if not others:
         return "", "There is nothing to compare."
-    behind = errors[others[0]].mean() - errors[least].mean()
+    behind = round(errors[others[0]].mean() - errors[least].mean(), 9)
     said = (
         f"error under attack, validation split: {least}, {behind:.2g} points less than {others[0]}"
     )
