@@ -78,7 +78,7 @@ def programs(network: str, batch: int, **fields: Any) -> dict[str, tuple[float, 
     """The price, function and arguments of every row asked for, the plain step first."""
     apply, state, inputs = steps.start(network, batch, **fields)
     rows = {}
-    for name, (objective, options) in steps.OBJECTIVES.items():
+    for name, (objective, options) in (steps.OBJECTIVES | steps.RECIPES).items():
         if asked.wanted(name) and "top_k" not in options:
             step, strengths = steps.step(apply, name)
             price = cost.price(objective, options.get("method", ""), batch)

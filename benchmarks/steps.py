@@ -27,7 +27,16 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "j2_lip": ("j2_lip", {"method": "attack"}),
     "j2_lip of all": ("j2_lip", {"method": "attack", "top_k": 0}),
 }
-STRENGTH = 0.1  # of eps and lam alike: the time of a step does not depend on it
+# Those that attack or draw, their steps unrolled: of a loop, XLA counts one.
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ("jacobian", "fgsm_rs", "n_fgsm")},
+    "pgd_at": ("pgd_at", {"attack": "pgd(steps=10, unroll=True)"}),
+    "trades": ("trades", {"unroll": 10}),
+    "mart": ("mart", {"attack": "pgd(steps=10, unroll=True)"}),
+    **{name: (name, {}) for name in ("grad_align", "elle", "cure")},
+    "llr": ("llr", {"unroll": 2}),
+}
+STRENGTH = 0.1  # of all strengths alike: the time of a step does not depend on it
 RATE, DECAY = 1e-3, 5e-4
 SGD = optimizers.sgd(RATE, weight_decay=DECAY)
 
@@ -64,8 +73,8 @@ def _variables(model: Any, side: int) -> tuple[Any, Any]:
 def step(
     apply: training.Apply, name: str, tx: optax.GradientTransformation = SGD
 ) -> tuple[Callable, dict[str, np.float32]]:
-    """A training step on one of `OBJECTIVES`, and its strengths."""
-    objective, options = OBJECTIVES[name]
+    """A training step on one of `OBJECTIVES` or `RECIPES`, and its strengths."""
+    objective, options = (OBJECTIVES | RECIPES)[name]
     function = partial(getattr(objectives, objective), **options)
     strengths = dict.fromkeys(objectives.strengths(function), np.float32(STRENGTH))
     return training.make_step(apply, function, tx), strengths

@@ -58,6 +58,7 @@ class CNN(nn.Module):
             if min(rows, columns) >= 4:
                 rows, columns = rows // 2, columns // 2
         self.stages = nn.ModuleList(stages)
+        self.sides = rows, columns  # of what the hidden layer sees
         kernel, bias = params["Dense_0"]["kernel"], params["Dense_0"]["bias"]
         features, hidden = kernel.shape
         kernel = kernel.reshape(rows, columns, -1, hidden).transpose(3, 2, 0, 1)
@@ -71,7 +72,7 @@ class CNN(nn.Module):
             norm = nn.BatchNorm1d(len(kernel), affine=False)
             layers.append(running(norm, stats["Head_0"]["BatchNorm_0"]))
         self.head = nn.Sequential(*layers)
-        self.t = torch.from_numpy(np.abs(head["t"])) if self.kind == "tanh" else None
+        self.t = torch.from_numpy(np.asarray(np.abs(head["t"]))) if self.kind == "tanh" else None
         self.requires_grad_(False).eval()
 
     def forward(self, x: Any) -> Any:
@@ -81,6 +82,36 @@ class CNN(nn.Module):
                 x = F.avg_pool2d(x, 2)
         logits = self.head(self.activation(self.dense(x.flatten(1))))
         return logits if self.t is None else self.t * torch.tanh(logits / self.t)
+
+
+def returned(network: CNN) -> tuple[Any, Any]:
+    """The weights and statistics of a network as the library has them: the way back from `CNN`."""
+    array = lambda tensor: tensor.detach().numpy().copy()
+    params, stats = {}, {}
+
+    def normalisation(layer: Any) -> dict[str, Any]:
+        return {"mean": array(layer.running_mean), "var": array(layer.running_var)}
+
+    for n, (conv, *norm) in enumerate(network.stages):
+        params[f"Conv_{n}"] = {"kernel": array(conv.weight).transpose(2, 3, 1, 0)}
+        if conv.bias is not None:
+            params[f"Conv_{n}"]["bias"] = array(conv.bias)
+        for layer in norm:
+            scaled = {"scale": array(layer.weight), "bias": array(layer.bias)}
+            params[f"BatchNorm_{n}"], stats[f"BatchNorm_{n}"] = scaled, normalisation(layer)
+    kernel = array(network.dense.weight)
+    kernel = kernel.reshape(len(kernel), -1, *network.sides).transpose(2, 3, 1, 0)
+    kernel = kernel.reshape(-1, kernel.shape[-1])
+    params["Dense_0"] = {"kernel": kernel, "bias": array(network.dense.bias)}
+    last, *norm = network.head
+    params["Head_0"] = {"Dense_0": {"kernel": array(last.weight).T}}
+    if last.bias is not None:
+        params["Head_0"]["Dense_0"]["bias"] = array(last.bias)
+    for layer in norm:
+        stats["Head_0"] = {"BatchNorm_0": normalisation(layer)}
+    if network.t is not None:
+        params["Head_0"]["t"] = array(network.t)
+    return params, {"batch_stats": stats} if stats else {}
 
 
 def filled(layer: Any, weight: Any, bias: Any) -> Any:

@@ -2,9 +2,9 @@
 
 How far can each image be moved, in l_2, before its class can change? By every rule of
 lipreg.certificates, beside the distance that attacks find: certified <= true <= attacked. The run
-gets certificates.md and certificates.npz (per image). Radii of kind "estimate" prove nothing; how
-many of them reach beyond an adversarial image is counted. `--sigma` certifies the smoothed network
-(1902.02918) as well, which is another classifier.
+gets certificates.md, .json and .npz (per image), from which `table.py` takes the certified error.
+Radii of kind "estimate" prove nothing; how many of them reach beyond an adversarial image is
+counted. `--sigma` certifies the smoothed network (1902.02918) as well, which is another classifier.
 """
 
 from absl import flags
@@ -35,7 +35,7 @@ def main(_: list[str]) -> None:
             progress=progress,
         )
     print(text)
-    print(f"Written to {_RUN.value}: certificates.md, certificates.npz")
+    print(f"Written to {_RUN.value}: certificates.md, .json, .npz")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import pytest
 
 from lipreg.training import cpu
 
-# Most of the time goes into compiling small programs once: without LLVM's passes, and with XLA's
-# older code for fusions where jaxlib still has it, that takes a fifth.
+# Most of the time goes into compiling small programs once: without LLVM's passes that takes a third
+# less, and with the older of XLA's code generators for fusions, where jaxlib has it, another third.
 QUICK = "--xla_backend_optimization_level=0"
 if cpu._known("xla_cpu_use_fusion_emitters\0"):
     QUICK += " --xla_cpu_use_fusion_emitters=false"

@@ -261,6 +261,73 @@ def _factors(n, parts):
     return [(a, b) for a in range(1, n + 1) for b in range(1, n + 1) if n % (a * b) == 0]
 
 
+def joint(draw, shape):
+    """What is bounded as one map of several values: sorted pairs, rotations, residuals, tori."""
+    n = len(shape)
+    axis = draw.int(0, n - 1) if n else 0
+    side = shape[axis] if n else 1
+    if n == 0 or side < 2:
+        return jnp.abs
+    half = side // 2
+    first = lambda x: lax.slice_in_dim(x, 0, half, 1, axis)
+    second = lambda x: lax.slice_in_dim(x, half, 2 * half, 1, axis)
+    even = lambda x: lax.slice_in_dim(x, 0, 2 * half, 2, axis)
+    odd = lambda x: lax.slice_in_dim(x, 1, 2 * half, 2, axis)
+    late = lambda x: lax.slice_in_dim(x, side - half, side, 1, axis)  # shares an entry if odd
+    a, b = draw.one((first, second), (even, odd), (first, late), (first, first))
+    s, k, act = draw.one(1.0, 2.0, -0.5), draw.kink(), draw.one(jax.nn.relu, jnp.tanh, jnp.abs)
+    both = lambda *parts: jnp.concatenate(parts, axis)
+    stacked = lambda *parts: jnp.stack(parts, axis)
+    join = draw.one(both, both, stacked)
+    w = draw.array(draw.int(1, 4), side)
+    scale = draw.one(1.0, 0.5, 2.0, -1.0) / max(float(np.square(w).sum()), 0.1)
+    off = draw.one(0.0, 0.0, 0.3)
+    width, low = draw.int(1, min(side, 3)), draw.int(0, 2)
+    kernel = draw.array(draw.int(1, 2), 1, width)
+    size = draw.one(
+        lambda x: jnp.sqrt(jnp.square(x).sum(axis)), lambda x: jnp.linalg.norm(x, axis=axis)
+    )
+
+    def residual(x):
+        v = jnp.moveaxis(x, axis, -1).reshape(-1, side)[:1]
+        branch = act(v @ const(x, w).T + const(x, [[k]])) @ (const(x, w) + const(x, off))
+        return v - like(branch, scale) * branch
+
+    def torus(x):
+        v = jnp.moveaxis(x, axis, -1).reshape(-1, 1, side)[:1]
+        padded = jnp.pad(v, ((0, 0), (0, 0), (low % width, (width - 1 - low) % width)), mode="wrap")
+        return lax.conv_general_dilated(padded, const(x, kernel), (1,), "VALID")
+
+    def transposed(x):
+        v = jnp.moveaxis(x, axis, -1).reshape(-1, 1, side)[:1]
+        pads = [(low % width, width - 1 - low % width)]
+        w = const(x, kernel)
+        u = act(lax.conv_general_dilated(v, w, (1,), pads) + like(const(x, 0.0), k))
+        back = lax.rev(w, (2,)).swapaxes(0, 1)
+        turned = [pads[0][::-1]] if off == 0.0 else pads
+        return v - like(u[:, :1], 0.3) * lax.conv_general_dilated(u, back, (1,), turned)
+
+    return draw.one(
+        lambda x: join(jnp.maximum(a(x), b(x)), jnp.minimum(a(x), b(x))),
+        lambda x: join(jnp.maximum(a(x), s * b(x)), jnp.minimum(s * b(x), a(x))),
+        lambda x: join(jnp.maximum(-a(x), -b(x)), jnp.maximum(b(x), a(x)), a(x)),
+        lambda x: join(jnp.where(a(x) > b(x), a(x), b(x)), jnp.where(a(x) > b(x), b(x), a(x))),
+        lambda x: join(a(x) + b(x), jnp.abs(a(x) - b(x)), b(x) - a(x)),
+        lambda x: join(act(x), act(-x)),
+        lambda x: join(jax.nn.relu(x - k), x, jnp.minimum(x, k)),
+        lambda x: join(x.max(axis, keepdims=True), x.min(axis, keepdims=True)),
+        lambda x: jnp.sort(s * x, axis),
+        lambda x: jnp.sort(act(x), axis),
+        size,
+        lambda x: jnp.sqrt(jnp.square(s * x + k).mean(axis) + const(x, 0.25)),
+        residual,
+        residual,
+        torus,
+        torus,
+        transposed,
+    )
+
+
 def platforms(draw):
     one, other = elementwise(draw), elementwise(draw)
     same = lambda x: x + x
@@ -275,7 +342,7 @@ PAIRS = (jnp.add, jnp.subtract, jnp.multiply, jnp.maximum, jnp.minimum)
 PAIRS += (lambda a, b: a / (jnp.abs(b) + const(b, 0.5)), lambda a, b: a * jax.nn.sigmoid(b))
 
 
-def operations(draw, x):
+def operations(draw, x, several):
     """`[(function, indices of its arguments)]` of one program on values like x."""
     values, made = [x], []
 
@@ -293,7 +360,9 @@ def operations(draw, x):
         shape = values[i].shape
         same = [j for j, v in enumerate(values) if v.shape == shape]
         kind = draw.int(0, 11)
-        if kind < 4:
+        if several and draw.int(0, 1):
+            add(joint(draw, shape), i)
+        elif kind < 4:
             add(elementwise(draw), i)
         elif kind < 5:
             add(draw.one(*PAIRS), i, draw.one(*same))
@@ -314,11 +383,14 @@ def operations(draw, x):
     return made
 
 
-def program(seed):
-    """A function of one example, `[...] -> [K]`, and the example's shape."""
+def program(seed, several=False):
+    """A function of one example, `[...] -> [K]`, and the example's shape.
+
+    With `several`, half of its operations are those of `joint`.
+    """
     draw = Draw(seed)
     shape = draw.one((1,), (2,), (5,), (6,), (2, 3), (3, 4), (4, 4), (4, 4, 2), (12,))
-    made = operations(draw, jax.ShapeDtypeStruct(shape, np.float32))
+    made = operations(draw, jax.ShapeDtypeStruct(shape, np.float32), several)
 
     def f(x):
         values = [x]

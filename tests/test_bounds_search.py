@@ -112,9 +112,9 @@ def contradiction(f, x, low, high, eps, rng):
     return ""
 
 
-def examine(seed):
+def examine(seed, several=False):
     """ "held", "infinite", "refused", or how the bounds of a program are contradicted."""
-    f, shape = program(seed)
+    f, shape = program(seed, several)
     draw = Draw(seed + 10**6)
     low, high = draw.one((0.0, 1.0), (-2.0, 3.0))
     x = draw.rng.uniform(low, high, shape)
@@ -132,3 +132,8 @@ def examine(seed):
 @pytest.mark.parametrize("seed", [*FOUND, *range(PROGRAMS)])
 def test_no_point_contradicts_the_bounds_of_a_random_program(seed):
     assert examine(seed) in {"held", "infinite", "refused"}
+
+
+@pytest.mark.parametrize("seed", range(PROGRAMS // 2))
+def test_no_point_contradicts_the_bounds_of_what_is_one_map_of_several_values(seed):
+    assert examine(seed, several=True) in {"held", "infinite", "refused"}

@@ -17,6 +17,7 @@ from lipreg.certificates import (
     interval_bound,
     largest_curvature,
     loss_lipschitz,
+    margin_last_layer,
     margin_lipschitz,
     margin_local,
     second_order,
@@ -86,6 +87,20 @@ def test_no_certificate_of_a_linear_model_exceeds_its_distance():
     box = interval_bound(linear, X, Y)
     assert (box.radius <= distances(LINF) * ROOM).all()
     assert box.kind == "certified"
+
+
+def test_the_last_layer_makes_the_radius_of_a_linear_model_exact():
+    certificate = margin_last_layer(linear, X, Y, w=W, constant=EXACT(1.0))
+    np.testing.assert_allclose(certificate.radius, distances(), rtol=1e-5)
+    assert certificate.kind == "certified"
+    # Rows that are alike make up for small margins; one constant for all logits does not.
+    whole = Constant(float(np.linalg.norm(W, 2)), "exact")
+    assert (
+        margin_lipschitz(linear, X, Y, constant=whole, label_norm=L2).radius[:12]
+        < certificate.radius[:12]
+    ).all()
+    with pytest.raises(ValueError, match=r"W has shape \[3, 12\]; want a matrix \[4, n\]"):
+        margin_last_layer(linear, X, Y, w=W[:3], constant=EXACT(1.0))
 
 
 @pytest.mark.parametrize(("norm", "label_norm"), [(L2, L2), (L2, LINF), (LINF, LINF), (L1, L1)])
@@ -321,6 +336,24 @@ def test_no_attack_on_a_network_comes_closer_than_a_certificate(name, request):
         if rule != "loss":  # which asks for a probability of 1/2
             assert (certificate.radius[right] > 0).all(), rule
     assert (2 * loss.radius <= globally.radius * ROOM).all()
+
+
+def test_a_network_that_is_1_lipschitz_by_construction_is_certified_by_its_margins(digits):
+    """MaxMin between orthogonal layers: no attack gets below, and it gets within a factor of 3."""
+    x = digits[0][:16]
+    first, last = (np.linalg.qr(RNG.normal(size=shape))[0] for shape in ((64, 16), (16, 10)))
+    w, v = jnp.asarray(first, jnp.float32), jnp.asarray(last, jnp.float32)
+
+    def f(x):
+        h = (x.reshape(len(x), -1) @ w).reshape(len(x), 8, 2)
+        return jnp.concatenate([h.max(-1), h.min(-1)], 1) @ v
+
+    x, y, found = attacked(f, x, f(x).argmax(1), norms=(L2,))
+    certificate = margin_lipschitz(f, x, y, constant=lipschitz(f, x))
+    known = margin_last_layer(f, x, y, w=v.T, constant=Constant(1.0, "certified"))
+    np.testing.assert_allclose(certificate.radius, known.radius, rtol=1e-5)
+    assert (certificate.radius <= found[L2] * ROOM).all()
+    assert (certificate.radius[1:] > 0.3 * found[L2][1:]).all()
 
 
 def test_estimates_of_a_smooth_network_are_near_what_an_attack_finds(mlp):

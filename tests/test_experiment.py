@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from lipreg import attacks, curves, datasets, models, objectives, reports, runs
+from lipreg import attacks, curves, datasets, models, objectives, optimizers, reports, runs
 from lipreg.evaluation.protocols import grid
+from lipreg.models.lipschitz import LAYERS
 from lipreg.norms import LINF
-from lipreg.runs import storage
+from lipreg.runs import logs
 
 PGD = "evaluations/pgd_test_16"
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -70,6 +71,9 @@ def tiny(name="digits", row="j2_lip_tanh", **changes):
     ("changes", "told"),
     [
         ({"train.accumulate": 7}, r"config.train.accumulate = 7; the run has 6 steps: its weights"),
+        ({"train.optimizer": "local_entropy"}, r"local_entropy; its first move is after 20 steps"),
+        ({"train.optimizer": "sam(rho=-1)"}, r"rho = -1 of sam; it must be greater than 0"),
+        ({"train.ema_statistics": "mean"}, r"ema_statistics = mean; choose one of running, aver"),
         ({"train.batch_size": 25}, r"config.train.batch_size = 25; digits has 24 training"),
         ({"data.cutout": 8}, r"config.data.cutout = 8; .* sides of the images, 8 x 8 pixels"),
         ({"data.pad": 9}, r"config.data.pad = 9; .* sides of the images, 8 x 8 pixels"),
@@ -106,7 +110,7 @@ def test_every_config_trains_end_to_end(name, row, tmp_path):
     state = runs.train_run(prepared, tmp_path / "run", silent=True)
     assert int(state.step) == 6
     chex.assert_tree_all_finite((state.params, state.model_state))
-    last = storage.metrics(tmp_path / "run")[-1]
+    last = logs.metrics(tmp_path / "run")[-1]
     assert {"step", "objective", "validation_error", "validation_error_pgd"} <= last.keys()
     assert last["validation_error"] <= last["validation_error_pgd"]
     chex.assert_trees_all_equal_shapes(state.params, prepared.state.params)
@@ -118,6 +122,23 @@ def test_digits_offers_every_objective_with_both_heads(row):
     assert [config.objective for config in configs] == [row, row]
     assert [config.model.head for config in configs] == ["linear", "tanh"]
     runs.prepare(configs[1])  # traces the whole step
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "layer", "widths"),
+    [("digits", "lipschitz_cnn", layer, {"channels": (2,), "hidden": 4}) for layer in LAYERS]
+    + [("mnist", "lipschitz_mlp", "aol", {"widths": (4,)})],
+)
+def test_digits_and_mnist_offer_lipschitz_networks(name, model, layer, widths):
+    config = config_file(name).get_config(f"j0,{model}").lock()
+    config.model.settings.update({"layer": layer, **widths})
+    config.train.batch_size = 8
+    runs.prepare(config)
+
+
+def test_another_network_after_the_row_is_met_with_the_choices():
+    with pytest.raises(ValueError, match="No model 'cnn' after the row; choose lipschitz_cnn,"):
+        config_file("mnist").get_config("j0,cnn")
 
 
 @pytest.mark.parametrize(("name", "model"), [*CONFIGS, ("cifar10", ""), ("cifar100", "")])
@@ -136,10 +157,12 @@ def test_the_cifar_configs_convert_the_authors_units_in_the_open():
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path, monkeypatch):
-    config = tiny(**{"train.ema": 0.9, "data.pad": 1, "data.flip": True})
+    averaged = {"train.ema": 0.9, "train.optimizer": "awp(gamma=0.1)"}  # above w after epoch 1
+    averaged["train.ema_statistics"] = "recomputed"
+    config = tiny(**averaged, **{"data.pad": 1, "data.flip": True})
     whole = runs.train_run(runs.prepare(config), tmp_path / "whole", silent=True)
 
-    write = storage.Log.write
+    write = logs.Log.write
 
     def killed(self, step, row):
         write(self, step, row)
@@ -148,19 +171,32 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path, monkeypatch):
 
     config.report.every_steps = 1
     with monkeypatch.context() as patch:
-        patch.setattr(storage.Log, "write", killed)
+        patch.setattr(logs.Log, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             runs.train_run(runs.prepare(config), tmp_path / "killed", silent=True)
-    seen = [row["step"] for row in storage.metrics(tmp_path / "killed")]
+    seen = [row["step"] for row in logs.metrics(tmp_path / "killed")]
     assert seen == [1, 2, 3, 4, 5]
     resumed = runs.train_run(runs.prepare(config), tmp_path / "killed", silent=True)
-    drop_key = lambda s: (s.params, s.opt_state, s.ema, s.step)
+    drop_key = lambda s: (s.params, s.opt_state, s.ema, s.ema_state, s.step)
     chex.assert_trees_all_close(drop_key(resumed), drop_key(whole), rtol=1e-6)
-    assert [row["step"] for row in storage.metrics(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
+    rows = logs.metrics(tmp_path / "killed")
+    assert [(row["step"], row["gradients"]) for row in rows] == [(n, n) for n in range(1, 7)]
+    evaluated = runs.load(tmp_path / "killed").logits_fn.args
+    chex.assert_trees_all_equal(evaluated, (resumed.ema, resumed.ema_state))
+    assert jax.tree.leaves(resumed.ema_state)
 
     config.strengths.lam = 7.0
     with pytest.raises(ValueError, match=r"strengths.lam \(0.\d+ there, 7.0 asked\)"):
         runs.train_run(runs.prepare(config), tmp_path / "killed", silent=True)
+
+
+def test_a_run_is_read_with_the_weights_at_rest_and_not_the_perturbed_ones(tmp_path):
+    config = tiny(row="j0", **{"train.optimizer": "local_entropy(period=4, temperature=0.01)"})
+    state = runs.train_run(runs.prepare(config), tmp_path / "run", silent=True)
+    weights, _ = runs.load(tmp_path / "run").logits_fn.args
+    rest = optimizers.at_rest(state.opt_state, state.params)  # moved once in six steps
+    chex.assert_trees_all_equal(weights, rest)
+    assert jnp.abs(rest["Conv_0"]["kernel"] - state.params["Conv_0"]["kernel"]).max() > 1e-3
 
 
 @pytest.fixture(scope="module")

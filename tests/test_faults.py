@@ -22,7 +22,7 @@ from test_storage import a_state, assert_same
 
 from lipreg import reports, runs
 from lipreg.evaluation.store import Store
-from lipreg.runs import storage
+from lipreg.runs import logs, storage
 from lipreg.runs.config import base_config
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -72,7 +72,7 @@ def finish(process) -> int:
 def fill_a_log(workdir: str) -> None:
     """In a child: write rows until there is no space."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (40 << 10, 40 << 10))
-    with storage.Log(workdir) as log:
+    with logs.Log(workdir) as log:
         for step in itertools.count():
             log.write(step, dict.fromkeys("abcde", 0.5))
 
@@ -88,10 +88,10 @@ def test_a_run_holds_its_folder_and_after_kill_nine_goes_on_to_the_same_numbers(
         storage.lock(killed).__enter__()
     os.kill(first.pid, signal.SIGKILL)
     assert finish(first) == -signal.SIGKILL
-    assert PER_EPOCH <= len(storage.metrics(killed)) < 5 * PER_EPOCH
+    assert PER_EPOCH <= len(logs.metrics(killed)) < 5 * PER_EPOCH
     assert finish(start(killed)) == 0
     assert finish(unbroken) == 0
-    assert len(storage.metrics(whole)) == 5 * PER_EPOCH
+    assert len(logs.metrics(whole)) == 5 * PER_EPOCH
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
@@ -115,7 +115,7 @@ def test_no_space_for_a_checkpoint_is_one_line_and_with_room_the_run_goes_on(tmp
     assert finish(start(workdir, largest_file=24 << 10)) == 2
     assert "checkpoints" in one_line(workdir)
     assert finish(start(workdir)) == 0
-    assert len(storage.metrics(workdir)) == 5 * PER_EPOCH
+    assert len(logs.metrics(workdir)) == 5 * PER_EPOCH
 
 
 def test_a_log_without_space_fails_and_never_waits(tmp_path):

@@ -38,8 +38,9 @@ for argv, out in json.load(sys.stdin):
 """
 
 # (the case, arguments after the script, what the one line must contain)
-TRAIN, EVALUATE, CERTIFY, TABLE, DEMO, SWEEP = (
-    f"experiments/{name}.py" for name in ("train", "evaluate", "certify", "table", "demo", "sweep")
+TRAIN, EVALUATE, CERTIFY, TABLE, DEMO, SWEEP, COMPARE = (
+    f"experiments/{name}.py"
+    for name in ("train", "evaluate", "certify", "table", "demo", "sweep", "compare")
 )
 BAD = {
     "unknown flag": (TRAIN, [f"{DIGITS}:j2", "--wrkdir={out}"], ["wrkdir"]),
@@ -146,6 +147,22 @@ BAD = {
     ),
     "no runs": (TABLE, [], ["RUN RUN"]),
     "a table of what is no run": (TABLE, ["docs", "--out={out}"], ["docs", "not a run"]),
+    "unknown recipe": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j9"],
+        ["--rows=j9", "j0, weight_decay, j1"],
+    ),
+    "a recipe without values": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--own=j2 strengths.eps"],
+        ["strengths.eps", "NAME=VALUE"],
+    ),
+    "a recipe without its strengths": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--trials=1", "--own=j2 name=mine"],
+        ["config.strengths.eps = nan", "j2 needs it"],
+    ),
+    "no radius": (COMPARE, [DIGITS, "--workdir={out}", "--eps=0"], ["--eps=0"]),
     "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),
 }
 # Values of config fields: (override, what the line must contain)
@@ -175,6 +192,7 @@ FIELDS = [
     ("strengths.eps=-0.1", ["--config.strengths.eps=-0.1"]),
     ("strengths.eps=inf", ["--config.strengths.eps=inf"]),
     ("strengths.lam=nan", ["--config.strengths.lam=nan"]),
+    ("report.logs=('jsonl','mlflow')", ["mlflow", "jsonl, tensorboard, wandb"]),
     ("report.pgd.norm=l7", ["'l7'", "l1, l2, linf"]),
     ("evaluation.radii=0", ["--config.evaluation.radii=0"]),
 ]
@@ -189,6 +207,11 @@ PROGRAMS = sorted(f"experiments/{path.name}" for path in (ROOT / "experiments").
 PROGRAMS.remove("experiments/cli.py")  # shared by the launchers
 HELP = {f"{script} --help": (script, ["--help"], ()) for script in PROGRAMS}
 HELP |= {f"{TRAIN} {flag}": (TRAIN, [flag], ()) for flag in ("-h", "--helpfull")}
+HELP["fields of a config"] = (
+    TRAIN,
+    [f"{DIGITS}:j2", "--config.train.epochs=7", "--helpshort"],
+    ("--config.train.epochs=7  (int)", "--config.strengths.eps=0.4  (float)"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +265,8 @@ def test_help_is_what_the_program_does_and_its_flags(case, outcomes):
     assert out.startswith(script.read_text().removeprefix('"""').splitlines()[0])
     assert "--helpfull" in out if "full" not in case else "--compile_cache" in out
     assert "\n  --" in out
+    for word in HELP[case][2]:
+        assert word in out
 
 
 def test_the_mistakes_wrote_nothing_into_the_project(outcomes):

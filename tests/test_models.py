@@ -17,6 +17,8 @@ SMALL = {
     "ResNeXt34_2x32": {"stages": (1, 1), "channels": (4, 4)},
     "ResNet18": {"stages": (1, 1), "channels": (4, 8)},
     "ResNet50": {"stages": (1, 1), "channels": (8, 16)},
+    "LipschitzCNN": {"channels": (4, 8), "hidden": 8, "batch_norm": True},
+    "LipschitzMLP": {"widths": (8,), "layer": "cayley"},
 }
 
 
@@ -51,6 +53,7 @@ def changed(before, after):
 # The heads are the same code in every model: the residual ones, slow to compile, stand in for one.
 PAIRS = [*itertools.product(["CNN", "MLP"], models.HEADS)]
 PAIRS += [("ResNeXt34_2x32", "linear"), ("ResNet18", "tanh"), ("ResNet50", "linear")]
+PAIRS += [("LipschitzCNN", "linear"), ("LipschitzMLP", "unit")]
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
@@ -72,8 +75,14 @@ def test_logits_are_float32_and_only_training_changes_only_the_statistics(name, 
         assert changed(state, new)
 
 
-@pytest.mark.parametrize("head", models.HEADS)
-@pytest.mark.parametrize("name", models.NAMES)
+def heads(name):
+    model = getattr(models, name)
+    return getattr(model, "func", model).heads
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [(name, head) for name in models.NAMES for head in heads(name)]
+)
 def test_full_size_models_have_the_right_shapes(name, head):
     model = models.build(name, classes=10, head=head)
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)

@@ -39,6 +39,19 @@ def test_autoattack_is_drawn_as_dots_in_its_curves_colour_and_named_once():
     assert axes.get_xlim()[1] > 0.9
 
 
+def test_the_true_error_lies_in_a_band_between_attacked_and_certified_error():
+    grid, radii = np.linspace(0, 0.6, 4), {"J2": [0.0, 0.1, 0.3, 0.5]}
+    (axes,) = plots.error_curves(DISTANCES, norm_name="l2", epsilons=grid, radii=radii).axes
+    band, _ = axes.collections
+    ends = band.get_paths()[0].vertices
+    attacked, certified = (100 * curves.error_at(d["J2"], grid) for d in (DISTANCES, radii))
+    for eps, least, most in zip(grid, attacked, certified, strict=True):
+        at = ends[np.isclose(ends[:, 0], eps), 1]
+        np.testing.assert_allclose([at.min(), at.max()], [least, most])
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["J0", "J2", "attacked to certified"]
+
+
 def test_the_axis_ends_just_beyond_the_distances():
     figure = plots.error_curves(DISTANCES, norm_name="linf")
     assert 0.4 < figure.axes[0].get_xlim()[1] < 0.6
@@ -197,6 +210,7 @@ def test_the_same_figure_is_saved_as_the_same_two_files(tmp_path):
         (lambda: plots.error_curves({"J0": []}, norm_name="l2"), r"'J0' have shape \(0,\)"),
         (lambda: plots.error_curves({"J0": [np.nan]}, norm_name="l2"), "no NaN"),
         (lambda: plots.error_curves(DISTANCES, norm_name="l2", points={"J1": []}), "'J1'; choose"),
+        (lambda: plots.error_curves(DISTANCES, norm_name="l2", radii={"J": [0]}), "radii of 'J'"),
         (
             lambda: plots.error_curves(DISTANCES, norm_name="l2", points={"J0": [(0.1, 40)]}),
             r"errors in \[0, 1\]",

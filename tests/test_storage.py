@@ -12,7 +12,7 @@ import orbax.checkpoint
 import pytest
 
 from lipreg import training, trees
-from lipreg.runs import storage
+from lipreg.runs import logs, storage
 
 CONFIG = {"seed": 0, "train": {"epochs": 3, "sizes": (1, 2)}}
 
@@ -74,11 +74,11 @@ def test_a_foreign_config_is_no_run(text, tmp_path):
 def test_reports_that_are_broken_are_said(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # by a kill
-    assert storage.metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert logs.metrics(tmp_path) == [{"step": 1}, {"step": 2}]
     for line in ("[]", "{}", "nothing"):
         path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
         with pytest.warns(UserWarning, match="line 2 is no report"):
-            assert storage.metrics(tmp_path) == [{"step": 1}]
+            assert logs.metrics(tmp_path) == [{"step": 1}]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -106,14 +106,14 @@ def test_about_names_the_command_the_commit_and_the_hardware():
 
 
 def test_a_log_forgets_the_steps_that_will_come_again(tmp_path):
-    with storage.Log(tmp_path) as log:
+    with logs.Log(tmp_path) as log:
         for step in (10, 20, 30):
             log.write(step, {"loss": 1 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # a kill in the middle of a line
-    with storage.Log(tmp_path, step=20) as log:
+    with logs.Log(tmp_path, step=20) as log:
         log.write(30, {"loss": 0.5})
-    assert storage.metrics(tmp_path) == [
+    assert logs.metrics(tmp_path) == [
         {"step": 10, "loss": 0.1},
         {"step": 20, "loss": 0.05},
         {"step": 30, "loss": 0.5},
@@ -198,3 +198,13 @@ def test_a_checkpoint_of_another_model_is_refused_naming_the_leaf(tmp_path, chan
         storage.save(manager, 1, a_state())
     with storage.checkpoints(tmp_path) as manager, pytest.raises(ValueError, match=leaf):
         storage.restore(manager, change())
+
+
+def test_weights_and_biases_keeps_a_run_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with logs.Log(tmp_path, logs=("jsonl", "wandb"), config={"seed": 3}) as log:
+        log.write(1, {"loss": 2.0})
+    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert written.stat().st_size > 0
+    assert logs.metrics(tmp_path) == [{"step": 1, "loss": 2.0}]

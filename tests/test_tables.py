@@ -7,6 +7,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from lipreg import curves, files, reports
 from lipreg.reports import plots, tables
@@ -227,6 +228,31 @@ def test_errors_under_autoattack_become_columns_when_every_run_has_them(tmp_path
     column = "% AutoAttack error at l2 0.5"
     assert [row[column] for row in rows.values()] == ["27.5 ± 3.5", "35"]
     assert rows["J2"]["masking flags"] == "2"
+
+
+def test_a_certified_error_becomes_a_column_and_a_band_when_every_run_has_it(tmp_path, monkeypatch):
+    """The larger of two proofs counts, an estimate never; of other images or weights neither."""
+    drawn = {}
+
+    def remember(distances, *, norm_name, radii=None, **_):
+        drawn[norm_name] = radii
+        return Figure()
+
+    monkeypatch.setattr(plots, "error_curves", remember)
+    found = [a_run(tmp_path / "0"), a_run(tmp_path / "1", "j2")]
+    kinds = {"one": "certified", "other": "certified", "guess": "estimate"}
+    radii = {"one": [0.0, 0.05, 0.05, 0.6], "other": [0.0, 0.2, 0, 0], "guess": [9.0] * 4}
+    column = "% certified error at l2 0.1"
+    for place, record in enumerate(({"n": 4, "step": 5}, {"n": 3, "step": 6}, {"n": 4, "step": 6})):
+        run = found[min(place, 1)]
+        files.write_arrays(run / "certificates.npz", **radii)
+        files.write_json(run / "certificates.json", {"split": "test", "kinds": kinds} | record)
+        assert "certified" not in reports.table(found, tmp_path / "out")[0]
+    shutil.copy(found[1] / "certificates.json", found[0])
+    rows = cells(reports.table(found, tmp_path / "out")[0])
+    assert [row[column] for row in rows.values()] == ["50", "50"]
+    np.testing.assert_array_equal(drawn["l2"]["J2"], [0, 0.2, 0.05, 0.6])
+    assert not drawn["linf"]
 
 
 def test_radii_that_are_close_have_a_column_each(tmp_path):

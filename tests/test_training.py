@@ -31,12 +31,19 @@ def setting(
     model_state = {k: v for k, v in variables.items() if k != "params"}
     apply = models.functional(model)
     tx = optimizers.sgd(0.1, weight_decay=1e-3, clip=5.0)
-    step = training.make_step(apply, objective, tx, ema_decay=ema_decay)
-    return step, training.init(KEY, variables["params"], model_state, tx, ema=ema_decay > 0), apply
+    step, averaged = (
+        training.averaged(training.make_step(apply, objective, tx), ema_decay),
+        ema_decay > 0,
+    )
+    return (
+        step,
+        training.init(KEY, variables["params"], model_state, tx, ema=averaged, statistics=averaged),
+        apply,
+    )
 
 
 def assert_close(a, b, rtol=2e-5, atol=2e-6):
-    drop_key = lambda s: (s.params, s.model_state, s.opt_state, s.ema, s.step)
+    drop_key = lambda s: (s.params, s.model_state, s.opt_state, s.ema, s.ema_state, s.step)
     chex.assert_trees_all_close(drop_key(a), drop_key(b), rtol=rtol, atol=atol)
 
 
@@ -276,14 +283,57 @@ def test_a_part_that_is_not_finite_stops_the_run_naming_step_and_part():
         run(state, step, 4)
 
 
-def test_the_average_of_the_weights_is_what_its_decay_says():
-    step, state, apply = setting(ema_decay=0.9)
-    after, _ = jax.jit(step)(state, STRENGTHS, (X[:8], Y[:8]))
-    expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state.params, after.params)
-    chex.assert_trees_all_close(after.ema, expected, rtol=1e-6)
+def test_weights_and_statistics_are_averaged_as_their_decay_says():
+    step, state, apply = setting(batch_norm=True, objective=objectives.j0, ema_decay=0.9)
+    after, _ = jax.jit(step)(state, {}, (X[:8], Y[:8]))
+    between = partial(jax.tree.map, lambda old, new: 0.9 * old + 0.1 * new)
+    averages = between(state.params, after.params), between(state.model_state, after.model_state)
+    chex.assert_trees_all_close((after.ema, after.ema_state), averages, rtol=1e-6)
     x = datasets.to_unit(X[:4])
     used = training.logits_fn(apply, after)(x)
-    chex.assert_trees_all_close(used, apply(after.ema, {}, x, False)[0], rtol=1e-6)
+    chex.assert_trees_all_close(used, apply(*averages, x, False, None)[0], rtol=1e-5)
+    alone = dataclasses.replace(after, ema_state=None)  # with the statistics of the last weights
+    expected = apply(averages[0], after.model_state, x, False, None)[0]
+    chex.assert_trees_all_close(training.logits_fn(apply, alone)(x), expected, rtol=1e-5)
+    assert jnp.abs(used - expected).max() > 1e-3
+
+
+def test_statistics_are_refitted_to_the_averaged_weights():
+    _, state, apply = setting(batch_norm=True, objective=objectives.j0, ema_decay=0.9)
+    state = dataclasses.replace(state, ema=jax.tree.map(lambda a: 2 * a + 0.1, state.params))
+    fitted = training.refitted(apply, state, DATASET, batch_size=48, key=KEY, batches=80)
+    # The batch is the data set: its own statistics are where the running ones go.
+    x = datasets.to_unit(X)
+    trained = apply(state.ema, state.model_state, x, True, None)[0]
+    logits = training.logits_fn(apply, fitted)(x)
+    chex.assert_trees_all_close(logits, trained, rtol=1e-2, atol=1e-2)
+    assert jnp.abs(training.logits_fn(apply, state)(x) - trained).max() > 0.1
+
+
+def test_the_weights_below_a_perturbation_are_evaluated_and_averaged():
+    _, state, apply = setting(name="MLP")
+    tx = optimizers.sam(optax.sgd(0.1), rho=1.0)
+    step = training.averaged(training.make_step(apply, objectives.j0, tx))
+    state = training.init(KEY, state.params, {}, tx, ema=True)
+    above, _ = jax.jit(step)(state, {}, (X[:8], Y[:8]))
+    chex.assert_trees_all_equal(above.ema, state.params)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(above.params, state.params)
+    bare = dataclasses.replace(above, ema=None)
+    chex.assert_trees_all_equal(training.logits_fn(apply, bare).args[0], state.params)
+
+
+def test_the_random_numbers_of_an_optimizer_are_those_of_the_run():
+    w = jnp.ones(3)
+
+    def moves(seed, key):
+        tx = optax.noisy_sgd(0.1, eta=1.0, key=key)
+        state = training.init(jax.random.key(seed), w, {}, tx)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+            return tx.update(w, state.opt_state)[0]
+
+    chex.assert_trees_all_equal(moves(0, 0), moves(0, 0))
+    assert all((moves(0, 0) != other).all() for other in (moves(1, 0), moves(0, 1)))
 
 
 def test_new_weights_do_not_compile_a_logits_fn_again():

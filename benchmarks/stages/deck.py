@@ -1,7 +1,7 @@
 """The rows of 1810.00953's table, trained and attacked by the launchers within the time left.
 
 J0, J1, J2 and J2-Lip, each with and without a tanh on the logits: ResNeXt34 (2x32) on CIFAR-10 in
-bfloat16, with a cosine schedule over as many epochs as fit. Each row has a process, all at once on
+bfloat16, with a cosine schedule over as many steps as fit. Each row has a process, all at once on
 the same card, so that some compile while others train. Then every row is measured by PGD on 1,000
 test images and by AutoAttack on 200. Without an accelerator: digits and the small CNN.
 """
@@ -20,6 +20,7 @@ from absl import flags
 from timing import behind_a_queue, table
 
 from lipreg import files
+from lipreg.runs import compare
 from lipreg.training import cost
 from stages import price
 from stages.clock import Clock, toy
@@ -27,6 +28,7 @@ from stages.clock import Clock, toy
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 ROWS = tuple(f"{name}{head}" for head in ("", "_tanh") for name in ("j0", "j1", "j2", "j2_lip"))
 TRAIN, MEASURE = 0.55, 0.85  # shares of the time at which training and measuring should end
+EPOCH_STEPS = 45_000 // 128
 START_S = 60.0  # to import, decode images and compile a row
 
 
@@ -53,8 +55,11 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     total_s, made = clock.left, size()
     options, about = list(made.overrides), "one epoch of digits, small CNNs"
     if not toy():
-        epochs = flags.FLAGS.epochs or fitting(TRAIN * total_s - START_S)
-        options.append(f"train.epochs={epochs}")
+        epochs, steps = flags.FLAGS.epochs, 0
+        if not epochs:
+            steps = fitting(TRAIN * total_s - START_S)
+            epochs = round(steps / EPOCH_STEPS, 1)
+        options.append(f"train.steps={steps}" if steps else f"train.epochs={epochs}")
         about = f"{epochs} epochs of {made.config}, ResNeXt34 (2x32), bfloat16, cosine schedule"
     places = {row: folder / "runs" / row for row in made.rows}
     lines = [f"# The deck\n\n{len(made.rows)} rows at once on one device: {about}. One seed.\n"]
@@ -110,7 +115,7 @@ def errors(run: Path) -> dict[str, str]:
 
 
 def fitting(seconds: float) -> int:
-    """How many epochs of all rows fit, by the measured plain step and the objectives' prices."""
+    """How many steps of all rows fit, by the measured plain step and the objectives' prices."""
     steps.start("ResNeXt34_2x32", 128)
     built = price.build(price.Case("ResNeXt34_2x32", 128, "bf16"), "j0")
     step = float(np.median(behind_a_queue({"j0": built.run}, 3)["j0"]))
@@ -118,8 +123,7 @@ def fitting(seconds: float) -> int:
         cost.price(row.removesuffix("_tanh"), "" if row.startswith("j0") else "attack", 128)
         for row in size().rows
     ]
-    epoch = 45_000 / 128 * step * sum(prices) / 3
-    return max(1, int(seconds / epoch))
+    return compare.fitting(seconds, step * sum(prices) / 3)
 
 
 def command(launcher: str) -> list[str]:

@@ -14,6 +14,15 @@ STRENGTHS = {
     "j2_lip": {"eps": 0.01, "lam": 0.1 / 128},
     "tikhonov": {"lam": 0.1},
     "grad_lp": {"lam": 0.1},
+    # l_inf radii and the papers' weights.
+    **{row: {"eps": 8 / 255} for row in ("pgd_at", "fgsm_rs", "n_fgsm", "free_at")},
+    "trades": {"eps": 8 / 255, "beta": 6.0},
+    "mart": {"eps": 8 / 255, "beta": 5.0},
+    "grad_align": {"eps": 8 / 255, "lam": 0.2},
+    "elle": {"eps": 8 / 255, "lam": 5000.0},
+    "cure": {"eps": 1.5 / 3072**0.5, "lam": 4.0},  # h is a Euclidean length
+    "llr": {"eps": 8 / 255, "lam": 4.0, "mu": 3.0},
+    "jacobian": {"lam": 0.01},
 }
 CNN_STRENGTHS = STRENGTHS | {
     "j1": {"eps": 0.1 / 3072**0.5},

@@ -1,6 +1,9 @@
 """MNIST, a small convolutional network for two CPU cores.
 
 python experiments/train.py --config=experiments/configs/mnist.py:j2_lip_tanh --workdir=runs/m
+
+`ROW,lipschitz_cnn` and `ROW,lipschitz_mlp` are networks that are 1-Lipschitz by construction, made
+of the layer that `--config.model.settings.layer` names (lipreg.models.lipschitz).
 """
 
 from lipreg.runs.config import Config, base_config
@@ -14,10 +17,29 @@ STRENGTHS = {
     "grad_lp": {"lam": 0.1},
     # L0 of the 60,000 training images: lipschitz.of_data. lam is that of digits, untuned.
     "lip_excess": {"lam": 0.1, "L0": 0.417},
+    # l_inf radii. Weights are those of the papers where they do not depend on eps; untuned.
+    **{row: {"eps": 0.1} for row in ("pgd_at", "fgsm_rs", "n_fgsm", "free_at")},
+    "trades": {"eps": 0.1, "beta": 6.0},
+    "mart": {"eps": 0.1, "beta": 5.0},
+    "grad_align": {"eps": 0.1, "lam": 0.2},
+    "elle": {"eps": 0.1, "lam": 5000.0},
+    "cure": {"eps": 0.1, "lam": 4.0},
+    "llr": {"eps": 0.1, "lam": 4.0, "mu": 3.0},
+    "jacobian": {"lam": 0.01},
+}
+
+
+LIPSCHITZ = {
+    "lipschitz_cnn": ("LipschitzCNN", {"channels": (16, 32), "hidden": 128, "padding": "own"}),
+    "lipschitz_mlp": ("LipschitzMLP", {"widths": (128, 128)}),
 }
 
 
 def get_config(row: str = "j2_lip_tanh") -> Config:
+    row, _, model = row.partition(",")
+    if model not in ("", *LIPSCHITZ):
+        known = ", ".join(LIPSCHITZ)
+        raise ValueError(f"No model {model!r} after the row; choose {known}, or nothing for CNN.")
     config = base_config(row, STRENGTHS)
     config.model.name = "CNN"
     config.model.settings.update({"channels": (16, 32, 64), "batch_norm": False})
@@ -29,4 +51,10 @@ def get_config(row: str = "j2_lip_tanh") -> Config:
     config.evaluation.l1.update({"largest": 60.0, "table": 10.0})
     config.evaluation.l2.update({"largest": 6.0, "table": 1.0})
     config.evaluation.linf.update({"largest": 0.5, "table": 0.1})
+    if model:
+        config.model.name, settings = LIPSCHITZ[model]
+        config.model.activation = "own"  # MaxMin, or relu inside of a layer
+        config.model.settings = {"dtype": "float32", "layer": "aol", **settings}
+        config.train.update({"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0})
+        config.loss = "offset_cross_entropy"
     return config

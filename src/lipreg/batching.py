@@ -9,7 +9,7 @@ from jax import Array
 
 from lipreg import parallel
 
-__all__ = ["epoch_batches", "in_batches", "map_batches", "packed"]
+__all__ = ["epoch_batches", "in_batches", "map_batches", "mixed_batches", "packed"]
 
 
 class Kept(Protocol):
@@ -32,6 +32,25 @@ def epoch_batches(key: Array, n: int, batch_size: int) -> np.ndarray:
         raise ValueError(f"batch_size = {batch_size}; it must be from 1 to the {n} examples.")
     rows = np.asarray(jax.random.permutation(key, n), np.int32)
     return rows[: n // batch_size * batch_size].reshape(-1, batch_size)
+
+
+def mixed_batches(key: Array, n: int, more: int, batch_size: int, share: float) -> np.ndarray:
+    """An epoch's batches with a share of `round(share batch_size)` rows from n to n + more - 1.
+
+    Those are drawn with replacement, and stand at the end of a batch. The others are from 0 to
+    n - 1, as in `epoch_batches`, and so are the number of batches and its errors: an epoch sees so
+    many examples, and a part of the n.
+
+    >>> batches = mixed_batches(jax.random.key(0), 10, 1000, 5, 0.4)
+    >>> batches.shape, (batches >= 10).tolist()
+    ((2, 5), [[False, False, False, True, True], [False, False, False, True, True]])
+    """
+    rows, drawn = epoch_batches(key, n, batch_size), round(share * batch_size)
+    if not 0 < drawn < batch_size:
+        raise ValueError(f"share = {share}; of a batch of {batch_size}, it is {drawn} examples.")
+    to_draw = jax.random.fold_in(key, n)  # apart from the permutation
+    others = np.asarray(jax.random.randint(to_draw, (len(rows), drawn), n, n + more), np.int32)
+    return np.concatenate([rows[:, : batch_size - drawn], others], 1)
 
 
 def packed(rows: np.ndarray, batch_size: int, parts: int = 1) -> Iterator[tuple[np.ndarray, int]]:

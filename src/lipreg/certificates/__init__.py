@@ -14,6 +14,7 @@ from lipreg.certificates.constants import (
     Certificate,
     first_order,
     loss_lipschitz,
+    margin_last_layer,
     margin_lipschitz,
 )
 from lipreg.certificates.curvature import largest_curvature, second_order
@@ -25,6 +26,7 @@ __all__ = [
     "interval_bound",
     "largest_curvature",
     "loss_lipschitz",
+    "margin_last_layer",
     "margin_lipschitz",
     "margin_local",
     "second_order",

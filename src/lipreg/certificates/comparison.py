@@ -77,7 +77,7 @@ def compare(
     certificates = {}
     progress("global bound")
     everywhere = lipschitz(logits_fn, x[:1], bounds=bounds)
-    loss_constant = Constant(float(everywhere.margins.max()), "certified")
+    loss_constant = Constant(float(everywhere.margins.max()), everywhere.kind)
     certificates["log 2 rule, global"] = loss_lipschitz(logits_fn, x, y, constant=loss_constant)
     everywhere = everywhere._replace(margins=everywhere.margins[0])
     certificates["margin, global"] = margin_lipschitz(logits_fn, x, y, constant=everywhere)

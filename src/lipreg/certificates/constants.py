@@ -20,7 +20,13 @@ from lipreg.lipschitz.functions import Constant
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import LINF, Norm
 
-__all__ = ["Certificate", "first_order", "loss_lipschitz", "margin_lipschitz"]
+__all__ = [
+    "Certificate",
+    "first_order",
+    "loss_lipschitz",
+    "margin_last_layer",
+    "margin_lipschitz",
+]
 
 KINDS = {"exact": "certified", "certified": "certified", "estimate": "estimate"}
 ANYWHERE = (-math.inf, math.inf)
@@ -93,6 +99,42 @@ def margin_lipschitz(
         among = jnp.broadcast_to(between * value, logits.shape[:1])[:, None]
     reach = (gaps(logits, y) / among).min(1)
     return certificate(logits, jnp.minimum(eps, reach), constant.kind)
+
+
+def margin_last_layer(
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    w: ArrayLike,
+    constant: Constant,
+    eps: ArrayLike = math.inf,
+) -> Certificate:
+    """`min_{j != y} (z_y - z_j)^+ / (L ||w_y - w_j||_2)`, logits `z = W h(x) + b` (2108.04062).
+
+    `constant` is the L of h in l2, and W `[K, n]` the last layer: for a layer `h @ w`, hand in
+    `w.T`. Two rows that are near each other make up for a small margin, where `margin_lipschitz`
+    takes the same `sqrt(2) L ||W||` for all. `lipschitz` finds the margins' constants by itself;
+    this is for an L that is known, as that of a network that is 1-Lipschitz by construction.
+
+    Raises: ValueError for a constant that is not a `Constant`, negative or not a number, and for a
+    W of another shape.
+
+    >>> f, w = lambda x: x @ jnp.eye(2), np.eye(2)
+    >>> x, y = jnp.array([[1.0, 0.0]]), jnp.array([0])
+    >>> constant = Constant(1.0, "exact")
+    >>> margin_last_layer(f, x, y, w=w, constant=constant).radius.round(3)  # 1 / sqrt(2)
+    Array([0.707], dtype=float32)
+    """
+    value = float(checked_value("margin_last_layer", constant, Constant))
+    classes, rows = checked_logits(logits_fn, x, y).shape[1], np.asarray(w, np.float64)
+    if rows.ndim != 2 or len(rows) != classes:
+        raise ValueError(f"W has shape {list(rows.shape)}; want a matrix [{classes}, n].")
+    between = np.linalg.norm(rows[:, None] - rows[None], axis=2) * value
+    # Rounded up to the type of x.
+    margins = jnp.asarray(between * (1 + 4 * float(jnp.finfo(x.dtype).eps)), x.dtype)
+    found = LipschitzBound(jnp.zeros(()), margins, constant.kind)
+    return margin_lipschitz(logits_fn, x, y, constant=found, eps=eps)
 
 
 def first_order(logits_fn: LogitsFn, x: Array, y: Array, *, constant: Constant) -> Certificate:

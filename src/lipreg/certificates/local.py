@@ -51,21 +51,21 @@ def margin_local(
 
     bound_at = bounder(logits_fn, x, bounds=bounds, y=y)
 
-    def reach(eps: ArrayLike) -> Array:
+    def reach(eps: ArrayLike) -> Certificate:
         bound = bound_at(eps)
         radii = gaps(logits, y) / others(bound.margins, y)
-        radius = certificate(logits, radii.min(1), bound.kind).radius
-        return jnp.minimum(radius, diameter)
+        found = certificate(logits, radii.min(1), bound.kind)
+        return found._replace(radius=jnp.minimum(found.radius, diameter))
 
-    low = reach(math.inf)
-    high = reach(low)
+    low, kind = reach(math.inf)
+    high = reach(low).radius
     # The far end first: if no unit changes up to there, it is the answer.
     for share in (1.0, *[0.5] * steps):
         eps = low + share * (high - low)
-        proved = reach(eps)
+        proved = reach(eps).radius
         low = jnp.maximum(low, jnp.minimum(eps, proved))
         high = jnp.minimum(high, jnp.maximum(eps, proved))
-    return Certificate(low, "certified")
+    return Certificate(low, kind)
 
 
 def interval_bound(

@@ -14,19 +14,24 @@ from lipreg.datasets.memory import (
     load,
     part,
     size,
+    training,
     wrong_labels,
 )
+from lipreg.datasets.mixed import Mixture, mixture
 
 __all__ = [
     "NAMES",
     "SPLITS",
     "Dataset",
+    "Mixture",
     "augment",
     "check",
     "check_split",
     "load",
+    "mixture",
     "part",
     "size",
     "to_unit",
+    "training",
     "wrong_labels",
 ]

@@ -17,9 +17,10 @@ import numpy as np
 
 from lipreg.doors import named, told
 
-__all__ = ["NAMES", "is_outside", "load"]
+__all__ = ["NAMES", "is_outside", "load", "training"]
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+GENERATED = ("image", "label")  # in the files that 2302.04638 published
 
 
 def is_outside(name: str) -> bool:
@@ -35,58 +36,95 @@ def load(name: str, *, dir: str = "", bounds: tuple[float, float] = (0.0, 1.0)) 
 
     Raises: ValueError, in one line, for what is missing or not as above.
     """
+    return _checked(name, *_place(name, dir), _finite(bounds))
+
+
+def training(
+    name: str, *, dir: str = "", bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """x_train and y_train alone, checked as by `load`; a file may call them image and label."""
+    return _checked_training(name, *_place(name, dir), _finite(bounds))
+
+
+def _finite(bounds: tuple[float, float]) -> tuple[float, float]:
     lower, upper = bounds
     if not -np.inf < lower < upper < np.inf:
         raise ValueError(f"bounds = {bounds}; they must be two finite numbers, the lower first.")
-    bounds = lower, upper
+    return lower, upper
+
+
+def _place(name: str, dir: str) -> tuple[str, int]:
+    """A file's path, and when it was changed; "" and 0 for a function."""
     if not name.endswith(".npz"):
-        return _checked(name, "", 0, bounds)
+        return "", 0
     path = Path(dir) / name
     if not path.is_file():
         raise ValueError(f"No data set {name!r}: there is no file {path.absolute()}.")
-    return _checked(name, str(path), path.stat().st_mtime_ns, bounds)
+    return str(path), path.stat().st_mtime_ns
 
 
 # One set is kept, like one split of the others; a file that has changed is read again.
 @lru_cache(maxsize=1)
 def _checked(name: str, path: str, changed: int, bounds: tuple[float, float]) -> dict[str, Any]:
-    given = _file(path) if path else _returned(name)
+    given = _given(name, path, (*NAMES, "names"))
     for key in NAMES:
         if key not in given:
             raise ValueError(f"{name} has no {key}; it must have {', '.join(NAMES)}.")
     arrays = {}
-    for split in ("train", "test"):
-        x = _inputs(f"{name}: x_{split}", np.asarray(given[f"x_{split}"]), bounds)
-        y = _classes(f"{name}: y_{split}", np.asarray(given[f"y_{split}"]))
-        if len(x) != len(y) or not len(x):
-            raise ValueError(
-                f"{name} has {len(x)} x_{split} and {len(y)} y_{split}; it must have one class for "
-                "each example, and an example."
-            )
-        arrays |= {f"x_{split}": x, f"y_{split}": y}
-    first, second = (arrays[f"x_{split}"] for split in ("train", "test"))
+    for x, y in (NAMES[:2], NAMES[2:]):
+        arrays[x], arrays[y] = _pair(name, given, x, y, bounds)
+    first, second = arrays["x_train"], arrays["x_test"]
     if (first.shape[1:], first.dtype) != (second.shape[1:], second.dtype):
         raise ValueError(
             f"{name} has x_train {first.dtype}{list(first.shape)} and x_test "
             f"{second.dtype}{list(second.shape)}; they must differ in their number alone."
         )
-    for array in arrays.values():
-        array.flags.writeable = False  # a view of its own: what was returned stays as it is
     classes = 1 + max(arrays[f"y_{split}"].max() for split in ("train", "test"))
-    return arrays | {"names": _names(name, given, classes)}
+    return arrays | {"names": _class_names(name, given, classes)}
 
 
-def _names(what: str, given: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+def _class_names(what: str, given: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     names = tuple(map(str, given.get("names", ())))
     if names and len(names) < classes:
         raise ValueError(f"{what} has {len(names)} names for {classes} classes.")
     return names
 
 
-def _file(path: str) -> Mapping[str, Any]:
+@lru_cache(maxsize=1)
+def _checked_training(
+    name: str, path: str, changed: int, bounds: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    given = _given(name, path, (*NAMES[:2], *GENERATED))
+    for x, y in (NAMES[:2], GENERATED):
+        if x in given and y in given:
+            return _pair(name, given, x, y, bounds)
+    raise ValueError(f"{name} has no x_train and y_train, and no image and label.")
+
+
+def _given(name: str, path: str, names: tuple[str, ...]) -> Mapping[str, Any]:
+    return _file(path, names) if path else _returned(name)
+
+
+def _pair(
+    name: str, given: Mapping[str, Any], x: str, y: str, bounds: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and classes by these names, checked and read-only."""
+    inputs = _inputs(f"{name}: {x}", np.asarray(given[x]), bounds)
+    classes = _classes(f"{name}: {y}", np.asarray(given[y]))
+    if len(inputs) != len(classes) or not len(inputs):
+        raise ValueError(
+            f"{name} has {len(inputs)} {x} and {len(classes)} {y}; it must have one class for "
+            "each example, and an example."
+        )
+    for array in (inputs, classes):
+        array.flags.writeable = False  # a view of its own: what was returned stays as it is
+    return inputs, classes
+
+
+def _file(path: str, names: tuple[str, ...]) -> Mapping[str, Any]:
     try:
         with np.load(path) as file:
-            return {name: file[name] for name in (*NAMES, "names") if name in file}
+            return {name: file[name] for name in names if name in file}
     except Exception as error:  # whatever a broken file, or a pickled object, makes of NumPy
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read: {why}") from error

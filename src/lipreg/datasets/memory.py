@@ -21,6 +21,7 @@ __all__ = [
     "load",
     "part",
     "size",
+    "training",
     "wrong_labels",
 ]
 
@@ -117,6 +118,19 @@ def _outside(name: str, split: str, dir: str, bounds: tuple[float, float]) -> Da
     return Dataset(given[f"x_{split}"], y, len(names) or classes, names)
 
 
+def training(
+    name: str, *, dir: str | os.PathLike[str] = "", bounds: tuple[float, float] = (0.0, 1.0)
+) -> Dataset:
+    """All examples of the official training split, with names, errors and options as for `load`.
+
+    Of an outsider's arrays, those of the test split need not be there.
+    """
+    if not arrays.is_outside(name):
+        return _official(name, "train", prepared.folder(dir))
+    x, y = arrays.training(name, dir=os.fspath(dir), bounds=bounds)
+    return Dataset(x, y, 1 + int(y.max()))
+
+
 def check_split(split: str, validation: float) -> None:
     """ValueError for an unknown split, and for a fraction to hold out that is not in (0, 1)."""
     if split not in SPLITS:
@@ -136,8 +150,8 @@ def part(n: int, split: str, *, seed: int, validation: float) -> np.ndarray:
     return rows[:held_out] if split == "validation" else rows[held_out:]
 
 
-# One split is kept: `train` and `validation` share one, and decoding it takes seconds.
-@lru_cache(maxsize=1)
+# Decoding a split takes seconds; `train` and `validation` share one.
+@lru_cache(maxsize=2)
 def _official(name: str, split: str, dir: str) -> Dataset:
     dataset = _digits(split) if name == "digits" else _prepared(name, split, dir)
     dataset.x.flags.writeable = dataset.y.flags.writeable = False  # the cache's own
@@ -189,5 +203,5 @@ def wrong_labels(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset
 
 
 def size(dataset: Any) -> int:
-    """The number of examples of a `Dataset`, whose len is that of a tuple, or of a `Stream`."""
+    """The examples of an epoch: those of a `Dataset`, or the len of a `Mixture` or `Stream`."""
     return len(dataset.y) if isinstance(dataset, Dataset) else len(dataset)

@@ -5,6 +5,7 @@ the first two certify anything.
 """
 
 from lipreg.lipschitz.data import DataConstant, of_data, worst_pairs
+from lipreg.lipschitz.declared import declare
 from lipreg.lipschitz.functions import (
     Constant,
     Pairs,
@@ -20,6 +21,7 @@ __all__ = [
     "DataConstant",
     "Pairs",
     "ascended_pairs",
+    "declare",
     "gradient_norms",
     "of_data",
     "of_function",

@@ -26,6 +26,7 @@ __all__ = [
     "largest",
     "length",
     "most",
+    "negative",
     "outward",
     "plus",
     "product",

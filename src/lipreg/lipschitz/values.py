@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, cast
 
 import jax
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lipreg.lipschitz import ellipsoids
+from lipreg.lipschitz.ellipsoids import Ellipsoid
 from lipreg.lipschitz.slopes import (
     AFFINE,
     ANY,
@@ -25,7 +27,55 @@ from lipreg.lipschitz.slopes import (
     upper,
 )
 
-__all__ = ["Root", "Value", "bound", "evaluate", "settle"]
+__all__ = [
+    "Comparison",
+    "Linear",
+    "Root",
+    "Value",
+    "bound",
+    "entries",
+    "evaluate",
+    "numbers",
+    "part_of",
+    "settle",
+    "steepest",
+]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Linear:
+    """How a root was made: by a matrix `[m, n]` or a kernel `[O, I, ...]`.
+
+    Attributes:
+      source: the root that it was made from, as the origin and the index that `entries` returns;
+        None where entries of the origin cannot be told apart.
+      lip: of that root's w.
+      norm: `norm(c)` is a bound of `||diag(c) A||_2`.
+      place: a kernel's, for each side: how far the image is padded before its first entry, and the
+        period at which it wraps around, 0 where it does not.
+      channel: the axis of a kernel's outputs.
+    """
+
+    source: tuple["Root", np.ndarray] | None
+    lip: Array
+    weight: Array
+    norm: Callable[[Array], Array]
+    place: tuple[tuple[int, int], ...] | None = None
+    channel: int = 0
+
+    def by_output(self, values: Array, choose: Callable) -> Array:
+        """`[O]`, the least or largest of each output's values, as `choose` says."""
+        if self.place is None:
+            return values.reshape(-1)
+        return choose(jnp.moveaxis(values, self.channel, 0).reshape(len(self.weight), -1), axis=1)
+
+    def to_output(self, values: Array, like: Array) -> Array:
+        """`[O]` in the shape of the root."""
+        if self.place is None:
+            return values.reshape(like.shape)
+        sides = [1] * like.ndim
+        sides[self.channel] = -1
+        return jnp.broadcast_to(values.reshape(sides), like.shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,8 +83,13 @@ class Root:
     """w in `box`, `dw = slope * dh`, `||dh|| <= lip ||dx||`, `|dh_i| <= rows_i ||dx||`.
 
     A matrix or convolution also has `norm(c)`, a bound of `||diag(c) dh|| / ||dx||` for constants
-    `c >= 0`, which replaces lip; a matrix has `matrix`, with `dh = matrix u` and `||u|| <= ||dx||`.
-    Their slope is 1.
+    `c >= 0`, which replaces lip, and `linear`; their slope is 1. The root that is settled next has
+    `units`: that root and the slope of w in it. `ellipsoid` is one of dw. `squares` is the root
+    whose squares were added, and how often each of them.
+
+    What was cut out of another root, its `whole`, knows where: `dh_i = dh_whole[index_i]`, or 0 for
+    index -1. So pieces that are put together again are one vector, which counts once. If w, too,
+    was only moved, `origin` is the root that it was taken from.
     """
 
     box: Box
@@ -43,7 +98,13 @@ class Root:
     lip: Any  # None beside norm
     rows: Array
     norm: Callable[[Array], Array] | None = None
-    matrix: Array | None = None
+    ellipsoid: Ellipsoid | None = None
+    linear: Linear | None = None
+    units: tuple["Root", Box] | None = None
+    squares: tuple["Root", int] | None = None
+    whole: "Root | None" = None
+    index: np.ndarray | None = None
+    origin: "Root | None" = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,6 +139,51 @@ class Value:
         """The affine value that the nonlinear operations set out from."""
         return self if self.affine else self.sources[0].start
 
+    # Once per value, so that whatever is made of it knows that it is the same.
+    @cached_property
+    def bound(self) -> tuple[Box, Box, Box]:
+        return _bound(self)
+
+    @cached_property
+    def settled(self) -> Root:
+        return _settle(self)
+
+
+def entries(root: Root) -> tuple[Root, np.ndarray] | None:
+    """The root whose w was moved to make this one, itself if need be, and where its entries are.
+
+    None for an origin that has one entry of its whole twice.
+    """
+    origin, (_, index) = root.origin or root, part_of(root)
+    _, all_of_them = part_of(origin)
+    return (origin, index) if len(np.unique(all_of_them)) == all_of_them.size else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """`larger > smaller`, or `>=`, of values of two roots: all that a `where` can do with it is
+    choose between the two."""
+
+    larger: Value
+    smaller: Value
+
+
+def bound(value: Value) -> tuple[Box, Box, Box]:
+    """Boxes of the value and its slope, and of the slope of the affine part that comes first."""
+    return value.bound
+
+
+def settle(value: Value) -> Root:
+    """The value as a root of its own, bounded now."""
+    return value.settled
+
+
+def part_of(root: Root) -> tuple[Root, np.ndarray]:
+    """The whole that a root is a part of, itself if need be, and where."""
+    if root.whole is None or root.index is None:
+        return root, np.arange(root.rows.size).reshape(root.rows.shape)
+    return root.whole, root.index
+
 
 def evaluate(value: Value, box: Box, seen: dict | None = None) -> tuple[Box, Box]:
     """Boxes of the value and of its slope in the root, for roots in `box`."""
@@ -102,53 +208,105 @@ _TAIL = 4 * 1.2 ** np.arange(1, 44)
 EDGES = np.concatenate([[-np.inf], -_TAIL[::-1], np.arange(-64, 65) / 16, _TAIL, [np.inf]])
 
 
-def bound(value: Value) -> tuple[Box, Box, Box]:
-    """Boxes of the value and its slope, and of the slope of the affine part that comes first."""
+def _bound(value: Value) -> tuple[Box, Box, Box]:
     box, start = value.root.box, value.start
     zero = jnp.zeros_like(box[0])
     shift, scale = evaluate(start, (zero, zero))
     if not value.tangled:
         return *evaluate(value, box), scale
+    ((values, slopes),), _ = _by_cells([value], start, shift, scale)
+    return values, slopes, scale
+
+
+def steepest(values: list[Value]) -> Array:
+    """`max (sum_k slope_k^2)^(1/2)` of several values of one root, at the same place.
+
+    `relu(w)` and `relu(-w)` have slope 1 where the other has 0.
+    """
+    root, start = values[0].root, values[0].start
+    zero = jnp.zeros_like(root.box[0])
+    return _by_cells(values, start, *evaluate(start, (zero, zero)))[1]
+
+
+def _by_cells(
+    values: list[Value], start: Value, shift: Box, scale: Box
+) -> tuple[list[tuple[Box, Box]], Array]:
+    """Boxes and slopes of each value and the length of their slopes, from cell to cell."""
+    box = start.root.box
     least, greatest = evaluate(start, box)[0]
 
-    def cell(hull: tuple[Box, Box], edges: Array) -> tuple[tuple[Box, Box], None]:
-        """The hull widened by one cell: its values and slopes, and the jump, if any, at its end."""
+    def cell(hulls: Any, edges: Array) -> tuple[Any, None]:
+        """The hulls widened by one cell: values and slopes, and the jump, if any, at its end."""
         begin, end = (jnp.clip(edge, least, greatest) for edge in edges)
         # Cells divide the affine part, not the root: there kinks lie exactly on edges.
         parts = jax.tree.map(lambda *v: jnp.stack(v), (begin, end), (end, end))
-        values, slopes = jax.vmap(within)(parts)
         # A cell outside of the box is clipped to a point, whose only slope is that of a jump.
         empty = (begin == end) & (least < greatest)
-        inner = jnp.where(empty, jnp.inf, slopes[0][0]), jnp.where(empty, -jnp.inf, slopes[1][0])
-        ends = (jnp.where(jnp.isfinite(s[1]), i, s[1]) for s, i in zip(slopes, inner, strict=True))
-        now = (values[0].min(0), values[1].max(0)), tuple(ends)
+        found, sizes = [], []
+        for values, slopes in jax.vmap(within)(parts):
+            low, high = (
+                jnp.where(jnp.isfinite(s[1]), jnp.where(empty, nothing, s[0]), s[1])
+                for s, nothing in zip(slopes, (jnp.inf, -jnp.inf), strict=True)
+            )
+            found.append(((values[0].min(0), values[1].max(0)), (low, high)))
+            sizes.append(jnp.where(low <= high, most((low, high)), 0.0))
         widen = lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))
-        return (widen(hull[0], now[0]), widen(hull[1], now[1])), None
+        hulls, longest = hulls
+        widened = [
+            (widen(a[0], b[0]), widen(a[1], b[1])) for a, b in zip(hulls, found, strict=True)
+        ]
+        size = jnp.sqrt(sum(jnp.square(s) for s in sizes))
+        return (widened, jnp.maximum(longest, upper(size))), None
 
-    def within(part: Box) -> tuple[Box, Box]:
+    def within(part: Box) -> list[tuple[Box, Box]]:
         low, high = divide(plus(part, (-shift[1], -shift[0])), scale)
         # A constant affine part has the same value at every root.
         moves = (scale[0] > 0) | (scale[1] < 0)
         low = jnp.where(moves, jnp.clip(low, *box), box[0])
         high = jnp.where(moves, jnp.clip(high, *box), box[1])
-        return evaluate(value, (low, high), {start: (part, scale)})
+        seen = {start: (part, scale)}
+        return [evaluate(value, (low, high), seen) for value in values]
 
     pairs = jnp.asarray(np.stack([EDGES[:-1], EDGES[1:]], 1), box[0].dtype)
     nothing = jnp.full_like(box[0], jnp.inf), jnp.full_like(box[0], -jnp.inf)
-    (values, slopes), _ = jax.lax.scan(cell, (nothing, nothing), pairs)
-    return values, slopes, scale
+    begin = [(nothing, nothing) for _ in values], jnp.zeros_like(box[0])
+    (hulls, longest), _ = jax.lax.scan(cell, begin, pairs)
+    return hulls, longest
 
 
-def settle(value: Value) -> Root:
-    """The value as a root of its own, bounded now."""
+def _settle(value: Value) -> Root:
     root = value.root
+    if value.rule is None and root.norm is None:
+        return root
     box, slope, scale = bound(value)
     centre = root.centre and evaluate(value, root.centre)[0]
+    inside = None
+    if root.ellipsoid is not None:
+        low, high = (end.reshape(-1) for end in slope)
+        inside = ellipsoids.through_units(low, high, root.ellipsoid)
     if root.norm is None:
-        return Root(box, centre, product(slope, root.slope), root.lip, root.rows)
+        whole, index = part_of(root)
+        slope = product(slope, root.slope)
+        found = Root(box, centre, slope, root.lip, root.rows, ellipsoid=inside)
+        return dataclasses.replace(found, whole=whole, index=index)
     # The affine part joins the weights before it, the rest waits for the weights after it.
     unit = most(scale)
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
     rows = unit * root.rows
     lip = jnp.minimum(upper(root.norm(unit)), length(rows))
-    return Root(box, centre, product(slope, outward((1 / unit, 1 / unit))), lip, rows)
+    units, slope = (root, slope), product(slope, outward((1 / unit, 1 / unit)))
+    return Root(box, centre, slope, lip, rows, ellipsoid=inside, units=units)
+
+
+def numbers(root: Root) -> Root:
+    """Bounds that are NaN, as from `inf - inf`, become infinite."""
+    centre = root.centre and outward(root.centre, 0.0)
+    lip = None if root.lip is None else upper(root.lip)
+    return dataclasses.replace(
+        root,
+        box=outward(root.box, 0.0),
+        centre=centre,
+        slope=outward(root.slope, 0.0),
+        lip=lip,
+        rows=upper(root.rows),
+    )

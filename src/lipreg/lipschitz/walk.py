@@ -13,31 +13,39 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
 from lipreg import convolution
-from lipreg.lipschitz import mixing
-from lipreg.lipschitz.slopes import CONDITIONS, ELEMENTWISE, Box, largest, most, outward, upper
-from lipreg.lipschitz.values import Root, Value, bound, settle
+from lipreg.lipschitz import convolutions, joint, mixing, residuals
+from lipreg.lipschitz.declared import declared
+from lipreg.lipschitz.kinds import (
+    CALLS,
+    COMPARED,
+    EXTREMES,
+    JOINS,
+    RANDOM,
+    ROUNDED,
+    RULES,
+    SAME,
+    SUMS,
+    WEIGHTED,
+)
+from lipreg.lipschitz.platforms import platforms
+from lipreg.lipschitz.slopes import (
+    CONDITIONS,
+    ELEMENTWISE,
+    Box,
+    largest,
+    most,
+    outward,
+    times,
+    upper,
+)
+from lipreg.lipschitz.values import Comparison, Root, Value, numbers, settle
 from lipreg.tracing import primitives
 
 __all__ = ["walk", "walk_from"]
-
-MOVES = {"broadcast_in_dim", "copy", "copy_p", "dynamic_slice", "gather", "name", "pad", "reshape"}
-MOVES |= {"rev", "slice", "split", "squeeze", "tile", "transpose"}
-JOINS = {"concatenate": (jnp.concatenate, "dimension"), "stack": (jnp.stack, "axis")}
-SUMS = {"reduce_sum", "reduce_window_sum"}
-EXTREMES = {"reduce_max": 1, "reduce_window_max": 1, "reduce_min": -1, "reduce_window_min": -1}
-WEIGHTED = {"dot_general", "conv_general_dilated"}
-SAME = {"convert_element_type", "stop_gradient"}  # once steps have been refused
-CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
-RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
-RULES = {*ELEMENTWISE, *MOVES, *JOINS, *SUMS, *EXTREMES, *WEIGHTED, *SAME}
-# These return some of the numbers that they are given, so do not round.
-CHOICES = {"abs", "clamp", "max", "min", "neg", "select_n", "sign", *CONDITIONS, *EXTREMES}
-ROUNDED = RULES - {*CHOICES, *MOVES, *JOINS, *SAME}
 
 
 def walk_from(traced: ClosedJaxpr, constants: Any, centre: Array | None, box: Box, eps: Any) -> Any:
@@ -46,11 +54,13 @@ def walk_from(traced: ClosedJaxpr, constants: Any, centre: Array | None, box: Bo
     ones = jnp.ones_like(box[0])
     centres = None if centre is None else (centre[None], centre[None])
     root = Root(box, centres, (ones, ones), jnp.ones((), ones.dtype), ones)
-    return walk(traced.jaxpr, constants, [Value(root)], eps)[0]
+    return walk(traced.jaxpr, constants, [Value(root)], eps, {})[0]
 
 
-def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
-    known = {v: _typed(c, v) for v, c in zip(jaxpr.constvars, constants, strict=True)}
+def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any, seen: dict) -> list:
+    """The outputs. `seen` are operations, with what was made of the same arguments before."""
+    pairs = zip(jaxpr.constvars, constants, strict=True)
+    known: dict[Any, Any] = {v: _typed(c, v) for v, c in pairs}
     known.update(zip(jaxpr.invars, args, strict=True))
 
     def read(v: Any) -> Any:
@@ -60,17 +70,19 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
         name, inputs = eqn.primitive.name, [read(v) for v in eqn.invars]
         if name in RANDOM:
             _refuse_noise(name)
-        moving = any(isinstance(a, Value) for a in inputs)
+        moving = any(isinstance(a, (Value, Comparison)) for a in inputs)
         if eqn.params.get("branches_platforms") and moving:
-            outputs = _platforms(eqn.params["branches"], inputs[1:], eps)
+            outputs = platforms(walk, eqn.params["branches"], inputs[1:], eps, seen)
+        elif moving and declared(eqn):
+            outputs = [Value(_trimmed(_declared(eqn, inputs), eps))]
         elif name in CALLS:
             inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-            outputs = walk(inner.jaxpr, inner.consts, inputs, eps)
+            outputs = walk(inner.jaxpr, inner.consts, inputs, eps, seen)
         elif eqn.primitive is convolution.partial_p and moving:
             form = partial(convolution.in_lax, **eqn.params)
             inner = jax.make_jaxpr(form)(*(v.aval for v in eqn.invars))
-            outputs = walk(inner.jaxpr, inner.consts, inputs, eps)
+            outputs = walk(inner.jaxpr, inner.consts, inputs, eps, seen)
         elif not moving:
             for noise in RANDOM & primitives(eqn):
                 _refuse_noise(noise)
@@ -78,7 +90,7 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any) -> list:
         elif name == "ne" and eqn.invars[0] is eqn.invars[1]:
             outputs = [jnp.zeros(eqn.outvars[0].aval.shape, bool)]  # isnan: false
         else:
-            outputs = _step(eqn, inputs, eps)
+            outputs = _once(eqn, inputs, eps, seen)
         known.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -119,14 +131,33 @@ def _refuse_steps(eqn: Any) -> None:
         raise ValueError(f"No bound for {name!r} in {dtype} of a value that depends on x: {why}.")
 
 
-def _step(eqn: Any, inputs: list, eps: Any) -> list:
+def _once(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
+    """`_step`, once for the same operation on the same values: `x[:, 1:]` twice is one value."""
+    pairs = zip(eqn.invars, inputs, strict=True)
+    given = [("literal", str(v.val)) if isinstance(v, Literal) else id(a) for v, a in pairs]
+    key = eqn.primitive, *sorted(eqn.params.items()), *given
+    try:
+        known = key in seen
+    except TypeError:  # a parameter without a hash
+        return _step(eqn, inputs, eps, seen)
+    if not known:
+        seen[key] = _step(eqn, inputs, eps, seen), inputs  # whose ids last as long as they do
+    return seen[key][0]
+
+
+def _step(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
     """One primitive of which at least one argument depends on x."""
     name = eqn.primitive.name
+    if any(isinstance(a, Comparison) for a in inputs):
+        return [_chosen(name, inputs, eps, seen)]
     sources = [a for a in inputs if isinstance(a, Value)]
     if name not in RULES or (len(sources) > 1 and name not in {*ELEMENTWISE, *JOINS}):
         what = "several values that depend" if len(sources) > 1 else "a value that depends"
         rules = ", ".join(sorted(RULES))
-        raise ValueError(f"No bound for {name!r} of {what} on x; there are rules for {rules}.")
+        raise ValueError(
+            f"No bound for {name!r} of {what} on x: lipreg.lipschitz.declare the constant of a "
+            f"function around it, or use what has a rule: {rules}."
+        )
     _refuse_steps(eqn)
     if name in SAME:
         return inputs
@@ -139,19 +170,51 @@ def _step(eqn: Any, inputs: list, eps: Any) -> list:
         rule = partial(rule, y=eqn.params["y"]) if name == "integer_pow" else rule
         args = [a if isinstance(a, Value) else a.astype(dtype) for a in args]
         root = sources[0].root
+        if name == "sqrt" and root.squares and sources[0].affine:
+            return [Value(_trimmed(numbers(joint.root_of_squares(sources[0], rule)), eps))]
         if all(v.root is root for v in sources) and root.rows.shape == shape:
             return [Value(root, name, rule, tuple(args))]
         # Where a condition switches can be located along one root only.
+        if name in COMPARED and len(sources) == 2:
+            return [Comparison(*(sources if name in ("gt", "ge") else reversed(sources)))]
         if name in CONDITIONS or (name == "select_n" and isinstance(args[0], Value)):
             raise ValueError(f"No bound for {name!r} of several values that depend on x.")
-        roots = [mixing.combine(rule, args, shape)]
+        roots = [_combined(name, rule, args, shape, seen)]
     elif name in JOINS:
-        join, axis = JOINS[name]
-        pieces = partial(join, axis=eqn.params[axis])
-        roots = [mixing.concatenate(pieces, args)]
+        roots = [joint.concatenate(name, eqn.params[JOINS[name]], args)]
     else:
-        roots = _mix(eqn, args)
-    return [Value(_trimmed(_numbers(root), eps)) for root in roots]
+        roots = _mix(eqn, args, seen)
+    return [Value(_trimmed(numbers(root), eps)) for root in roots]
+
+
+def _declared(eqn: Any, inputs: list) -> Root:
+    """`||dv|| <= constant ||dw||`; v itself may be anything."""
+    *constants, value = inputs
+    constant, _ = declared(eqn) or (jnp.inf, "")
+    if not isinstance(value, Value) or any(isinstance(a, (Value, Comparison)) for a in constants):
+        raise ValueError("No bound for a declared function whose parameters depend on x.")
+    root = settle(value)
+    shape, dtype = eqn.outvars[0].aval.shape, root.rows.dtype
+    lip = constant * times(root.lip, largest(most(root.slope)))
+    ends = jnp.full(shape, -jnp.inf, dtype), jnp.full(shape, jnp.inf, dtype)
+    return joint.plain(ends, root.centre and ends, lip, jnp.full(shape, lip))
+
+
+def _combined(name: str, rule: Any, args: list, shape: tuple[int, ...], seen: dict) -> Root:
+    root = joint.combine(name, rule, args, shape, seen)
+    lip = residuals.symmetric(name, args)
+    return root if lip is None else dataclasses.replace(root, lip=jnp.minimum(upper(root.lip), lip))
+
+
+def _chosen(name: str, inputs: list, eps: Any, seen: dict) -> Value:
+    """`where(a > b, a, b)` is the maximum, `where(a > b, b, a)` the minimum."""
+    which, *cases = inputs
+    pair = [which.smaller, which.larger] if isinstance(which, Comparison) else []
+    if name != "select_n" or not pair or not ({*map(id, cases)} == {*map(id, pair)}):
+        raise ValueError(f"No bound for {name!r} of several values that depend on x.")
+    name = "max" if cases[0] is which.smaller else "min"
+    root = joint.combine(name, ELEMENTWISE[name], cases, cases[0].root.rows.shape, seen)
+    return Value(_trimmed(numbers(root), eps))
 
 
 def _wide(params: dict, dtype: Any) -> dict:
@@ -165,23 +228,26 @@ def _wider(number: Any, dtype: Any) -> Array:
     return number.astype(dtype) if jnp.issubdtype(number.dtype, jnp.floating) else number
 
 
-def _mix(eqn: Any, args: list) -> list[Root]:
+def _mix(eqn: Any, args: list, seen: dict) -> list[Root]:
     """An operation that mixes the entries of one value; its other arguments are constants."""
     name, params = eqn.primitive.name, eqn.params
     if name in WEIGHTED:
         left = isinstance(args[0], Value)
         value, w = args if left else reversed(args)
         apply = lambda v, w: _bind(eqn, *((v, w) if left else (w, v)))[0]
-        rule = mixing.dense if name == "dot_general" else mixing.convolution
+        rule = mixing.dense if name == "dot_general" else convolutions.convolution
         return [rule(params, apply, w, settle(value), left)]
     if not isinstance(args[0], Value):
         raise ValueError(f"No bound for {name!r} with indices or filling that depend on x.")
     root = settle(args[0])
     apply = lambda v: _bind(eqn, v)[0]
     if name in SUMS:
-        return [mixing.total(params, apply, root)]
+        return [mixing.total(params, apply, args[0])]
     if name in EXTREMES:
-        return [mixing.extreme(params, apply, root, EXTREMES[name])]
+        overlap = mixing.overlap(params)
+        return [joint.extreme(params, apply, args[0], EXTREMES[name], overlap, seen)]
+    if name == "sort":
+        return [joint.ordered(params, root)]
     # Indices, or the number that is filled in, which is 0 for slopes.
     empty = [jnp.zeros_like(a) for a in args[1:]] if name == "pad" else args[1:]
     filled = eqn.replace(params={**params, "fill_value": 0}) if name == "gather" else eqn
@@ -195,21 +261,8 @@ def _mix(eqn: Any, args: list) -> list[Root]:
             return largest(back(jnp.ones_like(out))[0])
         return 1.0
 
-    return mixing.move(lambda v: _bind(eqn, v, *args[1:]), slopes, root, copies)
-
-
-def _numbers(root: Root) -> Root:
-    """Bounds that are NaN, as from `inf - inf`, become infinite."""
-    centre = root.centre and outward(root.centre, 0.0)
-    lip = None if root.lip is None else upper(root.lip)
-    return dataclasses.replace(
-        root,
-        box=outward(root.box, 0.0),
-        centre=centre,
-        slope=outward(root.slope, 0.0),
-        lip=lip,
-        rows=upper(root.rows),
-    )
+    moved = lambda v: _bind(eqn, v, *args[1:])
+    return joint.move(name, params, moved, slopes, root, copies)
 
 
 def _trimmed(root: Root, eps: Any) -> Root:
@@ -224,73 +277,3 @@ def _trimmed(root: Root, eps: Any) -> Root:
     low = jnp.minimum(jnp.maximum(root.box[0], low), root.centre[0])
     high = jnp.maximum(jnp.minimum(root.box[1], high), root.centre[1])
     return dataclasses.replace(root, box=(low, high))
-
-
-# One function in different forms for different platforms.
-
-
-def _platforms(branches: Sequence[ClosedJaxpr], args: list, eps: Any) -> list:
-    """Bounds of whichever branch is taken; only the default's where all are the same affine map.
-
-    Different affine maps differ at a random point with probability one. They are compared at three
-    points, to 1e-9.
-    """
-    outputs = [walk(b.jaxpr, b.consts, args, eps) for b in branches]
-    if len(branches) == 1:
-        return outputs[0]
-    moving = [isinstance(a, Value) for a in args]
-    alike = jnp.zeros((), bool)
-    if all(_affine(b.jaxpr, moving) for b in branches):
-        alike = jnp.stack([_agree(branches, args, seed) for seed in range(3)]).all()
-    return [
-        Value(_numbers(mixing.either(list(each), alike)))
-        if any(isinstance(a, Value) for a in each)
-        else each[-1]
-        for each in zip(*outputs, strict=True)
-    ]
-
-
-def _affine(jaxpr: Any, moving: list[bool]) -> bool:
-    """Whether the outputs are affine in the arguments that depend on x."""
-    known = {v: m for v, m in zip(jaxpr.invars, moving, strict=True) if m}
-    for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        moves = [not isinstance(v, Literal) and v in known for v in eqn.invars]
-        if not any(moves):
-            continue
-        if name in CALLS:
-            inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
-            affine = _affine(getattr(inner, "jaxpr", inner), moves)
-        elif name in WEIGHTED | {"mul"}:
-            affine = sum(moves) == 1
-        elif name == "div":
-            affine = not moves[1]
-        else:
-            affine = name in {*MOVES, *JOINS, *SUMS, *SAME, "add", "sub", "neg"}
-        if not affine:
-            return False
-        known.update(dict.fromkeys(eqn.outvars, True))
-    return True
-
-
-def _agree(branches: Sequence[ClosedJaxpr], args: list, seed: int) -> Array:
-    """Whether the branches agree at random values of the arguments that depend on x."""
-    rng = np.random.default_rng(seed)
-
-    def draw(a: Any) -> Any:
-        if not isinstance(a, Value):
-            return a
-        like = a.root.rows
-        point = jnp.asarray(rng.normal(size=like.shape), like.dtype)
-        ones = jnp.ones_like(like)
-        return Value(Root((point, point), None, (ones, ones), jnp.ones((), like.dtype), ones))
-
-    drawn = [draw(a) for a in args]
-    outputs = [walk(b.jaxpr, b.consts, drawn, None) for b in branches]
-    agree = []
-    for each in zip(*outputs, strict=True):
-        boxes = [bound(a)[0] if isinstance(a, Value) else (a, a) for a in each]
-        low = jnp.stack([box[0] for box in boxes]).min(0)
-        high = jnp.stack([box[1] for box in boxes]).max(0)
-        agree.append(largest(high - low) <= 1e-9 * largest(most((low, high))))
-    return jnp.stack(agree).all()

@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from lipreg.models.adapters import Network, functional, network
 from lipreg.models.layers import ACTIVATIONS, DTYPES, HEADS, Head, c2relu, check
+from lipreg.models.lipschitz.networks import LipschitzCNN, LipschitzMLP
 from lipreg.models.outsiders import outsider
 from lipreg.models.plain import CNN, MLP
 from lipreg.models.residual import BottleneckResNet, PreActResNet, ResNeXt
@@ -29,6 +30,8 @@ __all__ = [
     "NAMES",
     "BottleneckResNet",
     "Head",
+    "LipschitzCNN",
+    "LipschitzMLP",
     "Network",
     "PreActResNet",
     "ResNeXt",
@@ -47,13 +50,14 @@ ResNeXt34_2x32 = partial(ResNeXt, stages=(5, 5, 5), channels=(32, 64, 128), bran
 ResNet18 = partial(PreActResNet, stages=(2, 2, 2, 2), channels=(64, 128, 256, 512))
 ResNet50 = partial(BottleneckResNet, stages=(3, 4, 6, 3), channels=(256, 512, 1024, 2048))
 
-NAMES = ("CNN", "MLP", "ResNeXt34_2x32", "ResNet18", "ResNet50")
+NAMES = (
+    *("CNN", "MLP", "ResNeXt34_2x32", "ResNet18", "ResNet50"),
+    *("LipschitzCNN", "LipschitzMLP"),
+)
 
 
-def build(
-    name: str, *, classes: int, head: str = "linear", activation: str = "relu", **settings: Any
-) -> nn.Module:
-    """The model called `name`, one of `NAMES`; `settings` are its further fields.
+def build(name: str, *, classes: int, **settings: Any) -> nn.Module:
+    """The model called `name`, one of `NAMES`; `settings` are its further fields, head among them.
 
     Raises: ValueError, with the choices, for an unknown model, head, activation, dtype or field.
 
@@ -65,7 +69,7 @@ def build(
     fields = getattr(model, "func", model).__dataclass_fields__
     for setting in settings:
         check(f"field of {name}", setting, sorted(set(fields) - {"parent", "name"}))
-    return model(classes=classes, head=head, activation=activation, **settings)
+    return model(classes=classes, **settings)
 
 
 def count_parameters(params: Any) -> int:

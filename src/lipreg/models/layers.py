@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ __all__ = [
     "convolution",
     "normalised",
     "pooled",
+    "space_to_depth",
     "windows",
 ]
 
@@ -97,6 +98,12 @@ def windows(x: Array) -> Array:
     return x.reshape(batch, rows // 2, 2, columns // 2, 2, channels)
 
 
+def space_to_depth(x: Array) -> Array:
+    """2 x 2 windows as pixels, each with the channels of four; an odd last row is left out."""
+    x = windows(x).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(*x.shape[:3], -1)
+
+
 def pooled(x: Array, train: bool) -> Array:
     """The mean of 2 x 2 windows; an odd last row or column is left out.
 
@@ -154,14 +161,16 @@ class Model(nn.Module, kw_only=True):
     normalisation and the head are float32.
     """
 
+    heads: ClassVar[Any] = HEADS
+    activations: ClassVar[Any] = ACTIVATIONS
     classes: int
     head: str = "linear"
     activation: str = "relu"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        check("head", self.head, HEADS)
-        check("activation", self.activation, ACTIVATIONS)
+        check("head", self.head, self.heads)
+        check("activation", self.activation, self.activations)
         name = self.dtype if isinstance(self.dtype, str) else np.dtype(self.dtype).name
         check("dtype", name, DTYPES)
         super().__post_init__()

@@ -6,15 +6,16 @@ from functools import partial
 from flax import linen as nn
 from jax import Array
 
-from lipreg.models.layers import ACTIVATIONS, Model, convolution, normalised, pooled, windows
+from lipreg.models.layers import (
+    ACTIVATIONS,
+    Model,
+    convolution,
+    normalised,
+    pooled,
+    space_to_depth,
+)
 
 __all__ = ["BottleneckResNet", "PreActResNet", "ResNeXt"]
-
-
-def space_to_depth(x: Array) -> Array:
-    """2 x 2 windows as pixels, each with the channels of four."""
-    x = windows(x).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(*x.shape[:3], -1)
 
 
 class Residual(Model):

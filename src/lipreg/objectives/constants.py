@@ -16,6 +16,7 @@ from lipreg.objectives.contract import (
     Parts,
     ascent,
     bind,
+    logits_only,
     moved,
     value_and_grad,
     with_aux,
@@ -116,10 +117,8 @@ def lip_excess(
     Array(4., dtype=float32)
     """
     values, aux = bind(logits_fn, loss)(x, y)
-
-    def f(x: Array) -> Array:
-        out = (frozen or logits_fn)(x)
-        return output(out[0] if isinstance(out, tuple) else out)
+    still = logits_only(frozen or logits_fn)
+    f = lambda x: output(still(x))
 
     if isinstance(method, pairs):
         lip = method(f, x, norm)

@@ -19,7 +19,10 @@ __all__ = [
     "Parts",
     "ascent",
     "bind",
+    "logits_only",
+    "loss_values",
     "moved",
+    "outputs",
     "report",
     "strengths",
     "value_and_grad",
@@ -33,7 +36,8 @@ BatchLoss = Callable[[Array, Array], tuple[Array, Any]]  # of images and classes
 Parts = dict[str, Any]
 
 
-GIVEN = ("loss", "frozen", "key")  # what a training step hands to an objective by these names
+# What a training step hands to an objective by these names.
+GIVEN = ("loss", "frozen", "key", "carried")
 
 
 def strengths(objective: Callable[..., Any]) -> tuple[str, ...]:
@@ -43,19 +47,34 @@ def strengths(objective: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in required if p.name not in GIVEN)
 
 
+def outputs(logits_fn: LogitsFn, x: Array) -> tuple[Array, Any]:
+    """The logits of images, and the network's aux, None where there is none."""
+    out = logits_fn(x)
+    return out if isinstance(out, tuple) else (out, None)
+
+
+def logits_only(logits_fn: LogitsFn) -> Callable[[Array], Array]:
+    """The network as attacks take it, without its aux."""
+    return lambda x: outputs(logits_fn, x)[0]
+
+
+def loss_values(loss: Loss, logits: Array, x: Array, y: Array) -> Array:
+    """The loss of each example, `[B]`; ValueError for one that reduces its batch."""
+    values = loss(logits, y)
+    if values.shape != x.shape[:1]:
+        raise ValueError(
+            f"A loss returns one value per example, [{x.shape[0]}]; this one has shape "
+            f"{list(values.shape)}."
+        )
+    return wide(values)
+
+
 def bind(logits_fn: LogitsFn, loss: Loss) -> BatchLoss:
     """`(x, y) -> (values [B], aux)`: the loss of images; aux is None where there is none."""
 
     def evaluate(x: Array, y: Array) -> tuple[Array, Any]:
-        out = logits_fn(x)
-        logits, aux = out if isinstance(out, tuple) else (out, None)
-        values = loss(logits, y)
-        if values.shape != x.shape[:1]:
-            raise ValueError(
-                f"A loss returns one value per example, [{x.shape[0]}]; this one has shape "
-                f"{list(values.shape)}."
-            )
-        return wide(values), aux
+        logits, aux = outputs(logits_fn, x)
+        return loss_values(loss, logits, x, y), aux
 
     return evaluate
 

@@ -1,15 +1,29 @@
-"""The loss and a penalty on its gradient: `j0`, `j1`, `j2`, `tikhonov`, `grad_lp`."""
+"""The loss and a penalty on its gradient: `j0`, `j1`, `j2`, `tikhonov`, `grad_lp`; on the Jacobian
+of the logits: `jacobian`.
+"""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.contracts import at_least_one
+from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy
-from lipreg.norms import L2, LINF, Norm, lp
-from lipreg.objectives.contract import LogitsFn, Loss, Parts, bind, report, with_aux
+from lipreg.norms import L2, LINF, Norm, lp, wide
+from lipreg.objectives.contract import (
+    LogitsFn,
+    Loss,
+    Parts,
+    bind,
+    loss_values,
+    outputs,
+    report,
+    with_aux,
+)
 from lipreg.objectives.methods import Method, first_order, gradient_sizes
 
-__all__ = ["grad_lp", "j0", "j1", "j2", "tikhonov"]
+__all__ = ["grad_lp", "j0", "j1", "j2", "jacobian", "tikhonov"]
 
 
 def j0(
@@ -127,3 +141,40 @@ def grad_lp(
     values, sizes, aux = gradient_sizes(*views, x, y, norm, method)
     mean = lp(p).size(sizes[None])[0] / sizes.size ** (1 / p)
     return values.mean() + lam * mean, report(values, sizes, aux)
+
+
+def jacobian(
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    lam: ArrayLike,
+    key: Array,
+    loss: Loss = cross_entropy,
+    frozen: LogitsFn | None = None,
+    projections: int = 1,
+) -> tuple[Array, Parts]:
+    """`E[l(x) + lam/2 ||dz/dx||_F^2]`, z the logits (Hoffman, Roberts & Yaida 1908.02729).
+
+    `||dz/dx||_F^2 = K E ||v dz/dx||_2^2` over random unit vectors v of the K logits: an unbiased
+    estimate from `projections` of them for each example. The authors' lam is 0.01. Cost: 3 forward
+    units and 3 more for each projection.
+
+    >>> x, y, key = jnp.eye(2), jnp.zeros(2, int), jax.random.key(0)
+    >>> jacobian(lambda x: 3 * x, x, y, lam=2.0, key=key)[1]["jacobian"].round(4)
+    Array(18., dtype=float32)
+    """
+    del frozen  # part of the contract; the Jacobian is that of the pass that is trained
+    at_least_one("jacobian", projections=projections)
+    logits, pull, aux = jax.vjp(lambda x: outputs(logits_fn, x), x, has_aux=True)
+    keys, classes = example_keys(key, len(x)), logits.shape[1]
+    draw = jax.vmap(lambda key: jax.random.normal(key, (classes,), wide(logits).dtype))
+
+    def square(i: int) -> Array:
+        (projected,) = pull(L2.direction(draw(fold_in(keys, i))).astype(logits.dtype))
+        return jnp.square(L2.size(wide(projected)))
+
+    squares = jnp.stack([square(i) for i in range(projections)]).mean(0) * classes
+    values = loss_values(loss, logits, x, y)
+    parts = {"loss": values.mean(), "jacobian": squares.mean()}
+    return (values + lam / 2 * squares).mean(), with_aux(parts, aux)

@@ -1,6 +1,6 @@
 """What can be proved of a run, written into its folder.
 
-RUN/certificates.md, .npz           radii by rule beside the distances that attacks find
+RUN/certificates.md, .npz, .json    radii by rule beside the distances that attacks find
 """
 
 import json
@@ -18,7 +18,23 @@ from lipreg.runs import storage
 from lipreg.runs.config import label
 from lipreg.runs.experiment import Loaded
 
-__all__ = ["certify"]
+__all__ = ["certify", "proved"]
+
+
+def proved(workdir: str | Path, split: str, examples: int, step: int) -> np.ndarray | None:
+    """The largest l2 radius of each image by rules of kind "certified", `[N]`.
+
+    None for a run whose certificates are of other images or weights, or that has none.
+    """
+    path = Path(workdir) / "certificates.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    rules = [name for name, kind in record["kinds"].items() if kind == "certified"]
+    if [record[name] for name in ("split", "n", "step")] != [split, examples, step] or not rules:
+        return None
+    with np.load(path.with_suffix(".npz")) as radii:
+        return np.max([radii[name] for name in rules], 0)
 
 
 def certify(
@@ -58,4 +74,7 @@ def certify(
     arrays["attacked"] = compared.distance
     files.write_arrays(Path(workdir) / "certificates.npz", **arrays)
     files.write(Path(workdir) / "certificates.md", text)
+    kinds = {name: c.kind for name, c in compared.certificates.items()}
+    record = {"split": split, "n": examples, "step": loaded.step, "kinds": kinds}
+    files.write_json(Path(workdir) / "certificates.json", record)
     return text

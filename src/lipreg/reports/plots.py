@@ -6,6 +6,7 @@ No function touches pyplot's global state: each returns a `Figure` in the one st
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -45,6 +46,7 @@ def error_curves(
     epsilons: ArrayLike | None = None,
     marks: Sequence[float] = (),
     points: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    radii: Mapping[str, ArrayLike] | None = None,
     title: str = "",
 ) -> Figure:
     """`P(distance <= eps)` in % against eps, a line for each name: the deck's curves (A) and (B).
@@ -53,10 +55,12 @@ def error_curves(
     error, inf for a failed attack. Of several seeds the line is the mean and the band its standard
     deviation on either side. `marks` are radii to point out, those of the table, and `points`
     AutoAttack's results for some of the names, `(eps, error)` with errors in [0, 1]: markers in the
-    curve's colour. The axis ends at the last of `epsilons`, by default a little beyond the marks,
-    the points and 99 % of the finite distances.
+    curve's colour. `radii` are certified, `[N]` for some of the names: the true error lies in the
+    hatched band between the curve and `P(radius <= eps)`. The axis ends at the last of `epsilons`,
+    by default a little beyond the marks, the points and 99 % of the finite distances.
 
-    Raises: ValueError for no names, for a name without distances and for points of no curve.
+    Raises: ValueError for no names, for a name without distances and for points or radii of no
+    curve.
 
     >>> error_curves({"J0": [0.0, 0.1, 0.4]}, norm_name="l2").axes[0].get_ylabel()
     'error (%)'
@@ -65,9 +69,12 @@ def error_curves(
         raise ValueError("error_curves has no distances to draw.")
     arrays = {name: _distances(name, values, (1, 2)) for name, values in distances.items()}
     dots = {name: np.asarray(pairs, float) for name, pairs in (points or {}).items()}
-    for name, pairs in dots.items():
+    certified = {name: _distances(name, values) for name, values in (radii or {}).items()}
+    for name in (*dots, *certified):
         if name not in arrays:
-            raise ValueError(f"points of {name!r}; choose one of {', '.join(arrays)}.")
+            what = "points" if name in dots else "radii"
+            raise ValueError(f"{what} of {name!r}; choose one of {', '.join(arrays)}.")
+    for name, pairs in dots.items():
         if (
             pairs.ndim != 2
             or pairs.shape[1] != 2
@@ -77,8 +84,8 @@ def error_curves(
     if epsilons is None:
         finite = np.concatenate([values[np.isfinite(values)] for values in arrays.values()])
         farthest = np.quantile(finite, 0.99) if finite.any() else 1.0
-        radii = [eps for pairs in dots.values() for eps in pairs[:, 0]]
-        epsilons = np.linspace(0, 1.05 * max(farthest, *marks, *radii, 0), 201)
+        dotted = [eps for pairs in dots.values() for eps in pairs[:, 0]]
+        epsilons = np.linspace(0, 1.05 * max(farthest, *marks, *dotted, 0), 201)
     grid = np.asarray(epsilons, float)
     figure = Figure(figsize=(5.2, 3.6))
     axes = figure.subplots()
@@ -87,20 +94,22 @@ def error_curves(
         # The markers of a line's own are in the legend alone: those in the plot are `points`.
         own = {"marker": markers[name], "markevery": []} if name in dots else {}
         errors = [100 * np.asarray(curves.error_at(one, grid)) for one in np.atleast_2d(values)]
-        mean, (line,) = (
-            np.mean(errors, 0),
-            axes.plot([], [], label=name, **style.look(number), **own),
-        )
-        line.set_data(grid, mean)
+        mean, color = np.mean(errors, 0), style.look(number)["color"]
+        axes.plot(grid, mean, label=name, **style.look(number), **own)
         if len(errors) > 1:
             spread = np.std(errors, 0, ddof=1)
             low, high = np.clip([mean - spread, mean + spread], 0, 100)
-            axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.fill_between(grid, low, high, color=color, alpha=0.2, linewidth=0)
+        if name in certified:
+            most = np.asarray(curves.error_at(certified[name], grid))
+            axes.fill_between(grid, mean, 100 * most, **_hatched(color))
     for name, pairs in dots.items():
         color = style.look(list(arrays).index(name))["color"]
         axes.plot(pairs[:, 0], 100 * pairs[:, 1], markers[name], color=color)
     if dots:
         axes.plot([], [], "o", color="0.4", label="markers: AutoAttack")
+    if certified:
+        axes.fill_between([], [], [], label="attacked to certified", **_hatched("0.4"))
     for mark in marks:
         axes.axvline(mark, color="0.5", linewidth=0.8, linestyle="-", zorder=0)
     axes.set_xlim(grid[0], grid[-1])
@@ -111,6 +120,11 @@ def error_curves(
     _name_marks(axes, marks)
     figure.set_figheight(figure.get_figheight() + style.legend(axes))
     return figure
+
+
+def _hatched(color: str) -> dict[str, Any]:
+    """A band that is not taken for that of the seeds."""
+    return {"facecolor": "none", "edgecolor": (color, 0.4), "hatch": "////", "linewidth": 0}
 
 
 def _name_marks(axes: Axes, marks: Sequence[float]) -> None:
@@ -204,25 +218,9 @@ def pareto(errors: Mapping[str, ArrayLike], *, front: Collection[str], best: str
         )
     axes.set_xlabel("clean error (%)")
     axes.set_ylabel("error under attack (%)")
-    _name_in_margin(axes, means)
+    style.names_in_margin(axes, means)
     figure.set_figheight(figure.get_figheight() + style.legend(axes))
     return figure
-
-
-def _name_in_margin(axes: Axes, points: Mapping[str, np.ndarray]) -> None:
-    """Names on the right, evenly spaced in the order of the points' heights, each with its line."""
-    names = sorted(points, key=lambda name: points[name][1])
-    for place, name in zip(np.linspace(0, 1, len(names) + 2)[1:-1], names, strict=True):
-        axes.annotate(
-            name,
-            points[name],
-            xytext=(1.04, place),
-            textcoords="axes fraction",
-            size=8,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkB": 4},
-            zorder=0,
-        )
 
 
 @style.drawn

@@ -13,6 +13,7 @@ import numpy as np
 
 from lipreg import curves, files
 from lipreg.reports import plots
+from lipreg.reports.comparison import against_best
 from lipreg.runs import storage, sweep
 from lipreg.runs.config import Config
 
@@ -75,33 +76,19 @@ def report(
     return text, written
 
 
-def _best(errors: Mapping[str, np.ndarray]) -> tuple[str, str]:
-    """The row that is best beyond the spread, "" where there is none, and what is to be said.
-
-    The spread is one standard deviation for all rows, pooled over them: that of two or three seeds
-    alone is too small by chance in one row or another. Two rows differ where mean ± spread of the
-    one does not reach that of the other.
-    """
-    least, *others = sorted(errors, key=lambda name: errors[name].mean()) or [""]
-    if not others:
+def _best(errors: Mapping[str, Sequence[float]]) -> tuple[str, str]:
+    """The row that is best beyond the spread, "" where there is none, and what is to be said."""
+    told = against_best(errors)
+    if len(told) < 2:
         return "", "There is nothing to compare."
-    behind = round(errors[others[0]].mean() - errors[least].mean(), 9)
-    said = (
-        f"error under attack, validation split: {least}, {behind:.2g} points less than {others[0]}"
-    )
-    freedom = sum(len(seeds) - 1 for seeds in errors.values())
-    if not freedom:
-        return "", f"Least {said}. With one seed a row the spread is not known: it may be chance."
-    spread = np.sqrt(
-        sum(((seeds - seeds.mean()) ** 2).sum() for seeds in errors.values()) / freedom
-    )
-    if behind > 2 * spread:
-        return least, f"Best by {said}; seeds spread by ± {spread:.2g}."
-    within = [name for name in others if errors[name].mean() - errors[least].mean() <= 2 * spread]
-    return "", (
-        f"Least {said}. No row is best: seeds spread by ± {spread:.2g}, within which are also "
-        f"{', '.join(within)}."
-    )
+    least = next(name for name, said in told.items() if said == "best")
+    near = [name for name, said in told.items() if said == "within the spread"]
+    what = f"error under attack, validation split: {least}"
+    if any("unknown" in said for said in told.values()):
+        return "", f"Least {what}. With one seed a row the spread is not known: it may be chance."
+    if near:
+        return "", f"Least {what}. No row is best: within the spread are also {', '.join(near)}."
+    return least, f"Best by {what}; the others are beyond the spread of the seeds."
 
 
 def _front(means: Mapping[str, np.ndarray]) -> set[str]:

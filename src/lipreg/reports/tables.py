@@ -1,4 +1,5 @@
-"""Several runs in one table: the columns of 1810.00953, and AutoAttack's if all runs have them.
+"""Several runs in one table: the columns of 1810.00953, AutoAttack's and the certified error if all
+runs have them.
 
 OUT/table.md, .csv      a row for each config, mean ± standard deviation over its seeds
 OUT/curves_NORM.*        the error curves, PNG and SVG
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lipreg import curves, files
-from lipreg.reports import evaluations, plots
+from lipreg.reports import certified, evaluations, plots
 from lipreg.runs import storage
 from lipreg.runs.config import Config, differing, label
 
@@ -24,13 +25,14 @@ AUTOATTACK = ("full", "autoattack")  # the protocols that include it, the strong
 
 
 class _Run(NamedTuple):
-    """A folder's contents: the config, the evaluation, and AutoAttack's by protocol."""
+    """A folder's contents: the config, the evaluation, AutoAttack's by protocol, proved radii."""
 
     workdir: Path
     config: Config
     record: dict[str, Any]
     distances: dict[str, np.ndarray]
     robust: dict[str, dict[str, Any]]
+    radii: np.ndarray | None
 
 
 class _Wanted(NamedTuple):
@@ -95,7 +97,9 @@ def _run(workdir: Path, split: str, n: int, wanted: _Wanted) -> _Run:
         for protocol in AUTOATTACK
         if (protocol, split, n) in there
     }
-    return _Run(workdir, *evaluations.read(there[wanted.protocol, split, n]), robust)
+    config, record, distances = evaluations.read(there[wanted.protocol, split, n])
+    radii = certified.proved(workdir, split, n, record["step"])
+    return _Run(workdir, config, record, distances, robust, radii)
 
 
 def _measured(run: _Run, protocol: str | None) -> dict[str, Any]:
@@ -160,6 +164,12 @@ def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
     return columns | {"masking flags": flags}, points
 
 
+def _certified(run: _Run) -> dict[str, float]:
+    eps = run.record["settings"]["l2"]["table"]
+    (error,) = curves.error_at(np.asarray(run.radii), np.array([eps]))
+    return {f"% certified error at l2 {eps:.3g}": round(100 * float(error), 4)}
+
+
 def _rows(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
     """The runs of each row by its name: those whose configs differ only in their seeds.
 
@@ -205,7 +215,8 @@ def table(
     Runs whose configs differ only in their seeds make one row, mean ± standard deviation, and one
     curve, the mean with that band. If AutoAttack was run on all of them, on the same images, its
     errors and the number of masking flags are further columns, and its errors are points beside the
-    curves.
+    curves. If all of them were certified on these images, so are the certified error, at the
+    table's radius, and the band between attacked and certified error, in which the true one lies.
 
     Options:
       protocol: whose distances and errors these are.
@@ -227,14 +238,18 @@ def table(
         if pairs:
             raise _refusal(first.workdir, run.workdir, pairs)
     marks = _marks(first, radii or {})
-    rows, distances, marked = {}, {}, {}
+    rows, distances, marked, proved = {}, {}, {}, {}
     groups = _rows(runs)
+    sure = all(run.radii is not None for run in runs) and "l2" in first.record["norms"]
     for name, members in groups.items():
         robust = [_robust(run.robust[auto]) if auto else ({}, {}) for run in members]
         columns = [
             run.record["row"] | _errors(run, marks) | more
             for run, (more, _) in zip(members, robust, strict=True)
         ]
+        if sure:
+            proved[name] = np.concatenate([run.radii for run in members if run.radii is not None])
+            columns = [c | _certified(run) for c, run in zip(columns, members, strict=True)]
         rows[name] = {c: curves.spread([row[c] for row in columns]) for c in columns[0]}
         for norm in first.distances.keys() & first.record["norms"]:
             distances.setdefault(norm, {})[name] = np.stack([r.distances[norm] for r in members])
@@ -253,6 +268,7 @@ def table(
             norm_name=norm,
             marks=marks[norm],
             points=marked[norm] if auto else None,
+            radii=proved if norm == "l2" else None,
         )
         written += plots.save(figure, out / f"curves_{norm}")
     return text, written

@@ -29,11 +29,15 @@ from lipreg import (
     optimizers,
     training,
 )
+from lipreg.boundary import misclassified
 from lipreg.doors import called, named, told
 from lipreg.runs.checks import check
 from lipreg.runs.config import Config, objective
+from lipreg.training import overfitting
 
-__all__ = ["Parts", "Program", "network", "parts", "program"]
+__all__ = ["CLEAN", "ROBUST", "Parts", "Program", "network", "parts", "program"]
+
+CLEAN, ROBUST = "validation_error", "validation_error_pgd"  # of a report's numbers
 
 
 class Parts(NamedTuple):
@@ -46,8 +50,11 @@ class Parts(NamedTuple):
       optimizer: `number of steps -> optax.GradientTransformation`.
       augment: see `training.make_step`.
       wrong: `(logits_fn, keys, x, y) -> [B] each`, misclassified at x and under a short PGD.
-      ema: decay of the averaged weights; 0 for none.
+      gap: likewise under FGSM and under PGD-10.
+      ema: decay of the averaged weights, 0 for none, and whether they have statistics of their own.
       ramp: a strength and the fraction of training over which it grows.
+      replay: steps in a row on each batch.
+      batch_size: that of what an objective carries.
     """
 
     network: Callable[[int, tuple[int, ...]], models.Network]
@@ -56,8 +63,11 @@ class Parts(NamedTuple):
     optimizer: Callable[[int], optax.GradientTransformation]
     augment: Callable[[Array, Array], Array]
     wrong: Callable[..., dict[str, Array]]
-    ema: float
+    gap: Callable[..., dict[str, Array]]
+    ema: tuple[float, bool]
     ramp: tuple[str, float]
+    replay: int
+    batch_size: int
 
 
 class Program(NamedTuple):
@@ -67,13 +77,14 @@ class Program(NamedTuple):
       apply: the network as a function, see `models.Network`.
       init: the first state of a run, `(key of the weights, key of the steps) -> State`.
       step: see `training.make_step`.
-      wrong: that of `Parts`.
+      wrong, gap: those of `Parts`.
     """
 
     apply: training.Apply
     init: Callable[[Array, Array], training.State]
     step: Callable
     wrong: Callable[..., dict[str, Array]]
+    gap: Callable[..., dict[str, Array]]
 
 
 def parts(config: Config) -> Parts:
@@ -88,28 +99,47 @@ def parts(config: Config) -> Parts:
 
 @lru_cache(maxsize=64)
 def _parts(config: Config) -> Parts:
-    d, t, pgd = config.data, config.train, config.report.pgd
-    norm = norms.by_name(pgd.norm)
-
-    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
-        x_adv = attacks.pgd(
-            keys, logits_fn, x, y, pgd.eps, norm=norm, steps=pgd.steps, bounds=d.bounds
-        )
-        distances = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=d.bounds)
-        return {"validation_error": distances == 0, "validation_error_pgd": distances < jnp.inf}
-
+    d, t = config.data, config.train
+    wrong, gap = _wrong(FrozenConfigDict(config.report.pgd), d.bounds)
     made = Parts(
         network(config),
         bound_objective(config),
         _loss(config.loss),
         partial(_optimizer, t),
         partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
-        jax.jit(wrong),
-        t.ema,
+        wrong,
+        gap,
+        (t.ema, t.ema_statistics != "running"),
         (t.ramped, t.ramp),
+        t.replay,
+        t.batch_size,
     )
     made.optimizer(1)  # refused now, not when the data have been read
     return made
+
+
+# For equal attacks the same functions: whatever is trained, they are compiled once per network.
+@lru_cache(maxsize=64)
+def _wrong(report: Config, bounds: tuple[float, float]) -> tuple[Callable, Callable]:
+    """`Parts.wrong` and `Parts.gap`."""
+    norm, eps = norms.by_name(report.norm), report.eps
+
+    def wrong(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
+        x_adv = attacks.pgd(
+            keys, logits_fn, x, y, eps, norm=norm, steps=report.steps, bounds=bounds
+        )
+        distances = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
+        return {CLEAN: distances == 0, ROBUST: distances < jnp.inf}
+
+    def gap(logits_fn: Callable, keys: Array, x: Array, y: Array) -> dict[str, Array]:
+        one = attacks.fgsm(keys, logits_fn, x, y, eps, norm=norm, bounds=bounds)
+        ten = attacks.pgd(keys, logits_fn, x, y, eps, norm=norm, bounds=bounds, steps=10)
+        return {
+            overfitting.FGSM: misclassified(logits_fn, one, y),
+            overfitting.PGD: misclassified(logits_fn, ten, y),
+        }
+
+    return jax.jit(wrong), jax.jit(gap)
 
 
 def network(config: Config) -> Callable[[int, tuple[int, ...]], models.Network]:
@@ -157,7 +187,7 @@ def _loss(text: str) -> Callable[[Array, Array], Array]:
 
 
 def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
-    name, options = called(train.optimizer)
+    *outer, (name, options) = optimizers.nested(train.optimizer)
     for field in {"weight_decay", "clip", "accumulate"} & {*options}:
         raise ValueError(
             f"config.train.optimizer = {train.optimizer}; write config.train.{field} = "
@@ -165,13 +195,17 @@ def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
         )
     if name == "sgd":
         options = {"momentum": train.momentum, "nesterov": train.nesterov} | options
-    rate = optimizers.schedule(train.schedule, train.learning_rate, -(-steps // train.accumulate))
+    moves = -(-steps // train.accumulate)
+    for around in outer:
+        moves = optimizers.updates(*around, moves)
+    rate = optimizers.schedule(train.schedule, train.learning_rate, moves)
     return optimizers.build(
         name,
         rate,
         weight_decay=train.weight_decay,
         clip=train.clip,
         accumulate=train.accumulate,
+        around=optimizers.wrapper(*outer[0], rate) if outer else None,
         **options,
     )
 
@@ -182,19 +216,25 @@ def _program(parts: Parts, classes: int, shape: tuple[int, ...], steps: int) -> 
 
     def init(weights: Array, key: Array) -> training.State:
         params, model_state = net.init(weights, jnp.zeros((1, *shape), jnp.float32))
-        return training.init(key, params, model_state, tx, ema=parts.ema > 0)
+        # A run is read without its optimiser: the weights at rest are an average with decay 0.
+        perturbs = optimizers.perturbs(jax.eval_shape(tx.init, params))
+        kept = {"ema": decay > 0 or perturbs, "statistics": decay > 0 and statistics}
+        carried = jnp.zeros((parts.batch_size, *shape), jnp.float32) if carries else None
+        return training.init(key, params, model_state, tx, **kept, carried=carried)
 
-    name, fraction = parts.ramp
+    carries = "carried" in inspect.signature(parts.objective).parameters
+    (decay, statistics), (name, fraction) = parts.ema, parts.ramp
     step = training.make_step(
         net.apply,
         parts.objective,
         tx,
         loss=parts.loss,
         augment=parts.augment,
-        ema_decay=parts.ema,
         ramp=(name, round(fraction * steps)) if round(fraction * steps) else None,
+        replay=parts.replay,
     )
-    return Program(net.apply, jax.jit(init), step, parts.wrong)
+    step = training.averaged(step, decay)
+    return Program(net.apply, jax.jit(init), step, parts.wrong, parts.gap)
 
 
 def program(parts: Parts, dataset: datasets.Dataset, steps: int) -> Program:

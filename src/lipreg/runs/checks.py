@@ -3,21 +3,29 @@
 import math
 from typing import Any
 
-from lipreg.doors import called
+from lipreg import optimizers
 from lipreg.runs.config import Config, base_config, leaves, options, strengths
+from lipreg.runs.logs import LOGS
 
 __all__ = ["check"]
 
 PRECISIONS = ("default", "highest")
+STATISTICS = ("running", "averaged", "recomputed")
 # Numbers that may be 0, meaning off or none, as all strengths may. All others must be greater.
 _MAY_BE_ZERO = (
     *("seed", "options.top_k", "data.seed"),
-    *("data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps"),
+    *("data.wrong_labels", "data.pad", "data.cutout", "report.pgd.eps", "report.gap_examples"),
     *("data.side", "data.threads", "data.workers"),
     *("train.momentum", "train.weight_decay", "train.clip", "train.ema", "train.ramp"),
-    "train.per_dispatch",
+    *("train.per_dispatch", "train.steps"),
 )
-_FRACTIONS = ("data.wrong_labels", "train.momentum", "train.ema", "train.ramp")
+_FRACTIONS = (
+    "data.wrong_labels",
+    "data.synthetic_share",
+    "train.momentum",
+    "train.ema",
+    "train.ramp",
+)
 
 
 def check(config: Config) -> None:
@@ -40,21 +48,40 @@ def check(config: Config) -> None:
         raise ValueError(
             f"config.data.bounds = {config.data.bounds}; it must be two numbers, (low, high)."
         )
+    box = dict(config.options).get("bounds", config.data.bounds)
+    if not outside and box != config.data.bounds:
+        raise ValueError(
+            f"config.options.bounds = {box}; {config.objective} must stay in those of the data, "
+            f"config.data.bounds = {config.data.bounds}."
+        )
     t = config.train
-    if called(t.optimizer)[0] != "sgd":
+    if optimizers.nested(t.optimizer)[-1][0] != "sgd":
         for name, default in (("momentum", 0.9), ("nesterov", False)):
             if t[name] != default:
                 raise ValueError(
                     f"config.train.{name} = {t[name]}; only sgd reads it: write the options of "
                     f"another optimizer into its name, {t.optimizer}(...)."
                 )
+    _check_logs(config.report.logs)
     if t.precision not in PRECISIONS:
         raise ValueError(f"No precision {t.precision!r}; choose one of {', '.join(PRECISIONS)}.")
+    if t.ema_statistics not in STATISTICS:
+        raise ValueError(
+            f"config.train.ema_statistics = {t.ema_statistics}; choose one of "
+            f"{', '.join(STATISTICS)}."
+        )
     if t.ramp and t.ramped not in config.strengths:
         has = ", ".join(config.strengths) or "no strengths"
         raise ValueError(
             f"config.train.ramp = {t.ramp}; {config.objective} has no {t.ramped} to grow: it has "
             f"{has}, and config.train.ramped names the one that grows."
+        )
+
+
+def _check_logs(logs: Any) -> None:
+    if not (isinstance(logs, tuple) and "jsonl" in logs and set(logs) <= set(LOGS)):
+        raise ValueError(
+            f"config.report.logs = {logs}; choose from {', '.join(LOGS)}, jsonl among them."
         )
 
 

@@ -81,34 +81,51 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "validation": 0.1,  # fraction of the training split
         "seed": 0,  # of that split; the same for every seed of the training
         "wrong_labels": 0.0,  # fraction of the training labels that are replaced by another class
+        "synthetic": "",  # a second source of training data, named as the first; "": none
+        "synthetic_share": 0.7,  # of each batch that is from it
         "flip": False,
         "pad": 0,  # pixels, before a random crop
         "cutout": 0,  # side of the square that is blanked, in pixels
     }
     config.train = {
         "epochs": 10,
+        "steps": 0,  # so many instead of the epochs, where it is not 0
         "batch_size": 128,
         "learning_rate": 0.1,
         "schedule": "papers",
-        "optimizer": "sgd",  # or another of optax's with its options: "adamw(b2=0.95)"
+        # Or another of optax's with its options, "adamw(b2=0.95)", or sam, awp or local_entropy
+        # around one: "sam(rho=0.1)", "awp(inner='adamw(b2=0.95)')".
+        "optimizer": "sgd",
         "momentum": 0.9,  # of sgd
         "nesterov": False,  # of sgd
         "weight_decay": 1e-3,  # the papers' 5e-4 ||w||^2; adamw decays in its own way
         "clip": 0.0,  # of the gradient's global norm; 0 is off
-        "ema": 0.0,  # decay of the averaged weights; 0 is off
+        "ema": 0.0,  # decay of the averaged weights, which are then evaluated; 0 is off
+        # Of batch normalisation, for averaged weights: those of training, which are moving averages
+        # already; "averaged" once more with the weights' decay; or "recomputed" from 50 batches.
+        "ema_statistics": "running",
         "ramp": 0.0,  # fraction of training over which a strength grows from 0
         "ramped": "lam",  # that strength
+        # Steps in a row on each batch: free adversarial training's m; of 2, sam's and awp's two
+        # gradients are those of one batch.
+        "replay": 1,
         "accumulate": 1,  # steps whose gradients make one move of the weights
         "per_dispatch": 0,  # steps of one compiled program; 0: 1 on CPU, 16 elsewhere
         "precision": "default",  # of float32 products: TF32 where a card has it; or highest
     }
     config.report = {
         "every_steps": 50,  # a line of metrics.jsonl
+        "logs": ("jsonl", "tensorboard"),  # also wandb; WANDB_MODE=offline needs no network
         "validate_every_epochs": 1,  # clean and PGD error on the validation split
         "examples": 500,  # of the split, at most
         "pgd": {"norm": "l2", "eps": 0.1, "steps": 10},
+        # Validation images whose error under FGSM and PGD-10, at this radius, is in every line: how
+        # catastrophic overfitting is seen. 0: none.
+        "gap_examples": 0,
+        "seconds": False,  # of training so far, without compilation and reports, in every line
         "checkpoint_every_epochs": 1,
         "keep": 2,
+        "keep_best": False,  # in RUN/best, by PGD error on the validation split
     }
     # What evaluate.py does with the test split unless its flags say otherwise.
     config.evaluation = {

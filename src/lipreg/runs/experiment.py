@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg import datasets, files, parallel, training
+from lipreg import datasets, files, optimizers, parallel, training
 from lipreg.datasets import streamed
 from lipreg.doors import told
 from lipreg.runs import build, storage
@@ -26,11 +26,17 @@ class Experiment(NamedTuple):
     """A config, checked and made into parts; see `prepare`."""
 
     config: Config
-    training: datasets.Dataset | streamed.Stream
+    training: datasets.Dataset | datasets.Mixture | streamed.Stream
     validation: datasets.Dataset
     program: build.Program
     state: State
     steps: int
+
+    @property
+    def epoch_steps(self) -> int:
+        """The steps of one pass over the training data."""
+        train = self.config.train
+        return datasets.size(self.training) // train.batch_size * train.replay
 
 
 def key_for(config: Config, use: str) -> Array:
@@ -68,13 +74,21 @@ def prepare(config: Config) -> Experiment:
                 f"config.data.wrong_labels = {d.wrong_labels}; of a streamed set it is 0."
             )
         train = datasets.wrong_labels(train, d.wrong_labels, seed=config.seed)
+    if d.synthetic:
+        train = _mixed(config, train)
     size = datasets.size(train)
     _check_sizes(config, size, validation.x.shape[1:])
-    steps = t.epochs * (size // t.batch_size)
+    steps = t.steps or t.epochs * (size // t.batch_size) * t.replay
     if t.accumulate > steps:
         raise ValueError(
             f"config.train.accumulate = {t.accumulate}; the run has {steps} steps: its weights "
             "would not move."
+        )
+    period = t.accumulate * optimizers.period(*optimizers.nested(t.optimizer)[0])
+    if period > steps:
+        raise ValueError(
+            f"config.train.optimizer = {t.optimizer}; its first move is after {period} steps, and "
+            f"the run has {steps}."
         )
     program = build.program(parts, validation, steps)
     with told(f"The network {config.model.name} cannot be initialised"):
@@ -84,6 +98,22 @@ def prepare(config: Config) -> Experiment:
     with told(f"A step of {config.objective} with {config.model.name} cannot be traced"):
         jax.eval_shape(program.step, state, config.strengths.to_dict(), batch)
     return Experiment(config, train, validation, program, state, steps)
+
+
+def _mixed(config: Config, train: Any) -> datasets.Mixture:
+    d, batch_size = config.data, config.train.batch_size
+    if d.side:
+        raise ValueError(f"config.data.synthetic = {d.synthetic}; a streamed set has none.")
+    if round(d.synthetic_share * batch_size) in (0, batch_size):
+        raise ValueError(
+            f"config.data.synthetic_share = {d.synthetic_share}; a batch of {batch_size} has no "
+            "such part."
+        )
+    try:
+        more = datasets.training(d.synthetic, dir=d.dir, bounds=d.bounds)
+        return datasets.mixture(train, more, d.synthetic_share)
+    except ValueError as error:
+        raise ValueError(f"config.data.synthetic = {d.synthetic}: {error}") from error
 
 
 def _check_sizes(config: Config, size: int, shape: tuple[int, ...]) -> None:
@@ -143,14 +173,13 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
     network = build.network(config)(dataset.classes, dataset.x.shape[1:])
     x = jax.ShapeDtypeStruct((1, *dataset.x.shape[1:]), jnp.float32)
     params, model_state = jax.eval_shape(network.init, jax.random.key(0), x)
-    template = {
-        "params": params,
-        "model_state": model_state,
-        "ema": params if config.train.ema > 0 else None,
-        "step": jax.ShapeDtypeStruct((), jnp.int32),
-    }
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    template = {"params": params, "model_state": model_state, "step": step}
+    averages = {"ema": params, "ema_state": model_state}
     with storage.checkpoints(workdir) as manager:
-        restored = storage.restore(manager, template, fields=tuple(template))
+        restored = storage.restore(
+            manager, template | averages, fields=tuple(template), optional=tuple(averages)
+        )
     if restored is None:
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
     unread: Any = None  # what only training needs

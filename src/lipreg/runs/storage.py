@@ -3,20 +3,19 @@
     RUN/config.json      the complete config
     RUN/about.json       command, commit, versions, hardware of the latest start; number of steps
     RUN/metrics.jsonl    one line per report: step and numbers
-    RUN/tensorboard/     the same for TensorBoard
+    RUN/tensorboard/     the same for TensorBoard; RUN/wandb/ for Weights & Biases, if asked for
     RUN/checkpoints/     Orbax, the newest few
+    RUN/best/            with `report.keep_best`: a run that ends where PGD error was least
     RUN/lock             held while the run trains
 
 `experiments/evaluate.py` adds `evaluations/`, a folder for each.
 """
 
 import fcntl
-import json
 import os
 import platform
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,13 +35,11 @@ from lipreg.runs.config import complete, differing
 from lipreg.trees import by_path, digest
 
 __all__ = [
-    "Log",
     "about",
     "check_workdir",
     "checkpoints",
     "claim",
     "lock",
-    "metrics",
     "read_config",
     "restore",
     "save",
@@ -151,71 +148,6 @@ def about() -> dict[str, Any]:
     }
 
 
-def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl up to the first that is none, with a warning.
-
-    A last line cut short by a kill is left out without a word.
-    """
-    rows = []
-    path = Path(workdir) / "metrics.jsonl"
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or "step" not in row:
-            if number < len(lines):
-                lost = f"{path}: line {number} is no report; it and those after it are left out."
-                warnings.warn(lost, stacklevel=2)
-            break
-        rows.append(row)
-    return rows
-
-
-class Log:
-    """Appends rows to metrics.jsonl and TensorBoard; old rows after `step` are dropped.
-
-    Of several processes the first one writes.
-    """
-
-    def __init__(self, workdir: str | os.PathLike, step: int = 0):
-        # Here and not above: tensorboardX imports torch where torch is installed. Its SummaryWriter
-        # has a thread that dies on a full disk, and would let the run wait for it.
-        from tensorboardX.event_file_writer import EventsWriter
-
-        self._writes = parallel.is_main()
-        if not self._writes:
-            return
-        workdir = Path(workdir)
-        kept = [row for row in metrics(workdir) if row["step"] <= step]
-        files.write(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
-        self._event(step + 1, session_log={"status": "START"})  # hides what came after
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        if self._writes:
-            self._file.write(json.dumps({"step": step, **row}) + "\n")
-            for name, value in row.items():
-                self._event(step, summary={"value": [{"tag": name, "simple_value": value}]})
-
-    def _event(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto import event_pb2
-
-        event: Any = event_pb2.__dict__["Event"]  # a class that no checker can see
-        self._board.write_event(event(wall_time=time.time(), step=step, **content))
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writes:
-            self._file.close()
-            self._board.close()
-
-
 def checkpoints(workdir: str | os.PathLike, *, keep: int = 2) -> ocp.training.Checkpointer:
     """Orbax's manager of a run's checkpoints, the newest `keep` of them."""
     newest: Any = ocp.training.preservation_policies.LatestN(keep)
@@ -235,15 +167,22 @@ def save(manager: ocp.training.Checkpointer, step: int, state: Any) -> None:
 
 
 def _read(
-    manager: ocp.training.Checkpointer, step: int, template: Any, fields: Sequence[str]
+    manager: ocp.training.Checkpointer,
+    step: int,
+    template: Any,
+    fields: Sequence[str],
+    optional: Sequence[str],
 ) -> Any:
     meta: Any = manager.metadata(step).custom_metadata
     if not meta:  # saved by Orbax's older interface
         meta = manager.load_checkpointables(step, {"meta": None})["meta"]
-    there, here = meta["leaves"], _shapes(by_path(template))
+    there = meta["leaves"]
+    absent = {*optional} - {name.split(".")[0] for name in there}
+    template = template | dict.fromkeys(absent) if absent else template
+    here = _shapes(by_path(template))
     # Orbax names no path where shapes differ, and casts to another type without a word.
     for name in sorted(there.keys() | here.keys()):
-        wanted = not fields or name.split(".")[0] in fields
+        wanted = not fields or name.split(".")[0] in {*fields, *optional}
         if wanted and there.get(name) != here.get(name):
             raise ValueError(
                 f"Checkpoint {step} of {manager.directory} does not fit: {name} is "
@@ -268,12 +207,13 @@ def restore(
     at_most: int | None = None,
     *,
     fields: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> Any:
     """The newest sound checkpoint in the form of `template`, or None where there is none at all.
 
     With `at_most`, the newest of that step or before. The template is a state, or its arrays'
-    shapes and types. With `fields` it has those fields of a state alone, and the others are not
-    looked at.
+    shapes and types. With `fields` it is a dict of those fields of a state and of the `optional`
+    ones, which are None where the checkpoint has none; the other fields are not looked at.
 
     A damaged checkpoint (unreadable, or with a content that is not what was saved) is passed over
     for the one before it, with a warning that names it.
@@ -286,7 +226,7 @@ def restore(
         steps = [step for step in steps if step <= at_most]
     for step in steps:
         try:
-            return _read(manager, step, template, fields)
+            return _read(manager, step, template, fields, optional)
         except ValueError as e:
             if "does not fit" in str(e):
                 raise

@@ -19,14 +19,14 @@ import jax
 import numpy as np
 
 from lipreg import files, parallel, runs, training
-from lipreg.runs import build, storage
+from lipreg.runs import build, logs, storage
+from lipreg.runs.build import CLEAN, ROBUST
 from lipreg.runs.config import Config, leaves
 from lipreg.training import cpu
 
-__all__ = ["CLEAN", "ENGINES", "ROBUST", "outcome", "parse", "points", "run"]
+__all__ = ["CLEAN", "ENGINES", "ROBUST", "combinations", "outcome", "parse", "points", "run"]
 
 ENGINES = ("auto", "loop", "vmap", "ray")
-CLEAN, ROBUST = "validation_error", "validation_error_pgd"
 
 
 def parse(axes: Iterable[str]) -> dict[str, tuple[Any, ...]]:
@@ -59,6 +59,15 @@ def _value(word: str) -> Any:
         return word
 
 
+def combinations(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the axes' values, by the names of the axes.
+
+    >>> combinations({"lam": (1, 2), "seed": (0,)})
+    [{'lam': 1, 'seed': 0}, {'lam': 2, 'seed': 0}]
+    """
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
 def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Config]:
     """Every combination of the axes' values as a checked config, by name: `lam=0.01,seed=3`.
 
@@ -77,9 +86,9 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
             listed = ",".join(map(str, values))
             raise ValueError(f"Axis {name}={listed}: a value is there twice.")
     configs: dict[str, Config] = {}
-    for values in itertools.product(*axes.values()):
+    for values in combinations(axes):
         point = config.copy_and_resolve_references()
-        for name, value in zip(axes, values, strict=True):
+        for name, value in values.items():
             if name not in leaves(config):
                 raise ValueError(f"Axis {name}: no such field; choose one of {fields}.")
             try:
@@ -87,7 +96,8 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
             except TypeError as error:
                 raise ValueError(f"Axis {name}={value}: {error}.") from None
         build.parts(point)
-        parts = (f"{label}={value}" for label, value in zip(labels, values, strict=True))
+        named = zip(labels, values.values(), strict=True)
+        parts = (f"{label}={value}" for label, value in named)
         configs[",".join(parts)] = point
     return configs
 
@@ -215,7 +225,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
 
 
 def _record(workdir: Path, failed: str = "") -> None:
-    last = storage.metrics(workdir)[-1] if not failed else {}
+    last = logs.metrics(workdir)[-1] if not failed else {}
     record = {"failed": failed} if failed else {CLEAN: last[CLEAN], ROBUST: last[ROBUST]}
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / "point.json", record)

@@ -2,7 +2,9 @@
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,11 +16,13 @@ import numpy as np
 
 from lipreg import batching, datasets, parallel, training
 from lipreg.progress import lines
-from lipreg.runs import storage
+from lipreg.runs import logs, storage
+from lipreg.runs.build import ROBUST
 from lipreg.runs.config import label
 from lipreg.runs.experiment import Experiment, key_for
+from lipreg.training import overfitting
 
-__all__ = ["train_run", "train_vmapped"]
+__all__ = ["fit_options", "train_run", "train_vmapped", "validation_errors"]
 
 
 def train_run(
@@ -40,18 +44,19 @@ def train_run(
         bar = stack.enter_context(_bar(experiment, first, label(config), silent))
         if restored is not None and not _quiet(silent):
             bar.write(_resumed(experiment, workdir, first))
-        log = stack.enter_context(storage.Log(workdir, first))
+        log = stack.enter_context(_log(experiment, workdir, first))
         advance = _advancing(bar, experiment)
-        for state, parts in training.fit(
+        for state, parts in _fitted(
+            experiment,
             experiment.program.step,
             begun,
             config.strengths.to_dict(),
-            experiment.training,
             key=key_for(config, "batches"),
-            started=_told(bar, silent),
-            **_pace(experiment),
+            rows=log.rows,
+            say=_say(bar, silent),
         ):
-            row = _record(experiment, state, _numbers(parts), log, manager)
+            row = _numbers(parts)
+            state = _record(experiment, state, row, log, manager)
             advance(int(state.step), row)
     return state
 
@@ -81,20 +86,23 @@ def train_vmapped(
         first = int(states[0].step)
         bar = stack.enter_context(_bar(lead, first, f"{len(states)} runs", silent))
         advance = _advancing(bar, lead)
-        logs = [stack.enter_context(storage.Log(workdir, first)) for workdir in workdirs]
-        for state, parts in training.fit(
+        written = [
+            stack.enter_context(_log(experiment, workdir, first))
+            for experiment, workdir in zip(experiments, workdirs, strict=True)
+        ]
+        for state, parts in _fitted(
+            lead,
             jax.vmap(lead.program.step),
             _stacked(states),
             _stacked([e.config.strengths.to_dict() for e in experiments]),
-            lead.training,
             key=_stacked([key_for(e.config, "batches") for e in experiments]),
-            started=_told(bar, silent),
-            **_pace(lead),
+            rows=written[0].rows,
+            say=_say(bar, silent),
         ):
             states = [jax.tree.map(lambda a, k=k: a[k], state) for k in range(len(states))]
             for k, experiment in enumerate(experiments):
                 row = _numbers({name: values[k] for name, values in parts.items()})
-                _record(experiment, states[k], row, logs[k], managers[k])
+                states[k] = _record(experiment, states[k], row, written[k], managers[k])
             advance(int(states[0].step), {"objective": float(np.mean(parts["objective"]))})
     return states
 
@@ -107,6 +115,11 @@ def _claimed(experiment: Experiment, workdir: str | Path, stack: ExitStack) -> A
     storage.claim(workdir, config, steps=experiment.steps)
     manager = storage.checkpoints(workdir, keep=experiment.config.report.keep)
     return stack.enter_context(manager)
+
+
+def _log(experiment: Experiment, workdir: str | Path, step: int) -> logs.Log:
+    config = experiment.config
+    return logs.Log(workdir, step, config.report.logs, config.to_dict())
 
 
 def _restored(experiments: Sequence[Experiment], managers: Sequence[Any]) -> list[training.State]:
@@ -126,7 +139,47 @@ def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
-def _pace(experiment: Experiment) -> dict[str, int]:
+def _fitted(
+    experiment: Experiment,
+    step: Callable,
+    begin: training.State,
+    strengths: dict[str, Any],
+    *,
+    key: Any,
+    rows: Sequence[dict[str, float]],
+    say: Callable[[str], object],
+) -> Iterator[tuple[training.State, dict[str, Any]]]:
+    """`training.fit` at a config's pace, with the seconds of training where it asks for them.
+
+    `rows` are the reports until now, of which the last one knows the seconds before a resumption.
+    """
+    begun, seconds = time.perf_counter(), rows[-1].get("seconds", 0.0) if rows else 0.0
+    first = True
+
+    def started(compiling: float) -> None:
+        nonlocal seconds, first
+        seconds -= compiling
+        if first:
+            say(f"First step after {compiling:.1f} s, compilation included.")
+        first = False
+
+    for state, parts in training.fit(
+        step,
+        begin,
+        strengths,
+        experiment.training,
+        key=key,
+        started=started,
+        **fit_options(experiment),
+    ):
+        seconds += time.perf_counter() - begun
+        if experiment.config.report.seconds:
+            parts["seconds"] = np.full(np.shape(parts["objective"]), seconds)
+        yield state, parts
+        begun = time.perf_counter()
+
+
+def fit_options(experiment: Experiment) -> dict[str, int]:
     """What `training.fit` takes from a config."""
     train, report = experiment.config.train, experiment.config.report
     return {
@@ -134,6 +187,7 @@ def _pace(experiment: Experiment) -> dict[str, int]:
         "steps": experiment.steps,
         "every": report.every_steps,
         "per_dispatch": train.per_dispatch,
+        "replay": train.replay,
     }
 
 
@@ -145,30 +199,64 @@ def _record(
     experiment: Experiment,
     state: training.State,
     row: dict[str, float],
-    log: storage.Log,
+    log: logs.Log,
     manager: Any,
-) -> dict[str, float]:
-    """Write a report's row and, where they are due, validation errors and a checkpoint."""
-    report, step = experiment.config.report, int(state.step)
-    epoch, rest = divmod(step, experiment.steps // experiment.config.train.epochs)
-    at_end, last = rest == 0, step == experiment.steps
-    if at_end and (last or epoch % report.validate_every_epochs == 0):
-        row |= _validate(experiment, state)
+) -> training.State:
+    """Add to a report's row, and write it, a checkpoint and the best epoch where they are due.
+
+    Returns the state as it is validated and kept.
+
+    `gradients` counts those in the weights since the start: one a step, whatever the optimiser.
+    """
+    config, step = experiment.config, int(state.step)
+    report, train = config.report, config.train
+    row |= {"gradients": step}
+    epoch, rest = divmod(step, experiment.epoch_steps)
+    last = step == experiment.steps
+    due = lambda every: last or (rest == 0 and epoch % every == 0)
+    if due(1) and state.ema_state is not None and train.ema_statistics == "recomputed":
+        options = {"batch_size": train.batch_size, "key": key_for(config, "report")}
+        state = training.refitted(experiment.program.apply, state, experiment.training, **options)
+    if due(report.validate_every_epochs):
+        row |= validation_errors(experiment, state, experiment.program.wrong, report.examples)
+    if report.gap_examples:
+        row |= validation_errors(experiment, state, experiment.program.gap, report.gap_examples)
+    best = ROBUST in row and all(row[ROBUST] < other.get(ROBUST, np.inf) for other in log.rows)
     log.write(step, row)
-    if at_end and (last or epoch % report.checkpoint_every_epochs == 0):
+    if overfitting.overfitted(log.rows) == step:
+        warnings.warn(
+            f"Step {step}: catastrophic overfitting. The validation error is now "
+            f"{row[overfitting.PGD]:.0%} under PGD-10 and {row[overfitting.FGSM]:.0%} under FGSM.",
+            stacklevel=2,
+        )
+    # Before the checkpoint from which a killed run would go on without it.
+    if report.keep_best and best:
+        _keep_best(config, log.workdir / "best", state)
+    if due(report.checkpoint_every_epochs):
         storage.save(manager, step, state)
-    return row
+    return state
 
 
-def _validate(experiment: Experiment, state: training.State) -> dict[str, float]:
-    """Clean and PGD error on the validation split."""
+def _keep_best(config: Any, workdir: Path, state: training.State) -> None:
+    """A run of this config that ends at this state."""
+    step = int(state.step)
+    storage.claim(workdir, config.to_dict(), steps=step)
+    with storage.checkpoints(workdir, keep=1) as manager:
+        storage.save(manager, step, state)
+    return state
+
+
+def validation_errors(
+    experiment: Experiment, state: training.State, wrong: Callable, examples: int
+) -> dict[str, float]:
+    """Errors on so many images of the validation split."""
     config, dataset = experiment.config, experiment.validation
-    n = min(config.report.examples, len(dataset.y))
+    n = min(examples, len(dataset.y))
     logits_fn = training.logits_fn(experiment.program.apply, state)
     # A key per example, whatever batch it comes in.
     keys = jax.vmap(partial(jax.random.fold_in, key_for(config, "report")))(jnp.arange(n))
     errors = batching.map_batches(
-        lambda *batch: experiment.program.wrong(logits_fn, *batch),
+        lambda *batch: wrong(logits_fn, *batch),
         min(config.evaluation.batch_size, n),
         keys,
         datasets.to_unit(dataset.x[:n]),
@@ -180,7 +268,7 @@ def _validate(experiment: Experiment, state: training.State) -> dict[str, float]
 def _resumed(experiment: Experiment, workdir: str | Path, step: int) -> str:
     if step == experiment.steps:
         return f"{workdir} is trained already: step {step} of {step}."
-    rows = storage.metrics(workdir)
+    rows = logs.metrics(workdir)
     there = rows[-1]["step"] if rows else step
     lost = f"; its reports had got to step {there}" if there > step else ""
     return f"{workdir} goes on from step {step} of {experiment.steps}{lost}."
@@ -204,12 +292,8 @@ def _bar(experiment: Experiment, first: int, name: str, silent: bool) -> Any:
     )
 
 
-def _told(bar: Any, silent: bool) -> Callable[[float], None]:
-    def started(seconds: float) -> None:
-        if not _quiet(silent):
-            bar.write(f"First step after {seconds:.1f} s, compilation included.")
-
-    return started
+def _say(bar: Any, silent: bool) -> Callable[[str], object]:
+    return (lambda line: None) if _quiet(silent) else bar.write
 
 
 def _quiet(silent: bool) -> bool:

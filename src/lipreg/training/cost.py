@@ -20,7 +20,8 @@ __all__ = ["PRICES", "Cost", "Scaling", "analyse", "price", "scaling"]
 
 # Forward units of a training step by (objective, method): directions and attacked step 2 + 3; the
 # exact penalty differentiates the direction's pass, 2 + 4; a difference is a direction and two
-# losses, 2 + 3 + 3, and one less where the directions' view of the model is the trained one.
+# losses, 2 + 3 + 3, and one less where the directions' view of the model is the trained one. Those
+# of adversarial training and linearity are counted in their docstrings, at the default options.
 PRICES: dict[tuple[str, str], float] = {
     ("j0", ""): 3,
     ("j1", "attack"): 5,
@@ -33,6 +34,17 @@ PRICES: dict[tuple[str, str], float] = {
     ("j2", "difference"): 8,
     ("tikhonov", "difference"): 8,
     ("grad_lp", "difference"): 8,
+    ("jacobian", ""): 6,
+    ("fgsm_rs", ""): 5,
+    ("free_at", ""): 3,
+    ("n_fgsm", ""): 5,
+    ("pgd_at", ""): 24,
+    ("trades", ""): 27,
+    ("mart", ""): 27,
+    ("grad_align", ""): 11,
+    ("elle", ""): 14,
+    ("cure", ""): 15,
+    ("llr", ""): 16,
 }
 
 

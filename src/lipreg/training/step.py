@@ -18,22 +18,34 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lipreg import losses
+from lipreg import losses, optimizers
 from lipreg.datasets.images import to_unit
 
-__all__ = ["Apply", "State", "init", "logits_fn", "make_step", "views"]
+__all__ = ["Apply", "State", "averaged", "init", "logits_fn", "make_step", "views"]
 
 Apply = Callable[[Any, Any, Array, bool, Array | None], tuple[Array, Any]]
 
+Step = Callable[["State", dict[str, Any], tuple[Array, Array]], tuple["State", dict[str, Array]]]
+
 # A step's key is folded with the row of each image that augmentation draws for, and with these,
 # which no batch reaches.
-OBJECTIVE, NETWORK = 2**32 - 1, 2**32 - 2
-ADDED = ("step", "objective", "grad_params")  # beside the objective's parts in a report
+OBJECTIVE, NETWORK, OPTIMIZER = 2**32 - 1, 2**32 - 2, 2**32 - 3
+# Beside the objective's parts in a report.
+ADDED = ("step", "objective", "grad_params", "gradients", "seconds")
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "model_state", "opt_state", "ema", "step", "key"],
+    data_fields=[
+        "params",
+        "model_state",
+        "opt_state",
+        "ema",
+        "step",
+        "key",
+        "ema_state",
+        "carried",
+    ],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +53,14 @@ class State:
     """All that a run carries from step to step.
 
     Attributes:
-      params: what the optimiser moves.
+      params: where the next gradient is taken; `optimizers.at_rest` has the weights themselves.
       model_state: running statistics, `{}` where there are none.
       opt_state: optax's.
-      ema: the exponential moving average of params; None when it is off.
+      ema: the moving average of the weights, evaluated in their place; None when it is off.
       step: the number of steps taken, int32.
       key: the run's key; step s draws from `fold_in(key, s)`.
+      ema_state: that of model_state; None where ema is evaluated with model_state itself.
+      carried: what an objective that declares `carried` hands to its next call; None for others.
     """
 
     params: Any
@@ -55,6 +69,8 @@ class State:
     ema: Any
     step: Array
     key: Array
+    ema_state: Any = None
+    carried: Any = None
 
 
 def init(
@@ -64,16 +80,38 @@ def init(
     tx: optax.GradientTransformation,
     *,
     ema: bool = False,
+    statistics: bool = False,
+    carried: Any = None,
 ) -> State:
-    """The state before the first step."""
+    """The state before the first step.
+
+    `ema` is for a step that is `averaged`; `statistics` averages the running statistics as well.
+    `carried` is what the objective is handed first. Random keys in the optimiser's state are folded
+    with the run's key.
+    """
+    opt_state = _seeded(tx.init(params), jax.random.fold_in(key, OPTIMIZER))
     return State(
         params=params,
         model_state=model_state,
-        opt_state=tx.init(params),
+        opt_state=opt_state,
         ema=params if ema else None,
         step=jnp.zeros((), jnp.int32),
         key=key,
+        ema_state=model_state if ema and statistics else None,
+        carried=carried,
     )
+
+
+def _seeded(tree: Any, key: Array) -> Any:
+    """The tree with a key of this run in place of each random key, whatever its shape."""
+
+    def own(leaf: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            return leaf
+        fold = lambda one: jax.random.fold_in(key, jax.random.bits(one))
+        return jax.vmap(fold)(leaf.ravel()).reshape(leaf.shape)
+
+    return jax.tree.map(own, tree)
 
 
 def make_step(
@@ -83,25 +121,27 @@ def make_step(
     *,
     loss: Callable[[Array, Array], Array] = losses.cross_entropy,
     augment: Callable[[Array, Array], Array] = lambda key, x: x,
-    ema_decay: float = 0.0,
     ramp: tuple[str, int] | None = None,
-) -> Callable[[State, dict[str, Any], tuple[Array, Array]], tuple[State, dict[str, Array]]]:
+    replay: int = 1,
+) -> Step:
     """`step(state, strengths, (x, y)) -> (state, parts)`, one gradient step on an objective.
 
     `objective` is one of `objectives`, its static options bound; `strengths` its traced ones, by
     name. `x` is uint8 or floating; `augment(key, x)` sees it before it is converted. The step
     builds the two views of the network, in training mode and frozen, and hands a key to an
-    objective that declares one. `ramp=("lam", n)` lets that strength grow from 0 over the first n
+    objective that declares one, and `state.carried` to one that declares `carried`, whose
+    `parts["carried"]` takes its place. `replay` steps in a row, those on one batch (`fit`), draw
+    the same random numbers. `ramp=("lam", n)` lets that strength grow from 0 over the first n
     steps. `parts` gains `objective`, the number that was differentiated, and `grad_params`, that
     gradient's norm.
     """
-    draws = "key" in inspect.signature(objective).parameters
+    declared = inspect.signature(objective).parameters
 
     def step(
         state: State, strengths: dict[str, Any], batch: tuple[Array, Array]
     ) -> tuple[State, dict[str, Array]]:
         x, y = batch
-        key = jax.random.fold_in(state.key, state.step)
+        key = jax.random.fold_in(state.key, state.step // replay)
         x = to_unit(augment(key, x))
         to_objective, to_network = (jax.random.fold_in(key, use) for use in (OBJECTIVE, NETWORK))
         if ramp:
@@ -111,22 +151,21 @@ def make_step(
 
         def total(params: Any) -> tuple[Array, dict[str, Any]]:
             trained, frozen = views(apply, params, state.model_state, to_network)
-            drawn = {"key": to_objective} if draws else {}
-            return objective(trained, x, y, loss=loss, frozen=frozen, **drawn, **strengths)
+            given = {"key": to_objective, "carried": state.carried}
+            given = {name: value for name, value in given.items() if name in declared}
+            return objective(trained, x, y, loss=loss, frozen=frozen, **given, **strengths)
 
         (value, parts), grads = jax.value_and_grad(total, has_aux=True)(state.params)
         if "aux" not in parts:
             raise ValueError(
                 'The objective drops what the network returns beside its logits: parts["aux"].'
             )
-        model_state = parts.pop("aux")
+        model_state, carried = parts.pop("aux"), parts.pop("carried", None)
         _check(parts, state.model_state, model_state)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = optax.incremental_update(params, ema, 1 - ema_decay)
-        state = State(params, model_state, opt_state, ema, state.step + 1, state.key)
+        moved = {"params": params, "model_state": model_state, "opt_state": opt_state}
+        state = dataclasses.replace(state, **moved, carried=carried, step=state.step + 1)
         return state, parts | {"objective": value, "grad_params": optax.tree.norm(grads)}
 
     return step
@@ -154,6 +193,26 @@ def views(
     return trained, frozen
 
 
+def averaged(step: Step, decay: float = 0.0) -> Step:
+    """A step after which `ema <- decay ema + (1 - decay) w`, as a state with `ema` needs.
+
+    w are the weights at rest: without the perturbations of sam, awp and local entropy; with a decay
+    of 0 ema is w. Running statistics are averaged alike where the state has `ema_state`.
+    """
+
+    def stepped(state: State, strengths: dict[str, Any], batch: tuple[Array, Array]) -> tuple:
+        state, parts = step(state, strengths, batch)
+        if state.ema is None:
+            return state, parts
+        weights = optimizers.at_rest(state.opt_state, state.params)
+        statistics = None if state.ema_state is None else state.model_state
+        average = (state.ema, state.ema_state)
+        ema, ema_state = optimizers.ema(average, (weights, statistics), decay)
+        return dataclasses.replace(state, ema=ema, ema_state=ema_state), parts
+
+    return stepped
+
+
 def _check(parts: dict[str, Any], before: Any, after: Any) -> None:
     """ValueError for parts that no report can hold, and for an aux that is not the network's."""
     for name, value in parts.items():
@@ -171,12 +230,15 @@ def _check(parts: dict[str, Any], before: Any, after: Any) -> None:
 
 
 def logits_fn(apply: Apply, state: State) -> jax.tree_util.Partial:
-    """`x -> logits` with the running statistics and, where there is one, the averaged weights.
+    """`x -> logits` of the weights at rest and the running statistics, or of their averages.
 
     A pytree: pass it through `jit`, and new weights do not compile again.
     """
-    params = state.params if state.ema is None else state.ema
-    return jax.tree_util.Partial(_Frozen(apply), params, state.model_state)
+    params = state.ema
+    if params is None:
+        params = optimizers.at_rest(state.opt_state, state.params)
+    model_state = state.model_state if state.ema_state is None else state.ema_state
+    return jax.tree_util.Partial(_Frozen(apply), params, model_state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Optimisers and their learning rates: optax, by name, or an outsider's."""
+"""An optimiser by its name, and its learning rate."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lipreg.doors import named
+from lipreg.optimizers.around import AROUND
 
 __all__ = ["NAMES", "build", "schedule", "sgd"]
 
@@ -52,6 +54,7 @@ def build(
     weight_decay: float = 0.0,
     clip: float = 0.0,
     accumulate: int = 1,
+    around: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None,
     **options: Any,
 ) -> optax.GradientTransformation:
     """The optimiser called `name`, one of `NAMES` or `package.module:name`, with its `options`.
@@ -63,14 +66,20 @@ def build(
     of those steps' gradients: whatever is computed over a batch, a maximum of gradient norms or
     batch normalisation, is then computed over each part by itself. `rate` counts the moves.
 
+    `around` is one of `optimizers.wrapper`: perturbations are neither clipped nor decayed, and each
+    gradient is such a mean. An optimiser that takes a `key` gets one, into which `training.init`
+    folds the run's.
+
     Raises: ValueError for an unknown name or option, and for an optimiser that needs more than
     gradients (lbfgs) or takes no schedule.
 
     >>> build("adamw", 0.1, weight_decay=0.01, b2=0.95).init({"w": jnp.ones(2)})[2][0].mu["w"]
     Array([0., 0.], dtype=float32)
     """
-    own = {known: getattr(optax, known) for known in NAMES}
+    own = {known: getattr(optax, known) for known in NAMES} | AROUND
     make: Any = named("optimizer", f"optax:{name}" if name in _UNFIT else name, own)
+    if name in AROUND:
+        raise ValueError(f"{name} goes around an optimizer: name that one, and {name} as `around`.")
     if not callable(make):
         raise ValueError(
             f"{name!r} is a {type(make).__name__}; an optimizer is (learning_rate, **options) -> "
@@ -84,6 +93,8 @@ def build(
         if option not in takes and not takes_any:
             known = ", ".join(word for word in takes if word != "weight_decay")
             raise ValueError(f"No option {option!r} of the optimizer {name!r}; it takes {known}.")
+    if "key" in takes and "key" not in options:
+        options["key"] = jax.random.key(0)
     try:
         moves: Any = make(rate, **options, **({"weight_decay": weight_decay} if decays else {}))
         _try(moves)
@@ -98,6 +109,7 @@ def build(
         optax.identity() if decays else optax.add_decayed_weights(weight_decay),
         moves,
     )
+    tx = around(tx) if around else tx
     return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
 
 

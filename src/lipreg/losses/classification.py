@@ -1,10 +1,4 @@
-"""Losses of logits, one value per example: `(logits [B, K], y) -> [B]`.
-
-`y` is a class `[B]` (integers of any type); a logit of -inf masks a class. Cross entropy, KL and
-squared l2 also take a distribution over classes `[B, K]`. Bind a model to get the loss of an image
-that objectives and attacks work with: `loss = lambda x, y: cross_entropy(logits_fn(x), y)`. A loss
-of logits in half precision is computed in float32.
-"""
+"""Losses of a classifier's logits, however they were trained: cross entropy, KL, margin, DLR."""
 
 import warnings
 
@@ -17,7 +11,17 @@ from jax.core import Tracer
 
 from lipreg.norms import wide
 
-__all__ = ["cross_entropy", "dlr", "kl", "margin", "squared_l2"]
+__all__ = [
+    "cross_entropy",
+    "distribution",
+    "divergence",
+    "dlr",
+    "kl",
+    "margin",
+    "smoothed_cross_entropy",
+    "squared_l2",
+    "targeted_dlr",
+]
 
 
 def _check(logits: Array, y: Array) -> None:
@@ -44,7 +48,8 @@ def _check(logits: Array, y: Array) -> None:
             )
 
 
-def _distribution(y: Array, logits: Array) -> Array:
+def distribution(y: Array, logits: Array) -> Array:
+    """y as a distribution over the classes of the logits, in their dtype; a class as one-hot."""
     _check(logits, y)
     if jnp.issubdtype(y.dtype, jnp.integer):
         # As int32: a narrow type cannot hold the numbers of many classes.
@@ -65,8 +70,23 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     Array([0.6931472], dtype=float32)
     """
     logits = wide(logits)
-    p = _distribution(y, logits)
+    p = distribution(y, logits)
     return -(p * _log_softmax(logits, p)).sum(-1)
+
+
+def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing: float = 0.1) -> Array:
+    """Cross entropy with `(1 - a) y + a/K` for y: label smoothing (Szegedy et al. 1512.00567).
+
+    K counts the classes that are not masked. The loss is least at `p_y = 1 - a + a/K`: where the
+    network is surer, its ascent makes it surer still, so attacks ascend another loss.
+
+    >>> smoothed_cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0]), smoothing=0.5).round(2)
+    Array([0.63], dtype=float32)
+    """
+    logits = wide(logits)
+    even = jax.nn.softmax(jnp.where(jnp.isneginf(logits), logits, 0.0))
+    p = (1 - smoothing) * distribution(y, logits) + smoothing * even
+    return cross_entropy(logits, p)
 
 
 def kl(logits: Array, y: Array) -> Array:
@@ -78,8 +98,22 @@ def kl(logits: Array, y: Array) -> Array:
     Array([0.], dtype=float32)
     """
     logits = wide(logits)
-    p = _distribution(y, logits)
+    p = distribution(y, logits)
     return optax.kl_divergence(_log_softmax(logits, p), p)
+
+
+def divergence(logits: Array, target: Array) -> Array:
+    """`KL(softmax(t) || softmax(z))` of logits z and t `[B, K]`, differentiable in both.
+
+    Classes that are masked in both are left out.
+
+    >>> divergence(jnp.zeros((1, 2)), jnp.array([[50.0, 0.0]]))
+    Array([0.6931472], dtype=float32)
+    """
+    logits, target = wide(logits), wide(target)
+    likely, expected = jax.nn.log_softmax(logits), jax.nn.log_softmax(target)
+    gap = jnp.where(jnp.isneginf(target), 0.0, expected - likely)
+    return (jnp.exp(expected) * gap).sum(-1)
 
 
 def squared_l2(logits: Array, y: Array) -> Array:
@@ -89,7 +123,7 @@ def squared_l2(logits: Array, y: Array) -> Array:
     Array([0.5], dtype=float32)
     """
     logits = wide(logits)
-    return jnp.square(jax.nn.softmax(logits) - _distribution(y, logits)).sum(-1)
+    return jnp.square(jax.nn.softmax(logits) - distribution(y, logits)).sum(-1)
 
 
 def margin(logits: Array, y: Array) -> Array:

@@ -1,0 +1,117 @@
+"""What a minute of training buys: every recipe, the same seconds, trials and attacks.
+
+    python experiments/compare.py --config=experiments/configs/mnist.py --norm=linf --eps=0.1 \
+        --seconds=60 --trials=4 --workdir=runs/compare
+
+Each recipe of experiments/configs/compare.py gets `--trials` settings, of which the least error
+under PGD-20 on the validation split chooses one, and `--seconds` of training a run, compilation not
+counted: its schedule is fitted to the time by the measured step. The best `--best` by validation
+get `--seeds` runs, the others one. All are attacked by PGD-20 and AutoAttack on the test split.
+DIR gets one table, another of the deck's three approaches (a smooth class, an algorithm, a
+penalty), and pictures. A killed comparison goes on; nothing is done twice.
+
+Your own recipe is an objective and fields of the config, those with several values being tried:
+`--own='my_parts:trades strengths.eps=0.1 strengths.beta=6,3,1,10 name=mine approach=B'`. `--guests`
+are runs that something else has trained (benchmarks/compare_torch.py).
+"""
+
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+import cli
+from configs.compare import recipes
+from lipreg import datasets
+from lipreg.norms import NORMS
+from lipreg.reports import comparison
+from lipreg.runs import compare
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "the comparison's folder", required=True)
+_NORM = flags.DEFINE_enum("norm", "linf", ["l2", "linf"], "of the attacks")
+_EPS = flags.DEFINE_float("eps", None, "their radius; default: that of the config's table")
+_SECONDS = flags.DEFINE_float("seconds", 60.0, "of training a run", lower_bound=0.1)
+_TRIALS = flags.DEFINE_integer("trials", 4, "settings that a recipe may try", lower_bound=1)
+_SHARE = flags.DEFINE_float("trial_share", 1.0, "of the seconds, for a trial", 0.01, 1.0)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "of the best recipes", lower_bound=1)
+_BEST = flags.DEFINE_integer("best", 6, "recipes with all seeds", lower_bound=0)
+_EXAMPLES = flags.DEFINE_integer("examples", 500, "test images attacked", lower_bound=1)
+_NORMS = flags.DEFINE_list("norms", ["l2", "linf"], "of the attacks in the table")
+_ROWS = flags.DEFINE_list("rows", [], "some of the recipes; default: all")
+_OWN = flags.DEFINE_multi_string("own", [], "'OBJECTIVE FIELD=VALUE,VALUE ...'; may be repeated")
+_GUESTS = flags.DEFINE_list("guests", [], "runs, or folders of seed-*, trained elsewhere")
+_NOTE = flags.DEFINE_string("note", "", "to stand beside the numbers, on the data for instance")
+_SILENT = flags.DEFINE_bool("silent", False, "no progress bars")
+flags.mark_flag_as_required("config")
+
+
+def _known() -> dict[str, Mapping[str, float]]:
+    """The strengths that the config file knows for its data."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    return runpy.run_path(path).get("STRENGTHS", {})
+
+
+def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:
+    d = config.data
+    if d.side:
+        raise ValueError(f"config.data.side = {d.side}; recipes are compared on a set in memory.")
+    options = {name: d[name] for name in ("dir", "seed", "validation", "bounds")}
+    pixels = datasets.load(d.name, "validation", **options).x[0].size
+    every = recipes(_NORM.value, eps, pixels, _known())
+    for name in _ROWS.value:
+        if name not in every:
+            raise ValueError(f"--rows={name}; choose some of {', '.join(every)}.")
+    chosen = {name: every[name] for name in _ROWS.value or every}
+    for text in _OWN.value:
+        name, recipe = compare.own(text)
+        if name in every or name in chosen:
+            raise ValueError(f"--own={text}: there is another {name!r}; write name=NAME.")
+        chosen[name] = recipe
+    return chosen
+
+
+def _guest(name: str) -> compare.Trained:
+    """A run that is in the table as it is."""
+    folder = Path(name)
+    seeds = sorted(folder.glob("seed-*")) or [folder]
+    return compare.Trained(compare.Recipe("", [{}]), 0, seeds, {})
+
+
+def main(_: list[str]) -> None:
+    config, norm = _CONFIG.value, _NORM.value
+    eps = config.evaluation[norm].table if _EPS.value is None else _EPS.value
+    if not eps > 0:
+        raise ValueError(f"--eps={eps}; it must be greater than 0.")
+    for other in _NORMS.value:
+        if other not in NORMS:
+            raise ValueError(f"--norms={other}; choose some of {', '.join(NORMS)}.")
+    trial_seconds = _SHARE.value * _SECONDS.value
+    plan = compare.Plan(
+        norm, eps, _SECONDS.value, _TRIALS.value, trial_seconds, _SEEDS.value, _BEST.value
+    )
+    chosen = _recipes(config, eps)
+    guests = {Path(name).name: _guest(name) for name in _GUESTS.value}
+    if taken := [name for name in guests if name in chosen]:
+        raise ValueError(f"--guests: there is another {taken[0]!r}; rename the folder.")
+    found = compare.train(chosen, config, plan, _WORKDIR.value, silent=_SILENT.value) | guests
+    with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
+        text, files = comparison.report(
+            found,
+            plan,
+            _WORKDIR.value,
+            norms=[norm, *(other for other in _NORMS.value if other != norm)],
+            examples=_EXAMPLES.value,
+            note=_NOTE.value,
+            progress=bar.set_description_str,
+        )
+    print(text)
+    print("Written:", *files, sep="\n  ")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,123 @@
+"""The recipes of experiments/compare.py: what is trained, and which settings each may try.
+
+A recipe's settings are tried in this order, as many as there are trials, and the best by validation
+is kept. Radii are in units of the attack's, strengths have their papers' defaults first. Recipes
+whose parts the library does not have are left out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lipreg import losses, models, objectives, optimizers
+from lipreg.doors import called
+from lipreg.runs.compare import Recipe
+
+RADII = (1.0, 0.5, 1.5, 2.0)  # of training, in those of the attack
+
+
+def recipes(
+    norm: str, eps: float, pixels: int, known: Mapping[str, Mapping[str, float]]
+) -> dict[str, Recipe]:
+    """Those for attacks of radius eps on images of so many pixels.
+
+    `known` are the strengths of the data set's config file, of which L0 is taken.
+    """
+    # A ball of the other norm that is about as hard: of MNIST l2 0.7 to linf 0.1.
+    other = {"linf": pixels**0.5 / 4, "l2": 4 / pixels**0.5}[norm] * eps
+    linf, l2 = (eps, other) if norm == "linf" else (other, eps)
+
+    def within(radius: float, **more: Any) -> list[dict[str, Any]]:
+        return [{"strengths.eps": r * radius, **_strengths(more)} for r in RADII]
+
+    def weighed(field: str, *values: float, **more: Any) -> list[dict[str, Any]]:
+        return [{field: value, **_strengths(more)} for value in values]
+
+    def tried(*values: float, **more: float) -> list[dict[str, Any]]:
+        return weighed("strengths.lam", *values, **more)
+
+    at = {"options.norm": norm}
+    exact = {"options.method": "penalty"}
+    made = {
+        "j0": Recipe("j0", weighed("train.learning_rate", 0.05, 0.02, 0.1, 0.01), approach="B"),
+        "weight_decay": Recipe(
+            "j0", weighed("train.weight_decay", 3e-3, 1e-3, 1e-2, 3e-2), approach="B"
+        ),
+        "j1": Recipe("j1", within(linf), approach="C"),
+        "j1_penalty": Recipe("j1", within(linf), exact, approach="C"),
+        "j2": Recipe("j2", within(l2), approach="C"),
+        "j2_penalty": Recipe("j2", within(l2), exact, approach="C"),
+        "j2_lip": Recipe(
+            "j2_lip",
+            [
+                {"strengths.eps": r * l2, "strengths.lam": lam}
+                for r, lam in ((1.0, 0.003), (1.0, 0.01), (2.0, 0.003), (0.5, 0.01))
+            ],
+            approach="C",
+        ),
+        "tikhonov": Recipe("tikhonov", tried(0.1, 1.0, 0.01, 0.3), approach="C"),
+        "pgd_at": Recipe("pgd_at", within(eps), at, approach="B"),
+        "fgsm_rs": Recipe("fgsm_rs", within(eps), at, approach="B"),
+        "n_fgsm": Recipe("n_fgsm", within(eps), at, approach="B"),
+        "trades": Recipe(
+            "trades", weighed("strengths.beta", 6.0, 3.0, 1.0, 10.0, eps=eps), at, approach="B"
+        ),
+        "mart": Recipe(
+            "mart", weighed("strengths.beta", 5.0, 2.0, 1.0, 10.0, eps=eps), at, approach="B"
+        ),
+        "grad_align": Recipe("grad_align", tried(0.2, 2.0, 0.06, 0.6, eps=eps), at, approach="B"),
+        "elle": Recipe(
+            "elle",
+            tried(5000.0, 1000.0, 10000.0, 200.0, eps=eps),
+            at,
+            approach="B",
+        ),
+        "cure": Recipe("cure", tried(4.0, 1.0, 10.0, 0.3, eps=eps), at, approach="C"),
+        "llr": Recipe("llr", tried(4.0, 1.0, 10.0, 2.0, mu=3.0, eps=eps), at, approach="C"),
+        "jacobian": Recipe("jacobian", tried(0.01, 0.1, 0.001, 1.0), approach="C"),
+    }
+    made |= {
+        "sam": Recipe("j0", _optimizers("sam(rho={})", 0.05, 0.1, 0.2, 0.02), approach="B"),
+        "awp": Recipe(
+            "pgd_at",
+            _optimizers("awp(gamma={})", 0.01, 0.005, 0.002, 0.02, eps=eps),
+            at,
+            approach="B",
+        ),
+        "deep_relaxation": Recipe(
+            "j0", _optimizers("local_entropy(coupling={})", 0.01, 0.1, 0.001, 1.0), approach="B"
+        ),
+    }
+    network = {"channels": (16, 32), "hidden": 128, "padding": "own", "layer": "aol"}
+    lipschitz = {
+        "model.name": "LipschitzCNN",
+        "model.activation": "own",
+        "model.settings": {"dtype": "float32", **network},
+        **{"train.optimizer": "adam", "train.learning_rate": 0.01, "train.weight_decay": 0.0},
+    }
+    margins = [2**0.5 * radius * l2 for radius in (2, 4, 1, 8)]
+    offsets = [{"loss": f"offset_cross_entropy(offset={margin:.3g})"} for margin in margins]
+    made["lipschitz_aol"] = Recipe("j0", offsets, lipschitz, approach="A")
+    if "lip_excess" in known:
+        L0 = known["lip_excess"]["L0"]
+        settings = tried(0.1, 1.0, 0.01, 0.3, L0=L0)
+        made["lip_excess"] = Recipe("lip_excess", settings, approach="C")
+    return {name: recipe for name, recipe in made.items() if _there(recipe)}
+
+
+def _there(recipe: Recipe) -> bool:
+    parts: dict[str, tuple[str, ...]] = {
+        "train.optimizer": (*optimizers.NAMES, *optimizers.__all__),
+        "model.name": models.NAMES,
+        "loss": tuple(losses.__all__),
+    }
+    fields = {**recipe.fields, **recipe.settings[0]}
+    known = all(called(fields[f])[0] in names for f, names in parts.items() if f in fields)
+    return known and recipe.objective in objectives.__all__
+
+
+def _optimizers(text: str, *values: float, **more: float) -> list[dict[str, Any]]:
+    return [{"train.optimizer": text.format(v), **_strengths(more)} for v in values]
+
+
+def _strengths(more: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"strengths.{name}": value for name, value in more.items()}

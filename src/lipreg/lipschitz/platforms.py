@@ -1,0 +1,87 @@
+"""One function in different forms for different platforms, of which one is taken."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Literal
+
+from lipreg.lipschitz import mixing
+from lipreg.lipschitz.kinds import CALLS, JOINS, MOVES, SAME, SUMS, WEIGHTED
+from lipreg.lipschitz.slopes import largest, most
+from lipreg.lipschitz.values import Comparison, Root, Value, bound, numbers
+
+__all__ = ["platforms"]
+
+
+def platforms(
+    walk: Callable, branches: Sequence[ClosedJaxpr], args: list, eps: Any, seen: dict
+) -> list:
+    """Bounds of whichever branch is taken; only the default's where all are the same affine map.
+
+    Different affine maps differ at a random point with probability one. They are compared at three
+    points, to 1e-9.
+    """
+    outputs = [walk(b.jaxpr, b.consts, args, eps, seen) for b in branches]
+    if len(branches) == 1:
+        return outputs[0]
+    if any(isinstance(a, Comparison) for each in outputs for a in each):
+        raise ValueError("No bound for a comparison of several values that depend on x.")
+    moving = [isinstance(a, Value) for a in args]
+    alike = jnp.zeros((), bool)
+    if all(_affine(b.jaxpr, moving) for b in branches):
+        alike = jnp.stack([_agree(walk, branches, args, seed) for seed in range(3)]).all()
+    return [
+        Value(numbers(mixing.either(list(each), alike)))
+        if any(isinstance(a, Value) for a in each)
+        else each[-1]
+        for each in zip(*outputs, strict=True)
+    ]
+
+
+def _affine(jaxpr: Any, moving: list[bool]) -> bool:
+    """Whether the outputs are affine in the arguments that depend on x."""
+    known = {v: m for v, m in zip(jaxpr.invars, moving, strict=True) if m}
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        moves = [not isinstance(v, Literal) and v in known for v in eqn.invars]
+        if not any(moves):
+            continue
+        if name in CALLS:
+            inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
+            affine = _affine(getattr(inner, "jaxpr", inner), moves)
+        elif name in WEIGHTED | {"mul"}:
+            affine = sum(moves) == 1
+        elif name == "div":
+            affine = not moves[1]
+        else:
+            affine = name in {*MOVES, *JOINS, *SUMS, *SAME, "add", "sub", "neg"}
+        if not affine:
+            return False
+        known.update(dict.fromkeys(eqn.outvars, True))
+    return True
+
+
+def _agree(walk: Callable, branches: Sequence[ClosedJaxpr], args: list, seed: int) -> Array:
+    """Whether the branches agree at random values of the arguments that depend on x."""
+    rng = np.random.default_rng(seed)
+
+    def draw(a: Any) -> Any:
+        if not isinstance(a, Value):
+            return a
+        like = a.root.rows
+        point = jnp.asarray(rng.normal(size=like.shape), like.dtype)
+        ones = jnp.ones_like(like)
+        return Value(Root((point, point), None, (ones, ones), jnp.ones((), like.dtype), ones))
+
+    drawn = [draw(a) for a in args]
+    outputs = [walk(b.jaxpr, b.consts, drawn, None, {}) for b in branches]
+    agree = []
+    for each in zip(*outputs, strict=True):
+        boxes = [bound(a)[0] if isinstance(a, Value) else (a, a) for a in each]
+        low = jnp.stack([box[0] for box in boxes]).min(0)
+        high = jnp.stack([box[1] for box in boxes]).max(0)
+        agree.append(largest(high - low) <= 1e-9 * largest(most((low, high))))
+    return jnp.stack(agree).all()

@@ -1,0 +1,337 @@
+"""The recipes that `runs.compare` has trained, attacked, and in one table.
+
+RUN/compared/           a killed evaluation of a step, images and radii goes on from here
+RUN/compared.json       what `measure` has found, command, commit and hardware
+DIR/compare.md, .csv    the table, that of the deck's three approaches, and what they are made of
+DIR/compare.json        the plan and all numbers, seed by seed
+DIR/errors.*            clean error and error under AutoAttack; the approaches have colours
+DIR/gaps.*              errors under FGSM and PGD-10 over training
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipreg import attacks, curves, datasets, evaluation, files, lipschitz, losses, runs
+from lipreg.lipschitz import bounds as proved
+from lipreg.reports import comparison_plots, plots
+from lipreg.runs import compare, logs, storage
+from lipreg.runs.build import ROBUST
+from lipreg.training import overfitting
+
+__all__ = ["APPROACHES", "against_best", "measure", "report"]
+
+APPROACHES = {
+    "A": "a smooth class of functions",
+    "B": "an algorithm that regularises",
+    "C": "a penalty",
+}
+PGD, AUTO = "PGD-20", "AutoAttack"
+
+
+def measure(
+    workdir: str | Path,
+    *,
+    norms: Sequence[str],
+    examples: int,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """A run's test images attacked by PGD-20 and AutoAttack, and the constants of its loss.
+
+    At the radii of the config's table, in `norms`, with the masking report. `estimate` is the
+    largest l2 norm of the cross entropy's gradient at these images, `certified` a proved bound of
+    its Lipschitz constant in the whole box, None where there is none. `gap` is what test images
+    have more than training images of error and of loss. Kept in the run, and not done twice.
+    """
+    workdir = Path(workdir)
+    loaded = runs.load(workdir)
+    config, path = loaded.config, workdir / "compared.json"
+    radii = {norm: [config.evaluation[norm].table] for norm in norms}
+    named = [f"{norm}-{values[0]:g}" for norm, values in radii.items()]
+    asked = {"radii": radii, "examples": examples, "step": loaded.step}
+    kept = files.read(path) if path.is_file() else {}
+    if kept.get("asked") == asked:
+        return kept
+    if examples > len(loaded.dataset.y):
+        raise ValueError(f"examples = {examples}; the test split has {len(loaded.dataset.y)}.")
+    training = runs.load(workdir, "train").dataset
+    test, seen = (
+        (datasets.to_unit(split.x[:examples]), split.y[:examples])
+        for split in (loaded.dataset, training)
+    )
+    result = evaluation.evaluate(
+        loaded.logits_fn,
+        *test,
+        protocol="autoattack",
+        radii=radii,
+        attacks={PGD: partial(attacks.pgd, steps=20)},
+        bounds=config.data.bounds,
+        batch_size=config.evaluation.batch_size,
+        folder=workdir / "compared" / "_".join([str(loaded.step), str(examples), *named]),
+        progress=progress,
+    )
+    on_test, on_seen = (_losses(loaded.logits_fn, *images) for images in (test, seen))
+    found = {
+        "asked": asked,
+        "epochs": loaded.step * config.train.batch_size / len(training.y),
+        "gap": {name: float(on_test[name] - on_seen[name]) for name in ("error", "loss")},
+        "estimate": float(on_test["slope"]),
+        "certified": _proved(loaded.logits_fn, test[0], config.data.bounds),
+        "evaluation": evaluation.to_json(result),
+        "about": storage.about(),
+    }
+    files.write_json(path, found)
+    return found
+
+
+@jax.jit
+def _losses(logits_fn: Callable, x: Any, y: Any) -> dict[str, Any]:
+    """Mean error and loss, and the largest input gradient of the loss."""
+    y = jnp.asarray(y)
+    loss = lambda x: losses.cross_entropy(logits_fn(x), y)
+    error = jnp.mean((jnp.argmax(logits_fn(x), -1) != y).astype(jnp.float32))
+    return {
+        "error": error,
+        "loss": loss(x).mean(),
+        "slope": lipschitz.gradient_norms(loss, x).max(),
+    }
+
+
+def _proved(logits_fn: Callable, x: Any, bounds: tuple[float, float]) -> float | None:
+    """`|grad loss| <= max_k Lip(z_k - z_y)`: cross entropy's gradient is a mean of margins'."""
+    try:
+        bound = float(proved.lipschitz(logits_fn, x[:1], bounds=bounds).margins.max())
+    except ValueError:  # a primitive without a rule
+        return None
+    return bound if np.isfinite(bound) else None
+
+
+def against_best(errors: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """By how much each row's mean is above the least, and where that is within the spread.
+
+    The spread of a difference is `sqrt(s^2 + s'^2)`, s and s' the standard deviations over the
+    seeds. A row of one seed is given the largest that there is; without any, nothing is known.
+
+    >>> against_best({"a": [9.0, 11.0], "b": [11.0], "c": [20.0, 20.0], "d": []})
+    {'a': 'best', 'b': 'within the spread', 'c': '+10', 'd': 'diverged'}
+    """
+    means = {name: float(np.mean(values)) for name, values in errors.items() if len(values)}
+    spreads = {n: float(np.std(v, ddof=1)) for n, v in errors.items() if len(v) > 1}
+    widest = max(spreads.values(), default=None)
+    best = min(means, key=lambda name: means[name], default="")
+
+    def said(name: str) -> str:
+        if name not in means:
+            return "diverged"
+        if name == best:
+            return "best"
+        above = means[name] - means[best]
+        if widest is None:
+            return f"+{above:.3g}, spread unknown"
+        spread = np.hypot(spreads.get(name, widest), spreads.get(best, widest))
+        return "within the spread" if above <= spread else f"+{above:.3g}"
+
+    return {name: said(name) for name in errors}
+
+
+def _seed(workdir: Path, norms: Sequence[str], **options: Any) -> dict[str, Any]:
+    """A seed's numbers at its last epoch and, where that is another, at its best."""
+    rows = logs.metrics(workdir)
+    validated = [row for row in rows if ROBUST in row]
+    best = min(validated, key=lambda row: row[ROBUST])
+    last = measure(workdir, norms=norms, **options)
+    earlier = best["step"] < last["asked"]["step"] and (workdir / "best/config.json").is_file()
+    at_best = measure(workdir / "best", norms=norms, **options) if earlier else last
+    return {"workdir": str(workdir), "rows": rows, "last": last, "best": at_best}
+
+
+def _error(found: Mapping[str, Any], norm: str, attack: str) -> float:
+    """In %; attack is `PGD-20` or `AutoAttack`."""
+    numbers = found["evaluation"]["norms"][norm]
+    if attack == PGD:
+        return 100 * next(iter(numbers["others"][PGD].values()))
+    return 100 * list(next(iter(numbers["errors"].values())).values())[-1]
+
+
+def _clean(found: Mapping[str, Any]) -> float:
+    return 100 * found["evaluation"]["clean_error"]
+
+
+def _gaps(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """The error under PGD-10 less that under FGSM, in %, in every report."""
+    both = [row for row in rows if {overfitting.FGSM, overfitting.PGD} <= row.keys()]
+    return np.array([100 * (row[overfitting.PGD] - row[overfitting.FGSM]) for row in both])
+
+
+def _row(
+    trained: compare.Trained, seeds: Sequence[Mapping[str, Any]], at: Mapping[str, str]
+) -> dict[str, float | str]:
+    """A recipe's line but for what compares it with others; `at` are the columns' names by norm."""
+    setting = trained.recipe.settings[trained.k] if trained.recipe.settings else {}
+    short = ", ".join(f"{name.rpartition('.')[2]} {_short(v)}" for name, v in setting.items())
+    each = lambda number: curves.spread([number(seed) for seed in seeds]) if seeds else "diverged"
+    steps = [overfitting.overfitted(seed["rows"]) for seed in seeds]
+    overfitted = [
+        f"step {step} of {seed['last']['asked']['step']}"
+        for step, seed in zip(steps, seeds, strict=True)
+        if step
+    ]
+    row = {
+        "approach": trained.recipe.approach,
+        "setting": short or "-",
+        "seeds": f"{len(seeds)}",
+        "seconds": each(lambda seed: seed["rows"][-1].get("seconds", np.nan)),
+        "compilation, s": trained.pace.get("compile_s", "-"),
+        "epochs": each(lambda seed: seed["last"]["epochs"]),
+        "best epoch": each(lambda seed: seed["best"]["epochs"]),
+        "% clean error": each(lambda seed: _clean(seed["last"])),
+    }
+    for norm, name in at.items():
+        for attack in (PGD, AUTO):
+            row[f"% {attack} {name}"] = each(lambda s, n=norm, a=attack: _error(s["last"], n, a))
+    norm, name = next(iter(at.items()))
+    row[f"% {AUTO} {name}, best epoch"] = each(lambda seed: _error(seed["best"], norm, AUTO))
+    row["PGD-10 less FGSM, %: last"] = each(lambda seed: _last(_gaps(seed["rows"])))
+    row["largest"] = each(lambda seed: _gaps(seed["rows"]).max(initial=-np.inf))
+    row["overfitted"] = ", ".join(overfitted) or "-"
+    row["masking flags"] = each(lambda seed: _flags(seed["last"]))
+    return row
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _last(values: np.ndarray) -> float:
+    return float(values[-1]) if len(values) else float("nan")
+
+
+def _flags(found: Mapping[str, Any]) -> float:
+    norms = found["evaluation"]["norms"].values()
+    return float(sum(check["status"] != "pass" for norm in norms for check in norm["checks"]))
+
+
+def _approaches(
+    found: Mapping[str, compare.Trained], seeds: Mapping[str, Sequence[Any]], at: Mapping[str, str]
+) -> dict[str, dict[str, float | str]]:
+    """The deck's three approaches; the best epoch of plain training, j0, is approach B's too."""
+    each = lambda several, number: curves.spread([number(one) for one in several])
+    norm, name = next(iter(at.items()))
+
+    def row(approach: str, several: Sequence[Mapping[str, Any]]) -> dict[str, float | str]:
+        proofs = [one["certified"] for one in several]
+        return {
+            "approach": f"{approach}: {APPROACHES[approach]}",
+            "% clean error": each(several, _clean),
+            f"% {AUTO} {name}": each(several, lambda one: _error(one, norm, AUTO)),
+            "Lipschitz, loss: estimate": each(several, lambda one: one["estimate"]),
+            "proved": "-" if None in proofs else curves.spread(proofs),
+            "gap, % error": each(several, lambda one: 100 * one["gap"]["error"]),
+            "gap, loss": each(several, lambda one: one["gap"]["loss"]),
+        }
+
+    rows = {}
+    for approach in APPROACHES:
+        for recipe, trained in found.items():
+            if trained.recipe.approach == approach and seeds[recipe]:
+                rows[recipe] = row(approach, [seed["last"] for seed in seeds[recipe]])
+                if recipe == "j0":
+                    rows["j0, best epoch"] = row("B", [seed["best"] for seed in seeds[recipe]])
+    return rows
+
+
+def report(
+    found: Mapping[str, compare.Trained],
+    plan: compare.Plan,
+    workdir: str | Path,
+    *,
+    norms: Sequence[str],
+    examples: int,
+    note: str = "",
+    progress: Callable[[str], None] = lambda line: None,
+) -> tuple[str, list[Path]]:
+    """Measure what is not measured; the tables as Markdown, and the files written into `workdir`.
+
+    `norms` begins with the plan's. A run that has diverged is left out of its recipe's row. `note`
+    is printed beside the numbers.
+    """
+    workdir = Path(workdir)
+    seeds: dict[str, list[dict[str, Any]]] = {}
+    for name, trained in found.items():
+        whole = [run for run in trained.runs if np.isfinite(compare.error(run))]
+        tell = lambda line, name=name: progress(f"{name}: {line}")
+        seeds[name] = [_seed(run, norms, examples=examples, progress=tell) for run in whole]
+    measured = [seed["last"] for several in seeds.values() for seed in several]
+    radii = measured[0]["asked"]["radii"] if measured else {plan.norm: [plan.eps]}
+    at = {norm: f"{norm} {values[0]:.3g}" for norm, values in radii.items()}
+    robust = {
+        name: [_error(seed["last"], norms[0], AUTO) for seed in several]
+        for name, several in seeds.items()
+    }
+    against = against_best(robust)
+    order = sorted(found, key=lambda name: np.mean(robust[name] or [np.inf]))
+    rows = {}
+    for name in order:
+        row = _row(found[name], seeds[name], at)
+        place = list(row).index(f"% {AUTO} {at[plan.norm]}") + 1
+        cells = list(row.items())
+        rows[name] = dict([*cells[:place], ("against the best", against[name]), *cells[place:]])
+    text = f"{curves.to_markdown(rows)}\n\n{_caption(plan, at, examples, note)}\n"
+    approaches = _approaches(found, seeds, at)
+    if approaches:
+        text += f"\n{curves.to_markdown(approaches)}\n\n{_CONSTANTS}\n"
+    files.write(workdir / "compare.md", text)
+    files.write(workdir / "compare.csv", curves.to_csv(rows))
+    record = {"plan": plan._asdict(), "norms": norms, "examples": examples, "note": note}
+    record |= {"recipes": {n: t.recipe._asdict() for n, t in found.items()}, "seeds": seeds}
+    files.write_json(workdir / "compare.json", record | {"about": storage.about()})
+    written = [workdir / f"compare.{kind}" for kind in ("md", "csv", "json")]
+    errors = {
+        name: [(_clean(seed["last"]), _error(seed["last"], norms[0], AUTO)) for seed in several]
+        for name, several in seeds.items()
+        if several
+    }
+    if errors:
+        groups = {name: found[name].recipe.approach for name in errors}
+        label = f"% error under {AUTO}, {at[plan.norm]}"
+        figure = comparison_plots.errors(errors, groups, label=label)
+        written += plots.save(figure, workdir / "errors")
+        histories = {name: seeds[name][0]["rows"] for name in order if seeds[name]}
+        written += plots.save(comparison_plots.gaps(histories), workdir / "gaps")
+    return text, written
+
+
+_CONSTANTS = (
+    "Of the cross entropy in l2: the largest gradient at these test images, an estimate from "
+    "below, and a proved bound in the whole box. Gaps: what the test images have more than as many "
+    "training images."
+)
+
+
+def _caption(plan: compare.Plan, at: Mapping[str, str], examples: int, note: str) -> str:
+    """What the numbers are, and what they were measured on."""
+    about = storage.about()
+    tried = f"{plan.trials} setting{'s' * (plan.trials > 1)}, {plan.trial_seconds:g} s each"
+    sentences = [
+        f"{note}." if note else "",
+        f"{plan.seconds:g} s of training a run, without compilation, validation and checkpoints; "
+        "the table has what it took.",
+        f"{tried}, chosen by {PGD} at {plan.norm} {plan.eps:.3g} on the validation split.",
+        f"Errors: {examples} test images at {' and '.join(at.values())}, at the last epoch, in the "
+        "order of AutoAttack's; mean ± standard deviation over the seeds.",
+        f"{plan.seeds} seeds for the best {plan.best} by validation, one for the others."
+        if plan.seeds > 1
+        else "One seed.",
+        "Against the best: a difference within the spread is at most sqrt(s² + s'²); s of a row of "
+        "one seed is the largest of the others.",
+        "Overfitted: where catastrophic overfitting begins, the error under PGD-10 rising by "
+        f"{100 * overfitting.RISE:g} points, and that under FGSM not.",
+        f"`{about['command']}`, {about['commit']}, {about['machine']}, "
+        f"{', '.join(sorted(set(about['devices'])))}, jax {about['versions']['jax']}.",
+    ]
+    return "\n".join(filter(None, sentences))

@@ -1,0 +1,263 @@
+"""Recipes that get the same seconds of training, the same number of trials and the same attacks.
+
+    DIR/pace/RECIPE/pace.json    seconds of a step and of its compilation
+    DIR/points/RECIPE/trial-K/   its K-th setting's run, with point.json (`runs.sweep`)
+    DIR/points/RECIPE/seed-S/    the runs of the setting that was best by validation
+
+A run has as many steps as its recipe takes in the seconds, by the measured step, so that every
+schedule ends where it should. Settings are chosen by the error under PGD-20 on the validation
+split. Whatever is in the folder is not done again. `reports.comparison` attacks the runs and makes
+the table.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lipreg import files, parallel, runs, training
+from lipreg.runs import build, logs, storage, sweep
+from lipreg.runs.build import ROBUST
+from lipreg.runs.config import Config, leaves, options, strengths
+from lipreg.runs.experiment import Experiment, key_for
+from lipreg.runs.train import fit_options
+
+__all__ = ["Plan", "Recipe", "Trained", "error", "fitting", "own", "pace", "point", "train"]
+
+REPORTS = 20  # lines of metrics.jsonl a run, each with the gap between FGSM and PGD-10
+DISPATCH = 16  # steps at a time on accelerators, which a report would cut short
+VALIDATIONS = 10  # a run, at ends of epochs: what the best epoch is chosen from
+
+
+class Recipe(NamedTuple):
+    """A way to train.
+
+    Attributes:
+      objective: one of the library's, or `package.module:name`.
+      settings: fields of a config by their full names, a mapping for each trial, the likeliest
+        first; they differ in numbers, and cost the same.
+      fields: what all its trials share; "model.settings", where the network is another one.
+      approach: of 1810.00953's authors: A, a smooth class of functions; B, an algorithm that
+        regularises; C, a penalty; or none of these.
+    """
+
+    objective: str
+    settings: Sequence[Mapping[str, Any]]
+    fields: Mapping[str, Any] = {}
+    approach: str = "-"
+
+
+class Plan(NamedTuple):
+    """What every recipe gets.
+
+    Attributes:
+      norm, eps: of the attacks that choose and rank.
+      seconds: of training a run.
+      trials: settings that are tried.
+      trial_seconds: of training each of them.
+      seeds: of the recipes that rank among the first `best` by validation; of the others, one.
+    """
+
+    norm: str
+    eps: float
+    seconds: float
+    trials: int
+    trial_seconds: float
+    seeds: int
+    best: int
+
+
+class Trained(NamedTuple):
+    """What `train` has made of a recipe.
+
+    Attributes:
+      recipe: itself.
+      k: the number of its setting that was best by validation.
+      runs: of this setting, a folder for each seed.
+      pace: see `pace`.
+    """
+
+    recipe: Recipe
+    k: int
+    runs: list[Path]
+    pace: Mapping[str, float]
+
+
+def own(text: str) -> tuple[str, Recipe]:
+    """A recipe from `OBJECTIVE FIELD=VALUE,VALUE ...` and, if wanted, `name=NAME approach=A`.
+
+    Fields with several values are tried in all combinations, the first ones first.
+
+    >>> name, recipe = own("my_parts:trades strengths.beta=6,1 strengths.eps=0.1")
+    >>> name, recipe.objective, recipe.settings[1]
+    ('trades', 'my_parts:trades', {'strengths.beta': 1, 'strengths.eps': 0.1})
+    """
+    objective, *words = text.split()
+    axes = sweep.parse(words)
+    told = {name: str(axes.pop(name, (default,))[0]) for name, default in _TOLD.items()}
+    name = told["name"] or objective.rpartition(":")[2]
+    return name, Recipe(objective, sweep.combinations(axes), approach=told["approach"])
+
+
+_TOLD = {"name": "", "approach": "-"}
+
+
+def fitting(seconds: float, step_s: float) -> int:
+    """The steps that fit into some seconds, at least one.
+
+    >>> fitting(60.0, 0.25), fitting(1.0, 5.0)
+    (240, 1)
+    """
+    return max(1, int(seconds / step_s))
+
+
+def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed: int = 0) -> Config:
+    """The config of a recipe's k-th setting, for so many steps."""
+    config = base.copy_and_resolve_references()
+    row = recipe.objective
+    with config.unlocked():
+        config.objective = row if ":" in row else row.removesuffix("_tanh")
+        config.model.head = "linear" if config.objective == row else "tanh"
+        config.strengths = dict.fromkeys(strengths(config.objective), float("nan"))
+        config.options = options(config.objective)
+    report = {"pgd.norm": plan.norm, "pgd.eps": plan.eps, "pgd.steps": 20}
+    every = max(1, steps // REPORTS)
+    every -= every % DISPATCH if every > DISPATCH else 0
+    report |= {"every_steps": every, "seconds": True, "keep_best": True}
+    report["gap_examples"] = config.report.gap_examples or 64
+    fields = {f"report.{name}": value for name, value in report.items()}
+    fields |= {"train.steps": steps, "seed": base.seed + seed}
+    fields |= {f"evaluation.{plan.norm}.table": plan.eps}
+    given = {**recipe.fields, **recipe.settings[k]}
+    if "model.settings" in given:  # of another network
+        with config.unlocked():
+            config.model.settings = dict(given.pop("model.settings"))
+    for name, value in {**fields, **given}.items():
+        if name not in leaves(config):
+            raise ValueError(f"{row}: no field {name!r}; choose of {', '.join(leaves(config))}.")
+        number = isinstance(value, int) and isinstance(leaves(config)[name], float)
+        try:
+            config.update_from_flattened_dict({name: float(value) if number else value})
+        except TypeError as error:
+            raise ValueError(f"{row}: {name} = {value}: {error}.") from None
+    return config
+
+
+def pace(experiment: Experiment, seconds: float) -> dict[str, float]:
+    """The mean seconds of a training step, `step_s`, and those of the compilation, `compile_s`.
+
+    Measured by training for so many seconds, with few reports: on small networks one takes longer
+    than a step.
+    """
+    one = experiment.config.train.per_dispatch or (
+        1 if jax.default_backend() == "cpu" else DISPATCH
+    )
+    rough, first = _timed(experiment, one, 0.0)
+    every = int(seconds / 4 / rough)
+    step_s, more = _timed(experiment, max(one, every - every % one), seconds)
+    return {"step_s": step_s, "compile_s": first + more}
+
+
+def _timed(experiment: Experiment, every: int, seconds: float) -> tuple[float, float]:
+    """Seconds of a step and of compilation, by so many seconds and at least three reports."""
+    config = experiment.config
+    compiled: list[float] = []
+    spent: list[float] = []
+    taken: list[int] = []
+    begun, first, programs = time.perf_counter(), 0, 0
+    with suppress(training.Diverged):  # in so many seconds at the highest rate
+        for state, _ in training.fit(
+            experiment.program.step,
+            experiment.state,
+            config.strengths.to_dict(),
+            experiment.training,
+            key=key_for(config, "batches"),
+            started=compiled.append,
+            **fit_options(experiment) | {"every": every},
+        ):
+            now, step = time.perf_counter(), int(state.step)
+            if len(compiled) == programs:  # nothing was compiled for this report
+                spent.append(now - begun)
+                taken.append(step - first)
+            begun, first, programs = now, step, len(compiled)
+            if sum(spent) >= seconds and len(spent) >= 3:
+                break
+    if not spent:
+        raise ValueError(f"{config.objective}: not finite in its first steps; it has no pace.")
+    return sum(spent) / sum(taken), sum(compiled)
+
+
+def _paced(recipe: Recipe, base: Config, plan: Plan, workdir: Path) -> dict[str, Any]:
+    """The pace of a recipe, measured once: from it follow the steps of its runs."""
+    config, path = point(base, recipe, 0, plan, steps=_MANY), workdir / "pace.json"
+    storage.check_workdir(workdir, config.to_dict())
+    if path.is_file():
+        return files.read(path)
+    with parallel.over():
+        experiment = runs.prepare(config)
+        measured = pace(experiment, min(5.0, plan.seconds / 4))
+    measured["epoch_steps"] = experiment.epoch_steps
+    storage.claim(workdir, config.to_dict())
+    files.write_json(path, measured)
+    return measured
+
+
+_MANY = 10**9  # steps, so that a pace is that of the first
+
+
+def train(
+    recipes: Mapping[str, Recipe],
+    base: Config,
+    plan: Plan,
+    workdir: str | Path,
+    *,
+    silent: bool = False,
+) -> dict[str, Trained]:
+    """Train what is not trained; of each recipe the best setting and its runs, one for each seed.
+
+    Raises: ValueError, before anything is trained, for a recipe that has not enough settings and
+    for one whose config is not valid; and for a folder of another comparison.
+    """
+    folder = Path(workdir)
+    for name, recipe in recipes.items():
+        if len(recipe.settings) < plan.trials:
+            raise ValueError(
+                f"{name} has {len(recipe.settings)} settings; give one for each of {plan.trials} "
+                "trials."
+            )
+        for k in range(plan.trials):
+            build.parts(point(base, recipe, k, plan, steps=1))
+    paces = {n: _paced(r, base, plan, folder / "pace" / n) for n, r in recipes.items()}
+
+    def run(name: str, label: str, k: int, seconds: float, seed: int = 0) -> Path:
+        steps = fitting(seconds, paces[name]["step_s"])
+        config = point(base, recipes[name], k, plan, steps=steps, seed=seed)
+        every = max(1, steps // paces[name]["epoch_steps"] // VALIDATIONS)
+        config.report.validate_every_epochs = config.report.checkpoint_every_epochs = every
+        sweep.run({f"{name}/{label}": config}, folder, engine="loop", silent=silent)
+        return folder / "points" / name / label
+
+    found: dict[str, Trained] = {}
+    for name in recipes:
+        trials = [run(name, f"trial-{k}", k, plan.trial_seconds) for k in range(plan.trials)]
+        k = int(np.argmin([error(trial) for trial in trials]))
+        same = plan.trial_seconds == plan.seconds  # then the trial is the run
+        final = trials[k] if same else run(name, "seed-0", k, plan.seconds)
+        found[name] = Trained(recipes[name], k, [final], paces[name])
+    for name in sorted(found, key=lambda name: error(found[name].runs[0]))[: plan.best]:
+        for seed in range(1, plan.seeds):
+            again = run(name, f"seed-{seed}", found[name].k, plan.seconds, seed)
+            found[name].runs.append(again)
+    return found
+
+
+def error(workdir: Path) -> float:
+    """A run's last error under PGD-20 on the validation split; inf if it has diverged."""
+    rows = logs.metrics(workdir)
+    record = sweep.outcome(workdir) or (rows[-1] if rows else {})
+    return record.get(ROBUST, math.inf)

@@ -1,0 +1,370 @@
+"""Equal seconds, trials and attacks for every recipe; what is noise is said to be."""
+
+import importlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from lipreg import datasets, evaluation, objectives, optimizers, runs, training
+from lipreg.evaluation.cascade import Outcome
+from lipreg.reports import comparison, comparison_plots
+from lipreg.runs import build, compare, logs
+from lipreg.runs.config import base_config
+from lipreg.training.overfitting import FGSM, PGD, overfitted
+
+ROOT = Path(__file__).parents[1]
+
+
+def curve(*pairs):
+    """Reports with errors under FGSM and PGD-10, ten steps apart."""
+    return [{"step": 10 * n, FGSM: f, PGD: p} for n, (f, p) in enumerate(pairs, 1)]
+
+
+@pytest.mark.parametrize(
+    ("reports", "step"),
+    [
+        (curve((0.7, 0.8), (0.5, 0.6), (0.3, 0.7), (0.1, 0.95)), 40),
+        (curve((0.5, 0.6), (0.1, 1.0), (0.5, 0.6), (0.1, 1.0)), 20),  # it may come and go
+        (curve((0.5, 0.6), (0.7, 0.9)), None),  # robust to neither any more
+        (curve((0.5, 0.6), (0.45, 0.7), (0.4, 0.65)), None),  # within the noise
+        (curve((0.9, 1.0), (0.1, 1.0)), None),  # never robust
+        ([{"step": 5}, *curve((0.5, 0.6)), {"step": 15, FGSM: 0.1}], None),
+        ([], None),
+    ],
+)
+def test_catastrophic_overfitting_is_a_rise_under_pgd_that_fgsm_does_not_see(reports, step):
+    assert overfitted(reports) == step
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    """Forty-eight images of noise, whatever the data set and split."""
+    rng = np.random.default_rng(0)
+    images = datasets.Dataset(
+        rng.integers(0, 256, (48, 4, 4, 1), np.uint8), rng.integers(0, 3, 48, np.int32), 3
+    )
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: images)
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers and floats
+        yield
+
+
+def config(**changes):
+    config = base_config("j2_lip", {"j2_lip": {"eps": 0.1, "lam": 0.01}})
+    config.model.name, config.model.settings = "MLP", {"widths": (8,)}
+    config.train.update({"batch_size": 16, "schedule": "cosine"})
+    config.report.examples = 16
+    config.evaluation.batch_size = 8
+    config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Validation errors, one report after the other, in place of measured ones."""
+
+    def script(name, *reports):
+        batches = iter(np.repeat(reports, 16 // 8 if name == "wrong" else 1))
+        fake = lambda *_: {key: np.full(8, value) for key, value in next(batches).items()}
+        made = build._program.__wrapped__
+        patched = lambda *args: made(*args)._replace(**{name: fake})
+        monkeypatch.setattr(build, "_program", patched)
+
+    return script
+
+
+def test_a_run_of_some_steps_ends_there_and_its_schedule_too(tmp_path):
+    with mock.patch.object(optimizers, "schedule", wraps=optimizers.schedule) as schedule:
+        prepared = runs.prepare(config(**{"train.steps": 4, "report.seconds": True}))
+    assert schedule.call_args.args == ("cosine", 0.1, 4)
+    assert prepared.steps == 4
+    runs.train_run(prepared, tmp_path / "run", silent=True)
+    first, last = logs.metrics(tmp_path / "run")
+    assert (first["step"], last["step"]) == (3, 4)  # the end of the epoch, and the last
+    assert 0 < first["seconds"] < last["seconds"]
+    assert build.ROBUST in last
+    assert runs.load(tmp_path / "run").step == 4
+
+
+def test_overfitting_is_a_warning_that_names_the_step(scripted, tmp_path):
+    errors = curve((0.5, 0.6), (0.1, 0.9), (0.1, 1.0))
+    scripted("gap", *({FGSM: e[FGSM], PGD: e[PGD]} for e in errors))
+    prepared = runs.prepare(
+        config(**{"train.steps": 3, "report.every_steps": 1, "report.gap_examples": 8})
+    )
+    with pytest.warns(
+        UserWarning, match="Step 2: catastrophic overfitting. .* 90% under PGD"
+    ) as told:
+        runs.train_run(prepared, tmp_path / "run", silent=True)
+    assert len(told) == 1
+    assert [row[PGD] for row in logs.metrics(tmp_path / "run")] == [0.6, 0.9, 1.0]
+
+
+def test_the_best_epoch_is_a_run_of_its_own_that_ends_there(scripted, tmp_path):
+    scripted("wrong", *({build.CLEAN: 0.0, build.ROBUST: e} for e in (0.5, 0.3, 0.3, 0.4)))
+    prepared = runs.prepare(config(**{"train.epochs": 4, "report.keep_best": True}))
+    runs.train_run(prepared, tmp_path / "run", silent=True)
+    best, last = runs.load(tmp_path / "run/best"), runs.load(tmp_path / "run")
+    assert (best.step, best.steps) == (6, 6)
+    assert (last.step, last.steps) == (12, 12)
+
+
+def test_a_pace_counts_no_compilation_and_few_reports(monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: now[0])
+
+    def fit(*_, started, every, **__):
+        """Steps of 0.1 s, reports of 0.5 s; every call compiles for 9 s."""
+        asked.append(every)
+        for step in range(every, 1000 * every, every):
+            now[0] += 0.1 * every + 0.5 + 9.0 * (step == every)
+            if step == every:
+                started(9.0)
+            yield mock.Mock(step=step), {}
+
+    monkeypatch.setattr(training, "fit", fit)
+    measured = compare.pace(runs.prepare(config()), 24.0)
+    assert asked == [1, 10]  # steps of 0.6 s, as far as one report a step can tell
+    np.testing.assert_allclose([measured["step_s"], measured["compile_s"]], [0.15, 18.0])
+
+
+PLAN = compare.Plan("linf", 0.1, seconds=1.0, trials=2, trial_seconds=0.5, seeds=2, best=1)
+RECIPES = {
+    "plain": compare.Recipe("j0", [{"train.learning_rate": 0.1}, {"train.learning_rate": 0.01}]),
+    "steep": compare.Recipe("j2", [{"strengths.eps": 0.1}, {"strengths.eps": 1}], approach="C"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("compare")
+
+
+def compared(folder):
+    paces = {"step_s": 0.1, "compile_s": 3.0}
+    with mock.patch.object(compare, "pace", return_value=paces) as pace:
+        return compare.train(RECIPES, config(), PLAN, folder, silent=True), pace.call_count
+
+
+def test_every_recipe_gets_the_same_time_and_trials_and_the_best_have_all_seeds(folder):
+    found, paced = compared(folder)
+    assert paced == 2
+    for name, trained in found.items():
+        trials = [folder / f"points/{name}/trial-{k}" for k in (0, 1)]
+        assert [runs.load(trial).steps for trial in trials] == [5, 5]
+        assert trained.k == np.argmin([compare.error(trial) for trial in trials])
+        final = runs.load(trained.runs[0])
+        assert final.steps == 10
+        for field, value in RECIPES[name].settings[trained.k].items():
+            section, field = field.split(".")
+            assert final.config[section][field] == value
+    assert sorted(len(trained.runs) for trained in found.values()) == [1, 2]
+    seeds = next(trained.runs for trained in found.values() if len(trained.runs) == 2)
+    assert [runs.load(run).config.seed for run in seeds] == [0, 1]
+    assert compare.error(seeds[0]) <= min(compare.error(t.runs[0]) for t in found.values())
+
+
+def test_a_killed_comparison_does_what_is_left_and_nothing_twice(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/points/plain/seed-0")
+    with mock.patch.object(runs, "train_run", wraps=runs.train_run) as train_run:
+        found, paced = compared(tmp_path / "again")
+    assert paced == 0
+    assert [Path(call.args[1]).name for call in train_run.call_args_list] == ["seed-0"]
+    assert found["plain"].runs[0].is_relative_to(tmp_path)
+
+
+def test_a_folder_of_another_comparison_is_refused(folder):
+    other = config(**{"train.batch_size": 8})
+    with pytest.raises(ValueError, match=r"train.batch_size \(16 there, 8 asked\)"):
+        compare.train(RECIPES, other, PLAN, folder, silent=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        (compare.Recipe("j0", [{}]), "odd has 1 settings; give one for each of 2 trials"),
+        (compare.Recipe("j2", [{}, {}]), "strengths.eps = nan: it is not given"),
+        (compare.Recipe("j0", [{"train.lr": 1}] * 2), "j0: no field 'train.lr'; choose of "),
+        (compare.Recipe("j0", [{"train.epochs": "x"}] * 2), "j0: train.epochs = x: "),
+        (compare.Recipe("j9", [{}, {}]), "No objective 'j9'"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused_before_anything_is_trained(recipe, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        compare.train({**RECIPES, "odd": recipe}, config(), PLAN, tmp_path / "new", silent=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_recipe_may_have_a_network_of_its_own():
+    fields = {"model.name": "CNN", "model.settings": {"channels": (2, 3)}}
+    made = compare.point(config(), compare.Recipe("j0", [{}], fields), 0, PLAN, steps=1)
+    assert made.model.settings.to_dict() == {"channels": (2, 3)}
+    build.parts(made)
+
+
+def test_a_recipe_may_have_the_tanh_head_and_nothing_else_of_the_configs_row():
+    plain, bent = (
+        compare.point(config(), compare.Recipe(row, [{}]), 0, PLAN, steps=1)
+        for row in ("j0", "j0_tanh")
+    )
+    assert (plain.model.head, bent.model.head) == ("linear", "tanh")
+    assert bent.strengths.to_dict() == bent.options.to_dict() == {}
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("data", ["digits", "mnist", "cifar10"])
+def test_every_recipe_of_the_table_has_four_settings_that_its_objective_takes(
+    norm, data, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    files = [importlib.import_module(f"configs.{name}") for name in ("compare", data)]
+    base = files[1].get_config("j0")
+    plan = PLAN._replace(norm=norm, trials=4)
+    table = files[0].recipes(norm, 0.1, 64, files[1].STRENGTHS)
+    assert {"j0", "j1", "j2", "j2_lip", "tikhonov"} <= table.keys()
+    assert all(recipe.objective in objectives.__all__ for recipe in table.values())
+    for recipe in table.values():
+        settings = [compare.point(base, recipe, k, plan, steps=1) for k in range(plan.trials)]
+        assert len({json.dumps(setting.to_dict(), sort_keys=True) for setting in settings}) == 4
+        for setting in settings:
+            build.parts(setting)
+
+
+def test_an_outsiders_recipe_is_written_in_one_line():
+    name, recipe = compare.own("parts:mine strengths.eps=0.1,0.2 train.clip=1 name=x approach=A")
+    assert name == "x"
+    assert recipe == compare.Recipe(
+        "parts:mine",
+        [{"strengths.eps": 0.1, "train.clip": 1}, {"strengths.eps": 0.2, "train.clip": 1}],
+        approach="A",
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ({"a": [10.0], "b": [12.0]}, {"a": "best", "b": "+2, spread unknown"}),
+        ({"a": [10, 12], "b": [12, 14]}, {"a": "best", "b": "within the spread"}),
+        ({"a": [10, 12], "b": [14, 16]}, {"a": "best", "b": "+4"}),
+        ({"a": [10.0], "b": [11, 13]}, {"a": "best", "b": "within the spread"}),
+        ({"a": [], "b": []}, {"a": "diverged", "b": "diverged"}),
+    ],
+)
+def test_a_difference_within_the_spread_of_the_seeds_is_said_to_be(errors, said):
+    assert comparison.against_best(errors) == said
+
+
+def judged(logits_fn, x, y, *, radii, **_):
+    """A stand-in for attacks: AutoAttack breaks three images of four, PGD-20 two, in every norm."""
+
+    def outcome(broken):
+        by = np.where(np.arange(len(y)) % 4 < broken, 1, -1)
+        return Outcome(x, by, ("clean", "apgd"))
+
+    at = lambda broken: {norm: {v: outcome(broken) for v in radii[norm]} for norm in radii}
+    return evaluation.Evaluation(
+        "autoattack",
+        np.zeros(len(y), bool),
+        distances={norm: {} for norm in radii},
+        outcomes=at(3),
+        checks={norm: () for norm in radii},
+        radii={norm: tuple(values) for norm, values in radii.items()},
+        others={norm: {"PGD-20": by_radius} for norm, by_radius in at(2).items()},
+        nearest_points={},
+        left_out={norm: () for norm in radii},
+    )
+
+
+def test_the_table_has_a_row_for_each_recipe_and_says_how_it_was_made(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "judged")
+    found, _ = compared(tmp_path / "judged")
+    for run in found["steep"].runs:  # as if it had overfitted
+        rows = [row | {FGSM: 0.2, PGD: 0.2 + row["step"] / 20} for row in logs.metrics(run)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"norms": ["linf", "l2"], "examples": 8, "note": "Noise for images"}
+    with mock.patch.object(evaluation, "evaluate", wraps=judged) as evaluate:
+        text, files = comparison.report(found, PLAN, tmp_path / "judged", **options)
+        again, _ = comparison.report(found, PLAN, tmp_path / "judged", **options)
+    assert again == text
+    places = [call.kwargs["folder"] for call in evaluate.call_args_list]
+    assert len(places) == len(set(places))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    table = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:4]}
+    assert table.keys() == {"plain", "steep"}
+    for name, row in table.items():
+        several = len(found[name].runs) > 1
+        for norm in ("linf", "l2"):
+            assert row[f"% AutoAttack {norm} 0.1"] == ("75 ± 0" if several else "75")
+            assert row[f"% PGD-20 {norm} 0.1"] == ("50 ± 0" if several else "50")
+        assert row["seeds"] == str(len(found[name].runs))
+        assert row["against the best"] in ("best", "within the spread")
+    assert table["plain"]["overfitted"] == "-"
+    assert table["steep"]["overfitted"].startswith("step 5 of 10")  # 0.2 above 0.2 + 1/20
+    assert table["steep"]["setting"].startswith("eps ")
+    for words in ("Noise for images.", "8 test images at linf 0.1 and l2 0.1", "0.5 s each"):
+        assert words in text
+    assert "C: a penalty" in text  # the deck's approaches; plain is of none
+    assert "gap, % error" in text
+    record = json.loads((tmp_path / "judged/compare.json").read_text())
+    assert record["plan"]["trials"] == 2
+    assert {"command", "commit", "machine"} <= record["about"].keys()
+    assert all(path.is_file() for path in files)
+
+
+def test_a_proved_bound_of_the_loss_is_above_its_largest_gradient(tmp_path):
+    prepared = runs.prepare(config(**{"train.steps": 2}))
+    runs.train_run(prepared, tmp_path / "run", silent=True)
+    with mock.patch.object(evaluation, "evaluate", judged):
+        found = comparison.measure(tmp_path / "run", norms=["l2"], examples=8)
+    assert 0 < found["estimate"] <= found["certified"] < math.inf
+    assert found["gap"] == {"error": 0.0, "loss": 0.0}  # the splits are the same images
+    assert found["epochs"] == 2 / 3
+    with pytest.raises(ValueError, match="examples = 99; the test split has 48"):
+        comparison.measure(tmp_path / "run", norms=["l2"], examples=99)
+
+
+def test_gaps_are_drawn_with_the_step_at_which_overfitting_begins():
+    rows = curve((0.5, 0.6), (0.1, 0.9))
+    figure = comparison_plots.gaps({"j0": curve((0.5, 0.6)), "j1": rows, "j2": [{"step": 1}]})
+    lines = [[np.asarray(line.get_xdata()) for line in axes.lines] for axes in figure.axes]
+    assert [len(each) for each in lines] == [2, 3, 2]
+    assert lines[1][2].tolist() == [20, 20]
+
+
+# The launcher with the first attack of AutoAttack alone: tests/test_evaluation.py has them all.
+LAUNCHED = """
+import runpy, sys
+from lipreg.evaluation import measure
+every, auto = measure.stages, measure.PROTOCOLS["autoattack"]
+measure.stages = lambda *args, **options: every(*args, **options)[:1]
+measure.PROTOCOLS["autoattack"] = auto._replace(masking=False)
+sys.path.insert(0, "experiments")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_launcher_compares_recipes_on_digits(tmp_path):
+    program = f"import sys; sys.argv = ['experiments/compare.py', *sys.argv[1:]]\n{LAUNCHED}"
+    argv = [sys.executable, "-W", "ignore", "-c", program, "--silent", f"--workdir={tmp_path}/out"]
+    argv += ["--config=experiments/configs/digits.py", "--config.model.settings.channels=(2,)"]
+    argv += ["--eps=0.05", "--seconds=1", "--trials=1", "--seeds=1", "--examples=8"]
+    argv += ["--norms=linf", "--rows=j0"]
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "\n| j0 | B | " in done.stdout
+    (seed,) = json.loads((tmp_path / "out/compare.json").read_text())["seeds"]["j0"]
+    last = seed["rows"][-1]
+    assert last["seconds"] > 0
+    assert last["step"] == seed["last"]["asked"]["step"] > 20
+    assert FGSM in last
+    assert (tmp_path / "out/errors.png").is_file()
