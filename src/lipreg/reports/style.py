@@ -65,11 +65,13 @@ def legend(axes: Axes) -> float:
     letters = max((len(name.translate(_UNSEEN)) for name in names), default=0)
     wide = 0.7 + 0.06 * letters  # inches: a handle, and letters of 8 points
     width = figure.get_figwidth() / axes.get_subplotspec().get_gridspec().ncols
-    columns = min(max(1, int(width / wide)), max(1, len(names)))
+    lines = math.ceil(len(names) / max(1, int(width / wide)))
+    columns = math.ceil(len(names) / max(1, lines))  # no more than fill these lines
     below = ScaledTranslation(0, -0.45, figure.dpi_scale_trans)  # inches: ticks and label
     place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": axes.transAxes + below}
-    axes.legend(handles, names, ncols=columns, loc="upper center", borderaxespad=0, **place)
-    return 0.18 * math.ceil(len(names) / columns)
+    if names:
+        axes.legend(handles, names, ncols=columns, loc="upper center", borderaxespad=0, **place)
+    return 0.18 * lines
 
 
 def names_in_margin(axes: Axes, points: Mapping[str, np.ndarray]) -> None:

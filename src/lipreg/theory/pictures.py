@@ -84,7 +84,7 @@ def _draw(axes: Axes, label: str, curve: Curve, number: int, fitted: bool) -> No
     rate = curve.rate
     centred = np.log(curve.abscissa) - np.log(curve.abscissa).mean()
     fit = np.exp(np.log(values).mean() + rate.slope * centred)
-    label += f", slope {_minus(rate.slope)}"
+    label += f", slope {_minus(rate.slope)}" + ", none proved" * (curve.exponent is None)
     # The marker is in the legend alone: the means have theirs.
     axes.plot([], [], label=label, linewidth=1, **dot | look)
     axes.plot(n, fit, linewidth=1, **look)

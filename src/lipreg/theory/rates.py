@@ -277,9 +277,9 @@ def off_manifold(config: Config, progress: Progress = iter) -> Study:
     measured = measure(config, config.sizes, {"": case}, progress)
     slope = measured.pop(("", "slope")).max()
     curves = {
-        name: Curve("upper - lower minimiser, off the manifold", config.sizes, values)
+        name: Curve("upper - lower minimiser", config.sizes, values)
         if name == "at its centre"
-        else Curve("upper - lower minimiser, on it", config.sizes, values, -1.0, logarithm=True)
+        else Curve("upper - lower minimiser", config.sizes, values, -1.0, logarithm=True)
         for (_, name), values in measured.items()
     }
     on, off = (curves[name].values[-1] for name in ("on the circle, largest", "at its centre"))
