@@ -112,7 +112,10 @@ def _reason(error: Exception) -> str:
 def _no_field(argv: list[str], error: Exception) -> str:
     """The full name of a field that is not there, of which ml_collections says the last part."""
     path, _, row = _file(argv).partition(":")
-    names = list(leaves(runpy.run_path(path)["get_config"](*filter(None, [row]))))
+    defined = runpy.run_path(path)
+    if "get_config" not in defined:
+        return f"--config={path}: it defines no get_config()."
+    names = list(leaves(defined["get_config"](*filter(None, [row]))))
     given = [a.lstrip("-").partition("=")[0].split(".", 1) for a in argv]
     wrong = [end[0] for first, *end in given if first == "config" and end and end[0] not in names]
     if not wrong:

@@ -22,7 +22,6 @@ from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 import cli
 from configs.compare import recipes
@@ -99,7 +98,7 @@ def main(_: list[str]) -> None:
     if taken := [name for name in guests if name in chosen]:
         raise ValueError(f"--guests: there is another {taken[0]!r}; rename the folder.")
     found = compare.train(chosen, config, plan, _WORKDIR.value, silent=_SILENT.value) | guests
-    with tqdm(bar_format="{elapsed} {desc}", disable=_SILENT.value) as bar:
+    with cli.progress(_SILENT.value) as progress:
         text, files = comparison.report(
             found,
             plan,
@@ -107,7 +106,7 @@ def main(_: list[str]) -> None:
             norms=[norm, *(other for other in _NORMS.value if other != norm)],
             examples=_EXAMPLES.value,
             note=_NOTE.value,
-            progress=bar.set_description_str,
+            progress=progress,
         )
     print(text)
     print("Written:", *files, sep="\n  ")

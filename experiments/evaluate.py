@@ -18,6 +18,8 @@ from absl import flags
 
 import cli
 from lipreg import attacks, doors, evaluation, parallel, reports, runs
+from lipreg.runs import storage
+from lipreg.runs.config import Config
 
 _RUN = flags.DEFINE_string("run", None, "a run that has a checkpoint", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "tune on validation only")
@@ -38,6 +40,18 @@ _SILENT = flags.DEFINE_bool("silent", False, "no progress")
 
 _MASKING = [name for name, plan in evaluation.PROTOCOLS.items() if plan.masking]
 _USED_BY = ((_STEPS, ["pgd"]), (_RESTARTS, ["pgd"]), (_SURROGATE, _MASKING))
+
+
+def _surrogate(workdir: str, data: Config) -> runs.Loaded:
+    """A run whose images the evaluated run can see, because both are of one data set."""
+    other = storage.read_complete(workdir).data
+    for name in ("name", "side", "bounds"):
+        if other[name] != data[name]:
+            raise ValueError(
+                f"--surrogate={workdir}: its config.data.{name} is {other[name]!r}, and that of "
+                f"--run={_RUN.value} is {data[name]!r}."
+            )
+    return runs.load(workdir, _SPLIT.value, 1)
 
 
 def main(_: list[str]) -> None:
@@ -64,6 +78,7 @@ def main(_: list[str]) -> None:
     if loaded.step != loaded.steps and parallel.is_main():
         print(f"The weights are those of step {loaded.step} of {loaded.steps}.")
     loaded.config.evaluation.update({k: v for k, v in overrides.items() if v is not None})
+    surrogate = _surrogate(_SURROGATE.value, loaded.config.data) if _SURROGATE.value else None
     with cli.progress(_SILENT.value) as progress:
         text = reports.evaluate(
             loaded,
@@ -73,7 +88,7 @@ def main(_: list[str]) -> None:
             attacks=others,
             split=_SPLIT.value,
             seed=_SEED.value,
-            surrogate=runs.load(_SURROGATE.value, _SPLIT.value, 1) if _SURROGATE.value else None,
+            surrogate=surrogate,
             keep=_KEEP.value,
             progress=progress,
         )

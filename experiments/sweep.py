@@ -43,6 +43,8 @@ def main(_: list[str]) -> None:
     axes, workdir, silent = _axes(), _WORKDIR.value, _SILENT.value
     points = sweep.points(_CONFIG.value, axes)
     if _INDEX.value is not None:
+        if flags.FLAGS["engine"].present:
+            raise ValueError(f"--engine={_ENGINE.value}: the point of --sweep_index has none.")
         if _INDEX.value >= len(points):
             raise ValueError(f"--sweep_index={_INDEX.value}; choose one of 0 to {len(points) - 1}.")
         points = dict([list(points.items())[_INDEX.value]])

@@ -16,6 +16,7 @@ from tqdm import tqdm
 import cli
 from configs.theory import get_config
 from lipreg import theory
+from lipreg.files import check_writable
 from lipreg.theory import pictures
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -26,8 +27,7 @@ flags.mark_flag_as_required("config")
 
 def main(_: list[str]) -> None:
     config, out = _CONFIG.value, Path(_OUT.value)
-    if out.exists() and not out.is_dir():  # before the work
-        raise ValueError(f"--out={out} is not a folder.")
+    check_writable(out)  # before the work
     if "name" not in config:
         raise ValueError("--config names no experiment; choose experiments/configs/theory.py:NAME.")
     if config.keys() != get_config(config.name).keys():

@@ -545,7 +545,7 @@ def test_the_constant_of_a_data_set_certifies_nothing():
 @pytest.mark.parametrize("name", RULES)
 def test_wrong_inputs_of_a_rule_are_named(name):
     for x, y, said in [
-        (X * jnp.nan, Y, "x has values from nan to nan"),
+        (X * jnp.nan, Y, "x has values of nan"),
         (X, Y[:3], r"want classes \[16\]"),
         (X, Y + 4, "logits_fn has 0 to 3"),
     ]:
@@ -600,3 +600,12 @@ def test_an_estimate_that_says_too_much_is_counted_and_a_proof_never_does():
     assert table.count("certified") == 4
     assert "| first order | estimate |" in table
     assert "| 3 |" in table
+
+
+def test_a_bound_of_one_example_holds_for_all():
+    weight = jnp.array([[3.0, 0.0, 1.0], [0.0, 4.0, 1.0]])
+    f, x = lambda x: jnp.tanh(x @ weight), jax.random.uniform(jax.random.key(0), (5, 2))
+    y = jnp.argmax(f(x), 1)
+    radii = [margin_lipschitz(f, x, y, constant=lipschitz(f, given)).radius for given in (x, x[:1])]
+    np.testing.assert_array_equal(*radii)
+    assert (radii[0] > 0).all()

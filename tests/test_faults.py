@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_storage import a_state, assert_same
+from test_storage import CONFIG, a_state, assert_same
 
-from lipreg import reports, runs
+from lipreg import datasets, reports, runs
 from lipreg.evaluation.store import Store
 from lipreg.runs import logs, storage
 from lipreg.runs.config import base_config
@@ -134,9 +134,33 @@ def test_a_kill_in_the_middle_of_the_claim_leaves_a_folder_that_can_be_claimed(t
     with pytest.MonkeyPatch.context() as patch, storage.lock(tmp_path / "run"):
         patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            storage.claim(tmp_path / "run", IDENTITY)
-    storage.claim(tmp_path / "run", IDENTITY)
-    assert storage.read_config(tmp_path / "run").to_dict() == IDENTITY
+            storage.claim(tmp_path / "run", CONFIG)
+    storage.claim(tmp_path / "run", CONFIG)
+    assert storage.read_config(tmp_path / "run").to_dict() == CONFIG
+
+
+@pytest.mark.parametrize("work", ["evaluate", "certify", "train", "table"])
+def test_a_read_only_folder_is_refused_before_the_work(work, tmp_path, monkeypatch):
+    config = base_config("j0", {"j0": {}})
+    config.evaluation.examples = 3
+    images = datasets.Dataset(np.zeros((3, 8, 8, 1), np.uint8), np.zeros(3, np.int32), 10)
+    loaded = runs.Loaded(config, None, images, 1, 1)  # of no network, so no work can be done
+    do = {
+        "evaluate": lambda: reports.evaluate(loaded, tmp_path),
+        "certify": lambda: reports.certify(loaded, tmp_path, examples=3),
+        "train": lambda: storage.check_workdir(tmp_path / "run", config.to_dict()),
+        "table": lambda: reports.table([tmp_path], tmp_path / "table"),
+    }
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(ValueError, match=rf"cannot be written: {tmp_path} is read-only"):
+        do[work]()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_identity_that_is_none_is_named(tmp_path):
+    (tmp_path / "identity.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"identity\.json cannot be read: it is no evaluation's"):
+        Store(tmp_path, IDENTITY)
 
 
 DAMAGE = {

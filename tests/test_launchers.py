@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = "experiments/configs"
+GOLDEN = "tests/golden/run"
 DIGITS = f"--config={CONFIGS}/digits.py"
 
 # Starts the launchers in forked children of one process that has paid for the imports.
@@ -138,6 +140,34 @@ BAD = {
     ),
     "stray argument to evaluate": (EVALUATE, ["--run={out}", "x"], ["'x'"]),
     "nothing to certify": (CERTIFY, ["--run={out}"], ["not a run", "config.json"]),
+    "surrogate of another data set": (
+        EVALUATE,
+        [f"--run={GOLDEN}", "--protocol=deck", "--surrogate={made}/mnist"],
+        ["/mnist: its config.data.name is 'mnist'", f"--run={GOLDEN} is 'digits'"],
+    ),
+    "config.json of something else": (
+        EVALUATE,
+        ["--run={made}/foreign"],
+        ["foreign/config.json cannot be read: it has no data."],
+    ),
+    "config.json of numbers": (CERTIFY, ["--run={made}/numbers"], ["it holds no config."]),
+    "about.json of something else": (
+        CERTIFY,
+        ["--run={made}/about"],
+        ["about.json cannot be read: it says nothing about a run."],
+    ),
+    "config file without a config": (
+        TRAIN,
+        ["--config={made}/none.py", "--workdir={out}"],
+        ["none.py: it defines no get_config()."],
+    ),
+    "engine of one point": (
+        SWEEP,
+        [f"{DIGITS}:j2", "--workdir={out}", "--sweep=seed=0:2", "--sweep_index=0", "--engine=loop"],
+        ["--engine=loop", "--sweep_index"],
+    ),
+    "table in a file": (TABLE, [GOLDEN, "--out=setup.cfg"], ["setup.cfg is a file"]),
+    "noise of nan": (CERTIFY, [f"--run={GOLDEN}", "--sigma=nan"], ["--sigma=nan", "finite"]),
     "a split of no table": (TABLE, ["{out}", "--split=dev"], ["dev", "test|validation"]),
     "negative sigma": (CERTIFY, ["--run={out}", "--sigma=-1"], ["sigma", "-1"]),
     "an index of no point": (
@@ -182,6 +212,10 @@ FIELDS = [
     ("data.name=imagenet", ["'imagenet'", "cifar10, cifar100, digits, mnist"]),
     ("data.validation=1.5", ["1.5"]),
     ("data.cutout=-1", ["-1"]),
+    ("data.dir=here", ["--config.data.dir=here", "digits"]),
+    ("data.threads=8", ["--config.data.threads=8", "config.data.side"]),
+    ("model.settings.channels=()", ["--config.model.settings.channels=()", "one convolution"]),
+    ("model.settings.channels=(0,)", ["--config.model.settings.channels=(0,)", "greater than 0"]),
     ("data.name=folder", ["'folder'", "config.data.side"]),
     ("train.schedule=linear", ["'linear'", "cosine"]),
     ("train.batch_size=100000", ["100000", "1293"]),
@@ -214,14 +248,33 @@ HELP["fields of a config"] = (
 )
 
 
+def foreign(folder: Path) -> Path:
+    """Runs of another data set and files that are none of ours, where a run's should be."""
+    config = json.loads((ROOT / GOLDEN / "config.json").read_text())
+    config["data"]["name"] = "mnist"
+    texts = {
+        "mnist/config.json": json.dumps(config),
+        "foreign/config.json": '{"seed": 0, "train": {}}',
+        "numbers/config.json": '{"seed": 0, "train": 1}',
+        "about/about.json": "[]",
+        "none.py": "",
+    }
+    shutil.copytree(ROOT / GOLDEN, folder / "about")
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, str, list[Path]]]:
     """Every such call, made once: exit code, output, error output, what was written."""
     folder = tmp_path_factory.mktemp("bad")
-    calls = []
+    calls, made = [], foreign(folder / "made")
     for i, (script, arguments, _) in enumerate((BAD | HELP).values()):
         out = str(folder / f"run{i}")
-        calls.append([[script, *(a.format(out=out) for a in arguments)], str(folder / f"log{i}")])
+        argv = [script, *(a.format(out=out, made=made) for a in arguments)]
+        calls.append([argv, str(folder / f"log{i}")])
     environment = {k: v for k, v in os.environ.items() if k != "TFDS_DATA_DIR"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER],
@@ -248,7 +301,7 @@ def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, str, list[Path]]]:
 @pytest.mark.parametrize("case", BAD)
 def test_a_mistake_is_one_line_with_the_value_and_the_choices(case, outcomes):
     code, out, err, written = outcomes[case]
-    assert code != 0
+    assert code == 2
     assert out == ""
     assert len(err.strip().splitlines()) == 1, err
     assert "Traceback" not in err

@@ -10,7 +10,17 @@ import optax
 import pytest
 from jax import Array
 
-from lipreg import attacks, curves, datasets, evaluation, losses, norms, objectives, training
+from lipreg import (
+    attacks,
+    curves,
+    datasets,
+    evaluation,
+    lipschitz,
+    losses,
+    norms,
+    objectives,
+    training,
+)
 from lipreg.contracts import two_logits
 from lipreg.norms import L1, L2, LINF
 
@@ -121,20 +131,45 @@ def test_nonsense_is_refused_in_one_line(case):
     assert "\n" not in str(refused.value)
 
 
-NAMED = [
-    name
-    for name in attacks.__all__
-    if "norm" in inspect.signature(getattr(attacks, name)).parameters
-]
+def takes_a_norm(room):
+    """The public functions of a room that have a norm by default."""
+    functions = {name: getattr(room, name) for name in room.__all__}
+    callables = {name: f for name, f in functions.items() if inspect.isfunction(f)}
+    return [
+        pytest.param(f, inspect.signature(f).parameters, id=name)
+        for name, f in callables.items()
+        if "norm" in inspect.signature(f).parameters
+    ]
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_an_attack_takes_its_norm_by_name(name):
-    attack = getattr(attacks, name)
-    default = inspect.signature(attack).parameters["norm"].default
-    given = {"eps": 0.1} if "eps" in inspect.signature(attack).parameters else {}
-    shape = lambda norm: jax.eval_shape(partial(attack, KEY, net, X, Y, norm=norm, **given)).shape
+@pytest.mark.parametrize(("f", "takes"), takes_a_norm(attacks))
+def test_an_attack_takes_its_norm_by_name(f, takes):
+    default, given = takes["norm"].default, {"eps": 0.1} if "eps" in takes else {}
+    shape = lambda norm: jax.eval_shape(partial(f, KEY, net, X, Y, norm=norm, **given)).shape
     assert shape(default.name) == shape(default) == X.shape
+
+
+@pytest.mark.parametrize(("f", "takes"), takes_a_norm(objectives))
+def test_an_objective_takes_its_norm_by_name(f, takes):
+    given = dict.fromkeys(objectives.strengths(f), 0.1) | ({"key": KEY} if "key" in takes else {})
+    run = lambda norm: jax.eval_shape(partial(f, net, norm=norm, **given), X, Y)
+    assert run(takes["norm"].default.name)[0].shape == ()
+    with pytest.raises(ValueError, match=NO_NORM):
+        run("l7")
+
+
+def test_constants_take_their_norms_by_name():
+    weight, f = np.diag([3.0, 2.0]), lambda x: jnp.sin(x[:, 0])
+    for norm in (L1, LINF):
+        named = {"norm": norm.name, "label_norm": norm.name}
+        plain = {"norm": norm, "label_norm": norm}
+        assert lipschitz.of_linear(weight, **named) == lipschitz.of_linear(weight, **plain)
+        np.testing.assert_array_equal(
+            lipschitz.gradient_norms(f, X, norm=norm.name),
+            lipschitz.gradient_norms(f, X, norm=norm),
+        )
+    with pytest.raises(ValueError, match=NO_NORM):
+        lipschitz.of_data(np.asarray(X), np.arange(6), norm="l7")
 
 
 def test_norms_are_printed_as_they_are_written():

@@ -183,6 +183,23 @@ def test_of_several_evaluations_the_one_that_all_runs_have_or_that_is_named_is_t
         assert "2 validation images" in reports.table(runs_, tmp_path / "out", **given)[0]
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "3", '{"row": {}}'])
+def test_a_foreign_record_is_no_evaluation(text, tmp_path):
+    run = a_run(tmp_path / "a")
+    (run / "evaluations" / "pgd_test_4" / "evaluation.json").write_text(text)
+    with pytest.raises(ValueError, match=r"evaluation\.json is not a run's evaluation: run py"):
+        reports.table([run], tmp_path / "out")
+
+
+@pytest.mark.parametrize("l2", [None, DISTANCES[:, None], DISTANCES + 1, np.array(["a", "b"])])
+def test_foreign_distances_do_not_belong_to_the_record(l2, tmp_path):
+    run = a_run(tmp_path / "a")
+    arrays = {"linf": DISTANCES / 2} | ({} if l2 is None else {"l2": l2})
+    files.write_arrays(run / "evaluations" / "pgd_test_4" / "distances.npz", **arrays)
+    with pytest.raises(ValueError, match=r"evaluation\.json and .*npz are of two evaluations"):
+        reports.table([run], tmp_path / "out")
+
+
 def test_a_protocol_makes_a_table_of_its_own(tmp_path):
     runs_ = [a_run(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
     for run in runs_:

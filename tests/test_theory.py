@@ -302,7 +302,7 @@ def launched(tmp_path_factory):
         "'j9'": [f"{config}:j9"],
         "--config.repeats=1": [f"{config}:noisy", "--config.repeats=1"],
         "--config.sizes=(1, 4)": [f"{config}:covering", "--config.sizes=(1, 4)"],
-        "is not a folder": [f"{config}:covering", "--out=setup.cfg"],
+        "is a file": [f"{config}:covering", "--out=setup.cfg"],
         "FILE.py:clean": [f"{config}:covering", "--config.name=clean"],
         "size": [f"{config}:covering", "--config.size=3"],
     }

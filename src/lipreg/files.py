@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,20 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["arrays", "read", "replacing", "write", "write_arrays", "write_json"]
+__all__ = ["arrays", "check_writable", "read", "replacing", "write", "write_arrays", "write_json"]
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Refuse a folder that could not be written, or made, before the work and not after it.
+
+    Raises: ValueError for one on a read-only disk, without permission, or inside of a file.
+    """
+    path = Path(folder).absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"{folder} cannot be written: {there} is a file.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be written: {there} is read-only.")
 
 
 @contextmanager

@@ -77,11 +77,12 @@ def margin_lipschitz(
 
     Exact for a linear model with exact constants. It grows with the margin, where the rules of the
     loss and of probabilities saturate.
-    `constant` holds the margins' own constants (`lipschitz(logits_fn, x)`, in l2; its margins may
-    also be `[K, K]`), in which what two logits have in common cancels; or it is one number, the L
-    of the logits. Then `L_yj = ||e_y - e_j||_* L`: `2 L` where L is in `label_norm` LINF, `sqrt(2)
-    L` where it is in L2. A constant that is in L2 is one in LINF too, which is the default. `eps`,
-    a number or `[B]`, is the radius around x within which the constant holds.
+    `constant` holds the margins' own constants (`lipschitz(logits_fn, x)`, in l2), in which what
+    two logits have in common cancels; its margins may also be `[K, K]`, or those of one example,
+    `lipschitz(logits_fn, x[:1])`, which hold for all. Or it is one number, the L of the logits.
+    Then `L_yj = ||e_y - e_j||_* L`: `2 L` where L is in `label_norm` LINF, `sqrt(2) L` where it is
+    in L2. A constant that is in L2 is one in LINF too, which is the default. `eps`, a number or
+    `[B]`, is the radius around x within which the constant holds.
 
     Raises: ValueError for a constant of another type or shape, negative or not a number.
 
@@ -194,8 +195,9 @@ def gaps(logits: Array, y: Array) -> Array:
 
 
 def class_constants(margins: Array, logits: Array, y: Array) -> Array:
-    """`L_yj` of each example's y, `[B, K - 1]`, from `[K, K]` or `[B, K, K]`."""
+    """`L_yj` of each example's y, `[B, K - 1]`, from `[K, K]`, `[1, K, K]` or `[B, K, K]`."""
     batch, classes = logits.shape
+    margins = margins[0] if len(margins.shape) == 3 and len(margins) == 1 else margins
     if margins.shape not in ((classes, classes), (batch, classes, classes)):
         raise ValueError(
             f"margins have shape {list(margins.shape)}; want [{classes}, {classes}] or "

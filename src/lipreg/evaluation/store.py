@@ -34,6 +34,8 @@ class Store:
             if parallel.is_main():
                 files.write_json(path, wanted)
             return
+        if not isinstance(there, dict):
+            raise ValueError(f"{path} cannot be read: it is no evaluation's. Remove {folder}.")
         differ = sorted(k for k in there.keys() | wanted if there.get(k) != wanted.get(k))
         if differ:
             raise ValueError(

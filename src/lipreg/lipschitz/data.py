@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from lipreg.batching import map_batches
-from lipreg.norms import L2, LINF, Norm
+from lipreg.norms import L2, LINF, Norm, NormLike, by_name
 
 __all__ = ["DataConstant", "of_data", "worst_pairs"]
 
@@ -73,8 +73,8 @@ def of_data(
     x: Array | np.ndarray,
     y: Array | np.ndarray,
     *,
-    norm: Norm = L2,
-    label_norm: Norm = LINF,
+    norm: NormLike = L2,
+    label_norm: NormLike = LINF,
     block: int = 256,
     progress: Callable | None = None,
 ) -> DataConstant:
@@ -96,6 +96,7 @@ def of_data(
     >>> of_data(x, y).value, of_data(x, y).pair
     (2.0, (1, 2))
     """
+    norm, label_norm = by_name(norm), by_name(label_norm)
     x, y = np.asarray(x), np.asarray(y)
     classes = y.dtype.kind in "biu"
     _check(x, y, classes, block)

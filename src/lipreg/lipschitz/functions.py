@@ -19,7 +19,18 @@ from jax.typing import ArrayLike
 from lipreg.box import Bounds, check_inside, within
 from lipreg.contracts import at_least_one
 from lipreg.keys import example_keys
-from lipreg.norms import L1, L2, LINF, Norm, expand, finite, largest, select, wide
+from lipreg.norms import (
+    L1,
+    L2,
+    LINF,
+    NormLike,
+    by_name,
+    expand,
+    finite,
+    largest,
+    select,
+    wide,
+)
 from lipreg.tracing import output
 
 __all__ = [
@@ -61,7 +72,7 @@ class Pairs(NamedTuple):
     quotients: Array
 
 
-def operator_norm(a: Array, *, norm: Norm = L2, label_norm: Norm = LINF) -> Array:
+def operator_norm(a: Array, *, norm: NormLike = L2, label_norm: NormLike = LINF) -> Array:
     """`max {||A v||_label_norm : ||v||_norm <= 1}` of matrices `[B, K, ...]`, `[B]`.
 
     In closed form: any norm to l_inf (the largest dual norm of a row), l_1 to any norm (the largest
@@ -74,6 +85,7 @@ def operator_norm(a: Array, *, norm: Norm = L2, label_norm: Norm = LINF) -> Arra
     >>> operator_norm(a), operator_norm(a, norm=LINF)
     (Array([5.], dtype=float32), Array([7.], dtype=float32))
     """
+    norm, label_norm = by_name(norm), by_name(label_norm)
     a = wide(a.reshape(*a.shape[:2], -1))
     if label_norm == LINF:
         return largest(jax.vmap(norm.dual, 1, 1)(a))
@@ -93,7 +105,7 @@ def operator_norm(a: Array, *, norm: Norm = L2, label_norm: Norm = LINF) -> Arra
 
 
 def gradient_norms(
-    f: Callable[[Array], Array], x: Array, *, norm: Norm = L2, label_norm: Norm = LINF
+    f: Callable[[Array], Array], x: Array, *, norm: NormLike = L2, label_norm: NormLike = LINF
 ) -> Array:
     """`||Df(x)||`, the operator norm of the Jacobian from `norm` to `label_norm`, `[B]`.
 
@@ -105,6 +117,7 @@ def gradient_norms(
     >>> gradient_norms(lambda x: (x**2).sum(1), jnp.array([[3.0, 4.0]]))
     Array([10.], dtype=float32)
     """
+    norm, label_norm = by_name(norm), by_name(label_norm)
     _check(f, x)
     out, pull = jax.vjp(lambda x: f(x).reshape(x.shape[0], -1), x)
     outputs = jnp.eye(out.shape[1], dtype=out.dtype)
@@ -114,17 +127,18 @@ def gradient_norms(
 
 
 def of_function(
-    f: Callable[[Array], Array], x: Array, *, norm: Norm = L2, label_norm: Norm = LINF
+    f: Callable[[Array], Array], x: Array, *, norm: NormLike = L2, label_norm: NormLike = LINF
 ) -> Constant:
     """`max_x ||Df(x)|| <= Lip(f)` over the points x `[B, ...]`: an estimate from below.
 
     >>> of_function(lambda x: (x**2).sum(1), jnp.array([[3.0, 4.0], [0.0, 1.0]]))
     Constant(value=10.0, kind='estimate')
     """
+    norm, label_norm = by_name(norm), by_name(label_norm)
     return Constant(float(gradient_norms(f, x, norm=norm, label_norm=label_norm).max()), "estimate")
 
 
-def of_linear(w: ArrayLike, *, norm: Norm = L2, label_norm: Norm = LINF) -> Constant:
+def of_linear(w: ArrayLike, *, norm: NormLike = L2, label_norm: NormLike = LINF) -> Constant:
     """`||W||` from `norm` to `label_norm`, the constant of `x -> W x`, W `[K, N]`, in float64.
 
     For a layer `x @ w`, hand in `w.T`.
@@ -134,6 +148,7 @@ def of_linear(w: ArrayLike, *, norm: Norm = L2, label_norm: Norm = LINF) -> Cons
     >>> of_linear([[3.0, 4.0], [1.0, 0.0]])
     Constant(value=5.0, kind='exact')
     """
+    norm, label_norm = by_name(norm), by_name(label_norm)
     w = np.asarray(w)
     if w.ndim != 2:
         raise ValueError(f"W has shape {list(w.shape)}; want a matrix [K, N].")
@@ -148,8 +163,8 @@ def ascended_pairs(
     f: Callable[[Array], Array],
     x: Array,
     *,
-    norm: Norm = L2,
-    label_norm: Norm = LINF,
+    norm: NormLike = L2,
+    label_norm: NormLike = LINF,
     eps: ArrayLike = 0.1,
     steps: int = 20,
     step_size: float = 0.2,
@@ -173,6 +188,7 @@ def ascended_pairs(
     >>> pairs.quotients.round(2)
     Array([3.], dtype=float32)
     """
+    norm, label_norm = by_name(norm), by_name(label_norm)
     _check(f, x)
     at_least_one("ascended_pairs", steps=steps)
     if not isinstance(eps, Tracer) and not (np.asarray(eps) > 0).all():

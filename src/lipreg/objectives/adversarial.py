@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from lipreg.box import Bounds
 from lipreg.keys import example_keys
 from lipreg.losses import cross_entropy, divergence, margin
-from lipreg.norms import LINF, Norm, wide
+from lipreg.norms import LINF, NormLike, by_name, wide
 from lipreg.objectives import inner
 from lipreg.objectives.contract import (
     LogitsFn,
@@ -38,7 +38,7 @@ def pgd_at(
     key: Array,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     attack: inner.Attack = "pgd(steps=10)",
 ) -> tuple[Array, Parts]:
@@ -57,6 +57,7 @@ def pgd_at(
     >>> pgd_at(lambda x: 10 * x, x, y, eps=0.1, key=jax.random.key(0))[0].round(4)
     Array(0.6931, dtype=float32)
     """
+    norm = by_name(norm)
     still = logits_only(frozen or logits_fn)
     x_adv = inner.inner(attack)(key, still, x, y, eps, norm=norm, bounds=bounds)
     values, aux = bind(logits_fn, loss)(x_adv, y)
@@ -72,7 +73,7 @@ def fgsm_rs(
     key: Array,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     alpha: float = 1.25,
 ) -> tuple[Array, Parts]:
@@ -85,6 +86,7 @@ def fgsm_rs(
     >>> fgsm_rs(lambda x: 10 * x, x, y, eps=0.1, key=jax.random.key(0), alpha=2.0)[0].round(4)
     Array(0.6931, dtype=float32)
     """
+    norm = by_name(norm)
     return pgd_at(
         logits_fn,
         x,
@@ -108,7 +110,7 @@ def n_fgsm(
     key: Array,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     k: float = 2.0,
     alpha: float = 1.0,
@@ -122,6 +124,7 @@ def n_fgsm(
     >>> n_fgsm(lambda x: 10 * x, x, y, eps=0.1, key=jax.random.key(0), k=0.0)[0].round(4)
     Array(0.6931, dtype=float32)
     """
+    norm = by_name(norm)
     return pgd_at(
         logits_fn,
         x,
@@ -146,7 +149,7 @@ def trades(
     key: Array,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 10,
     step_size: float | None = None,
@@ -164,6 +167,7 @@ def trades(
     >>> trades(lambda x: 10 * x, x, y, eps=0.1, beta=1.0, key=jax.random.key(0))[1]["kl"].round(1)
     Array(0.4, dtype=float32)
     """
+    norm = by_name(norm)
     still = logits_only(frozen or logits_fn)
     target = jax.lax.stop_gradient(still(x))
     draw = lambda key: jax.random.normal(key, x.shape[1:], wide(x).dtype)
@@ -195,7 +199,7 @@ def mart(
     key: Array,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     attack: inner.Attack = "pgd(steps=10)",
 ) -> tuple[Array, Parts]:
@@ -211,6 +215,7 @@ def mart(
     >>> mart(lambda x: 10 * x, x, y, eps=0.0, beta=6.0, key=jax.random.key(0))[0].round(3)
     Array(1.386, dtype=float32)
     """
+    norm = by_name(norm)
     still = logits_only(frozen or logits_fn)
     x_adv = inner.inner(attack)(key, still, x, y, eps, norm=norm, bounds=bounds)
     attacked, aux = outputs(logits_fn, x_adv)

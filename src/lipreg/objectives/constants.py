@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from lipreg.lipschitz.functions import gradient_norms
 from lipreg.losses import cross_entropy
-from lipreg.norms import L2, Norm, largest
+from lipreg.norms import L2, Norm, NormLike, by_name, largest
 from lipreg.objectives.contract import (
     LogitsFn,
     Loss,
@@ -37,7 +37,7 @@ def j2_lip(
     lam: ArrayLike,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     method: Method = "attack",
     top_k: int = 1,
     points: str = "clean",
@@ -64,6 +64,7 @@ def j2_lip(
     >>> j2_lip(lambda x: x, jnp.eye(3), jnp.zeros(3, int), eps=0.0, lam=1.0, loss=half)[0]
     Array(1.5, dtype=float32)
     """
+    norm = by_name(norm)
     if points not in POINTS:
         raise ValueError(f"No points {points!r}; choose clean or attacked.")
     if not 0 <= top_k <= x.shape[0]:
@@ -100,7 +101,7 @@ def lip_excess(
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
     output: Callable[[Array], Array] = jax.nn.softmax,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     method: str | pairs = "gradient",
 ) -> tuple[Array, Parts]:
     """`E l(x) + lam max(Lip(f) - L0, 0)` (Oberman & Calder 1808.09540, J^Lip,n).
@@ -116,6 +117,7 @@ def lip_excess(
     >>> lip_excess(lambda x: 3 * x, x, y, lam=2.0, L0=1.0, loss=none, output=same)[0]
     Array(4., dtype=float32)
     """
+    norm = by_name(norm)
     values, aux = bind(logits_fn, loss)(x, y)
     still = logits_only(frozen or logits_fn)
     f = lambda x: output(still(x))

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from lipreg.box import Bounds
 from lipreg.losses import cross_entropy
-from lipreg.norms import LINF, Norm, finite, wide
+from lipreg.norms import LINF, NormLike, by_name, finite, wide
 from lipreg.objectives.contract import LogitsFn, Loss, Parts, bind, moved, with_aux
 
 __all__ = ["free_at"]
@@ -22,7 +22,7 @@ def free_at(
     carried: Array | None = None,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, Parts]:
     """`E l(x + delta)`, then `delta <- ball(delta + eps d)` (Shafahi et al. 1904.12843).
@@ -37,6 +37,7 @@ def free_at(
     >>> value.round(4), parts["carried"].round(1)
     (Array(0.1269, dtype=float32), Array([[-0.1,  0.1]], dtype=float32))
     """
+    norm = by_name(norm)
     del frozen
     delta = wide(jnp.zeros_like(x) if carried is None else carried)
     evaluate = bind(logits_fn, loss)

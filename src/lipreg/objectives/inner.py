@@ -19,7 +19,7 @@ from lipreg.contracts import at_least_one
 from lipreg.doors import called, named
 from lipreg.keys import example_keys
 from lipreg.losses import cross_entropy
-from lipreg.norms import Norm, finite, random_in_ball, wide
+from lipreg.norms import Norm, NormLike, by_name, finite, random_in_ball, wide
 from lipreg.objectives.contract import moved
 
 __all__ = ["Attack", "ascend", "fgsm_rs", "inner", "n_fgsm", "near", "steepest"]
@@ -80,11 +80,12 @@ def fgsm_rs(
     y: Array,
     eps: ArrayLike,
     *,
-    norm: Norm,
+    norm: NormLike,
     bounds: Bounds,
     alpha: float = 1.25,
 ) -> Array:
     """From noise of radius eps a step of `alpha eps`, projected onto the ball (2001.03994)."""
+    norm = by_name(norm)
     score = lambda point: cross_entropy(logits_fn(point), y)
     start = near(key, x, eps, norm, bounds)
     return ascend(score, start, x, eps, norm=norm, bounds=bounds, step_size=alpha)
@@ -97,12 +98,13 @@ def n_fgsm(
     y: Array,
     eps: ArrayLike,
     *,
-    norm: Norm,
+    norm: NormLike,
     bounds: Bounds,
     k: float = 2.0,
     alpha: float = 1.0,
 ) -> Array:
     """From noise of radius `k eps` a step of `alpha eps`, which may leave the ball (2202.01181)."""
+    norm = by_name(norm)
     score = lambda point: cross_entropy(logits_fn(point), y)
     start = near(key, x, k * eps, norm, bounds)
     return ascend(score, start, start, alpha * eps, norm=norm, bounds=bounds, step_size=1.0)

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from lipreg.box import Bounds
 from lipreg.keys import example_keys
 from lipreg.losses import cross_entropy
-from lipreg.norms import L2, LINF, Norm, expand, finite, wide
+from lipreg.norms import L2, LINF, NormLike, by_name, expand, finite, wide
 from lipreg.objectives import inner
 from lipreg.objectives.contract import (
     LogitsFn,
@@ -45,7 +45,7 @@ def grad_align(
     key: Array,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
 ) -> tuple[Array, Parts]:
     """`E[l(x + eps d) + lam (1 - cos(grad l(x), grad l(x + eps u)))]` (GradAlign, 2007.02617).
@@ -61,6 +61,7 @@ def grad_align(
     >>> grad_align(lambda x: 3 * x, x, y, eps=0.1, lam=1.0, key=key, loss=first)[0].round(4)
     Array(1.8, dtype=float32)
     """
+    norm = by_name(norm)
     still = bind(frozen or logits_fn, loss)
     grad = jax.lax.stop_gradient(value_and_grad(still, x, y)[1])
     _, other, _ = value_and_grad(still, inner.near(key, x, eps, norm, bounds), y)
@@ -82,7 +83,7 @@ def elle(
     key: Array,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     attack: inner.Attack = "fgsm",
 ) -> tuple[Array, Parts]:
@@ -98,6 +99,7 @@ def elle(
     >>> elle(lambda x: x**2, x, y, eps=0.0, lam=1.0, key=key, loss=first)[0]
     Array(0.25, dtype=float32)
     """
+    norm = by_name(norm)
     still = frozen or logits_fn
     to_attack, to_a, to_b, to_share = jax.random.split(key, 4)
     a, b = (inner.near(to, x, eps, norm, bounds) for to in (to_a, to_b))
@@ -121,7 +123,7 @@ def cure(
     lam: ArrayLike,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     squared: bool = True,
 ) -> tuple[Array, Parts]:
     """`E[l(x) + lam ||grad l(x + eps d) - grad l(x)||_2^2]` (CURE, 1811.09716).
@@ -135,6 +137,7 @@ def cure(
     >>> cure(lambda x: x, jnp.eye(4), jnp.zeros(4, int), eps=0.5, lam=1.0, norm=L2, loss=half)[0]
     Array(0.75, dtype=float32)
     """
+    norm = by_name(norm)
     still = bind(frozen or logits_fn, loss)
     _, grad, _ = value_and_grad(still, x, y)
     direction = norm.direction(finite(jax.lax.stop_gradient(grad)))
@@ -156,7 +159,7 @@ def llr(
     key: Array,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 2,
     step_size: float | None = None,
@@ -175,6 +178,7 @@ def llr(
     >>> llr(lambda x: 3 * x, x, y, eps=0.1, lam=1.0, mu=0.0, key=key, loss=first)[0].round(4)
     Array(1.5, dtype=float32)
     """
+    norm = by_name(norm)
     still = bind(frozen or logits_fn, loss)
     here, grad, _ = value_and_grad(still, x, y)
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from lipreg.contracts import at_least_one
 from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy
-from lipreg.norms import L2, LINF, Norm, lp, wide
+from lipreg.norms import L2, LINF, NormLike, by_name, lp, wide
 from lipreg.objectives.contract import (
     LogitsFn,
     Loss,
@@ -52,7 +52,7 @@ def j1(
     eps: ArrayLike,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = LINF,
+    norm: NormLike = LINF,
     method: Method = "attack",
 ) -> tuple[Array, Parts]:
     """`J1 = E[l(x) + eps ||grad l(x)||_1]`; to first order, training on FGSM (1810.00953, J^1).
@@ -64,6 +64,7 @@ def j1(
     >>> j1(lambda x: x, jnp.ones((4, 3)), jnp.zeros(4, int), eps=0.5, loss=total)[0]
     Array(4.5, dtype=float32)
     """
+    norm = by_name(norm)
     views = bind(logits_fn, loss), bind(frozen or logits_fn, loss)
     value, _, parts = first_order(*views, x, y, eps, norm, method)
     return value, parts
@@ -77,7 +78,7 @@ def j2(
     eps: ArrayLike,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     method: Method = "attack",
 ) -> tuple[Array, Parts]:
     """`J2 = E[l(x) + eps ||grad l(x)||_2]`; to first order, one l_2 step (1810.00953, J^2).
@@ -86,6 +87,7 @@ def j2(
     >>> j2(lambda x: 3 * x, jnp.ones((4, 3)), jnp.zeros(4, int), eps=0.5, loss=first)[0]
     Array(4.5, dtype=float32)
     """
+    norm = by_name(norm)
     views = bind(logits_fn, loss), bind(frozen or logits_fn, loss)
     value, _, parts = first_order(*views, x, y, eps, norm, method)
     return value, parts
@@ -99,7 +101,7 @@ def tikhonov(
     lam: ArrayLike,
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     method: Method = "penalty",
 ) -> tuple[Array, Parts]:
     """`E[l(x) + lam/2 ||grad l(x)||_*^2]` (Finlay & Oberman, 1905.11468).
@@ -110,6 +112,7 @@ def tikhonov(
     >>> tikhonov(lambda x: 3 * x, jnp.ones((4, 3)), jnp.zeros(4, int), lam=2.0, loss=first)[0]
     Array(12., dtype=float32)
     """
+    norm = by_name(norm)
     views = bind(logits_fn, loss), bind(frozen or logits_fn, loss)
     values, sizes, aux = gradient_sizes(*views, x, y, norm, method)
     return (values + lam / 2 * jnp.square(sizes)).mean(), report(values, sizes, aux)
@@ -124,7 +127,7 @@ def grad_lp(
     loss: Loss = cross_entropy,
     frozen: LogitsFn | None = None,
     p: float = 2.0,
-    norm: Norm = L2,
+    norm: NormLike = L2,
     method: Method = "penalty",
 ) -> tuple[Array, Parts]:
     """`E l(x) + lam (E ||grad l(x)||_*^p)^(1/p)`: the gradient's L^p(rho) norm, p = 1 to inf.
@@ -137,6 +140,7 @@ def grad_lp(
     >>> grad_lp(lambda x: x, jnp.eye(3), y, lam=1.0, p=float("inf"), loss=half)[0]
     Array(1.5, dtype=float32)
     """
+    norm = by_name(norm)
     views = bind(logits_fn, loss), bind(frozen or logits_fn, loss)
     values, sizes, aux = gradient_sizes(*views, x, y, norm, method)
     mean = lp(p).size(sizes[None])[0] / sizes.size ** (1 / p)

@@ -50,6 +50,9 @@ def certify(
     """Every rule's radii of a run, written into `workdir`; returns the table as Markdown."""
     if examples > len(loaded.dataset.y):
         raise ValueError(f"examples = {examples}; the split has {len(loaded.dataset.y)}.")
+    if not 0 <= sigma < np.inf:
+        raise ValueError(f"sigma = {sigma}; it must be a finite number, and 0 or more.")
+    files.check_writable(workdir)
     x, y = datasets.to_unit(loaded.dataset.x[:examples]), jnp.asarray(loaded.dataset.y[:examples])
     key, eps, config = jax.random.key(seed), loaded.config.evaluation.l2.table, loaded.config
     smooth = config.model.activation != "relu"

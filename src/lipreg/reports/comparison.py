@@ -78,7 +78,7 @@ def measure(
     on_test, on_seen = (_losses(loaded.logits_fn, *images) for images in (test, seen))
     found = {
         "asked": asked,
-        "epochs": loaded.step * config.train.batch_size / len(training.y),
+        "epochs": loaded.step / config.train.replay * config.train.batch_size / len(training.y),
         "gap": {name: float(on_test[name] - on_seen[name]) for name in ("error", "loss")},
         "estimate": float(on_test["slope"]),
         "certified": _proved(loaded.logits_fn, test[0], config.data.bounds),
@@ -253,7 +253,7 @@ def report(
     norms: Sequence[str],
     examples: int,
     note: str = "",
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] | None = None,
 ) -> tuple[str, list[Path]]:
     """Measure what is not measured; the tables as Markdown, and the files written into `workdir`.
 
@@ -264,7 +264,7 @@ def report(
     seeds: dict[str, list[dict[str, Any]]] = {}
     for name, trained in found.items():
         whole = [run for run in trained.runs if np.isfinite(compare.error(run))]
-        tell = lambda line, name=name: progress(f"{name}: {line}")
+        tell = (lambda line, name=name: progress(f"{name}: {line}")) if progress else None
         seeds[name] = [_seed(run, norms, examples=examples, progress=tell) for run in whole]
     measured = [seed["last"] for several in seeds.values() for seed in several]
     radii = measured[0]["asked"]["radii"] if measured else {plan.norm: [plan.eps]}

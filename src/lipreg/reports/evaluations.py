@@ -32,7 +32,7 @@ from lipreg.evaluation.protocols import Protocol, grid
 from lipreg.norms import NORMS
 from lipreg.reports import plots
 from lipreg.runs import storage
-from lipreg.runs.config import Config, complete, label
+from lipreg.runs.config import Config, label
 from lipreg.runs.experiment import Loaded
 
 __all__ = ["USUAL", "command", "evaluate", "evaluated", "places", "read"]
@@ -67,6 +67,7 @@ def evaluate(
     x, y = np.asarray(datasets.to_unit(loaded.dataset.x[:n])), loaded.dataset.y[:n]
     plan = "+".join([protocol, *sorted(attacks or {})])
     folder = _folder(workdir, plan, split, n, norms)
+    files.check_writable(folder)
     result = evaluation.evaluate(
         loaded.logits_fn,
         x,
@@ -109,7 +110,7 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
     evaluations, or if the evaluation was not of the last step.
     """
     workdir = folder.parents[1]
-    config = complete(storage.read_config(workdir))
+    config = storage.read_complete(workdir)
     protocol, _, _, suffix = _named(folder.name)
     norms = suffix[1:].split("-") if suffix else USUAL
     paths = folder / "evaluation.json", folder / "distances.npz"
@@ -118,13 +119,11 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError(f"{workdir} has not been evaluated by {protocol}: {again}.")
     record, arrays = map(files.read, paths)
     expected = {"row", "data", "split", "seed", "settings", "protocol", "n", "norms", "step"}
-    if not expected <= set(record):
+    if not isinstance(record, dict) or not expected <= record.keys():
         raise ValueError(f"{paths[0]} is not a run's evaluation: {again}.")
     # Each is written atomically, but a kill may come between the two.
-    medians = {f"{norm} median": norm for norm in record["norms"] if norm in arrays}
-    if any(
-        record["row"].get(m) != float(curves.median_distance(arrays[medians[m]])) for m in medians
-    ):
+    medians = {norm: record["row"].get(f"{norm} median") for norm in record["norms"]}
+    if any(median != _median(arrays.get(norm)) for norm, median in medians.items()):
         raise ValueError(f"{' and '.join(map(str, paths))} are of two evaluations: {again}.")
     if record["step"] != record["steps"]:
         raise ValueError(
@@ -132,6 +131,11 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
             f"training end, and {again}."
         )
     return config, record, arrays
+
+
+def _median(distances: np.ndarray | None) -> float | None:
+    numbers = distances is not None and distances.ndim == 1 and distances.dtype.kind == "f"
+    return float(curves.median_distance(distances)) if numbers else None
 
 
 def evaluated(
@@ -144,7 +148,7 @@ def evaluated(
 ) -> bool:
     """Whether a folder already holds the evaluation that `evaluate` would write."""
     try:
-        n = complete(storage.read_config(workdir)).evaluation.examples
+        n = storage.read_complete(workdir).evaluation.examples
         config, record, _ = read(_folder(workdir, protocol, split, n, norms))
     except ValueError:
         return False

@@ -228,6 +228,7 @@ def table(
     twice, and, with the runs and the fields that differ, for runs that were measured differently:
     other data, another split, protocol, number of images, or other settings of the attack.
     """
+    files.check_writable(out)
     paths, wanted = [Path(w) for w in workdirs], _Wanted(protocol, norms, split, examples)
     split, n = _one_of_all(paths, wanted)
     runs = [_run(path, split, n, wanted) for path in paths]

@@ -54,6 +54,7 @@ def check(config: Config) -> None:
             f"config.options.bounds = {box}; {config.objective} must stay in those of the data, "
             f"config.data.bounds = {config.data.bounds}."
         )
+    _check_data(config.data)
     t = config.train
     if optimizers.nested(t.optimizer)[-1][0] != "sgd":
         for name, default in (("momentum", 0.9), ("nesterov", False)):
@@ -76,6 +77,19 @@ def check(config: Config) -> None:
             f"config.train.ramp = {t.ramp}; {config.objective} has no {t.ramped} to grow: it has "
             f"{has}, and config.train.ramped names the one that grows."
         )
+
+
+def _check_data(data: Config) -> None:
+    """Fields of a streamed set are those of no other."""
+    usual = base_config("j0", {"j0": {}}).data
+    for name in ("threads", "workers"):
+        if data[name] != usual[name] and not data.side:
+            raise ValueError(
+                f"config.data.{name} = {data[name]}; only a streamed set is read by threads and "
+                "workers, one with a config.data.side."
+            )
+    if data.name == "digits" and data.dir:
+        raise ValueError(f"config.data.dir = {data.dir}; digits is in no folder.")
 
 
 def _check_logs(logs: Any) -> None:
@@ -113,6 +127,8 @@ def _check_value(name: str, value: Any) -> None:
     sizes = isinstance(value, tuple) and name.startswith("model.settings.")
     if sizes and not all(type(n) is int and n > 0 for n in value):
         raise ValueError(f"config.{name} = {value}; it must be whole numbers greater than 0.")
+    if sizes and not value and name.endswith(".channels"):
+        raise ValueError(f"config.{name} = (); a CNN has one convolution or more.")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     may_be_zero = name in _MAY_BE_ZERO or name.startswith("strengths.")

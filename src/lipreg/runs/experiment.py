@@ -16,7 +16,7 @@ from lipreg import datasets, files, optimizers, parallel, training
 from lipreg.datasets import streamed
 from lipreg.doors import told
 from lipreg.runs import build, storage
-from lipreg.runs.config import Config, complete
+from lipreg.runs.config import Config
 from lipreg.training import State
 
 __all__ = ["Experiment", "Loaded", "key_for", "load", "prepare"]
@@ -166,7 +166,7 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
 
     Of a set that is streamed, that is its first `examples` images, by default the evaluation's.
     """
-    config = complete(storage.read_config(workdir))
+    config = storage.read_complete(workdir)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise ValueError(f"{workdir} has no checkpoint yet: let its training reach the first.")
     dataset = _split(config, split, examples or config.evaluation.examples)
@@ -186,5 +186,7 @@ def load(workdir: str | Path, split: str = "test", examples: int | None = None) 
     state = State(**restored, opt_state=unread, key=unread)
     step, path = int(state.step), Path(workdir) / "about.json"
     about = files.read(path) if path.is_file() else {}
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} cannot be read: it says nothing about a run.")
     about = {"steps": step} | about  # earlier versions did not record it
     return Loaded(config, training.logits_fn(network.apply, state), dataset, step, about["steps"])

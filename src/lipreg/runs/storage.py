@@ -40,10 +40,13 @@ __all__ = [
     "checkpoints",
     "claim",
     "lock",
+    "read_complete",
     "read_config",
     "restore",
     "save",
 ]
+
+SECTIONS = {"strengths", "options", "model", "data", "train", "report", "evaluation"}  # of a config
 
 
 def _tuples(value: Any) -> Any:
@@ -59,9 +62,18 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if not path.is_file():
         raise ValueError(f"{workdir} is not a run: it has no config.json.")
     config = files.read(path)
-    if not isinstance(config, dict) or not {"seed", "train"} <= config.keys():
+    foreign = not isinstance(config, dict) or not {"seed", "train"} <= config.keys()
+    if foreign or not all(isinstance(config[name], dict) for name in SECTIONS & config.keys()):
         raise ValueError(f"{path} cannot be read: it holds no config.")
     return ConfigDict(_tuples(config))
+
+
+def read_complete(workdir: str | os.PathLike) -> Any:
+    """The config of a run with today's fields; ValueError as `read_config`."""
+    config = complete(read_config(workdir))
+    for name in sorted({*SECTIONS, "objective"} - {*config}):
+        raise ValueError(f"{Path(workdir) / 'config.json'} cannot be read: it has no {name}.")
+    return config
 
 
 def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
@@ -75,6 +87,7 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir = {workdir} is a file; name a folder.")
+    files.check_writable(workdir)
     begun = {"lock", "config.json.part"}  # by a start that was killed at once
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
         if not (workdir / "config.json").exists():

@@ -32,8 +32,10 @@ ENGINES = ("auto", "loop", "vmap", "ray")
 def parse(axes: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     """`NAME=VALUE,VALUE,...` or `NAME=START:STOP`, integers without the last, as a dict.
 
-    >>> parse(["strengths.lam=0,0.01", "seed=0:3", "model.head=linear,tanh"])
-    {'strengths.lam': (0, 0.01), 'seed': (0, 1, 2), 'model.head': ('linear', 'tanh')}
+    A comma in brackets is the value's own.
+
+    >>> parse(["strengths.lam=0,0.01", "seed=0:3", "loss=kl,emma(eps=1,margins=2)"])
+    {'strengths.lam': (0, 0.01), 'seed': (0, 1, 2), 'loss': ('kl', 'emma(eps=1,margins=2)')}
     """
     parsed: dict[str, tuple[Any, ...]] = {}
     for axis in axes:
@@ -46,10 +48,21 @@ def parse(axes: Iterable[str]) -> dict[str, tuple[Any, ...]]:
         if len(ends) == 2 and all(end.isdecimal() for end in ends):
             parsed[name] = tuple(range(int(ends[0]), int(ends[1])))
         else:
-            parsed[name] = tuple(_value(word) for word in text.split(","))
+            parsed[name] = tuple(_value(word) for word in _words(text))
         if not parsed[name]:
             raise ValueError(f"Axis {axis}: no values.")
     return parsed
+
+
+def _words(text: str) -> list[str]:
+    """The words between commas that are not in brackets."""
+    words: list[str] = []
+    for part in text.split(","):
+        if words and words[-1].count("(") > words[-1].count(")"):
+            words[-1] += f",{part}"
+        else:
+            words.append(part)
+    return words
 
 
 def _value(word: str) -> Any:

@@ -204,9 +204,8 @@ def _record(
 ) -> training.State:
     """Add to a report's row, and write it, a checkpoint and the best epoch where they are due.
 
-    Returns the state as it is validated and kept.
-
     `gradients` counts those in the weights since the start: one a step, whatever the optimiser.
+    Returns the state as it is validated and kept.
     """
     config, step = experiment.config, int(state.step)
     report, train = config.report, config.train
@@ -214,7 +213,8 @@ def _record(
     epoch, rest = divmod(step, experiment.epoch_steps)
     last = step == experiment.steps
     due = lambda every: last or (rest == 0 and epoch % every == 0)
-    if due(1) and state.ema_state is not None and train.ema_statistics == "recomputed":
+    kept = due(report.validate_every_epochs) or due(report.checkpoint_every_epochs)
+    if kept and state.ema_state is not None and train.ema_statistics == "recomputed":
         options = {"batch_size": train.batch_size, "key": key_for(config, "report")}
         state = training.refitted(experiment.program.apply, state, experiment.training, **options)
     if due(report.validate_every_epochs):
@@ -243,7 +243,6 @@ def _keep_best(config: Any, workdir: Path, state: training.State) -> None:
     storage.claim(workdir, config.to_dict(), steps=step)
     with storage.checkpoints(workdir, keep=1) as manager:
         storage.save(manager, step, state)
-    return state
 
 
 def validation_errors(
