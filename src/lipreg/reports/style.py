@@ -64,13 +64,14 @@ def legend(axes: Axes) -> float:
     figure: Any = axes.get_figure()
     letters = max((len(name.translate(_UNSEEN)) for name in names), default=0)
     wide = 0.7 + 0.06 * letters  # inches: a handle, and letters of 8 points
-    width = figure.get_figwidth() / axes.get_subplotspec().get_gridspec().ncols
+    place: Any = axes.get_subplotspec()
+    width = figure.get_figwidth() / place.get_gridspec().ncols
     lines = math.ceil(len(names) / max(1, int(width / wide)))
     columns = math.ceil(len(names) / max(1, lines))  # no more than fill these lines
     below = ScaledTranslation(0, -0.45, figure.dpi_scale_trans)  # inches: ticks and label
-    place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": axes.transAxes + below}
+    anchor = {"bbox_to_anchor": (0.5, 0), "bbox_transform": axes.transAxes + below}
     if names:
-        axes.legend(handles, names, ncols=columns, loc="upper center", borderaxespad=0, **place)
+        axes.legend(handles, names, ncols=columns, loc="upper center", borderaxespad=0, **anchor)
     return 0.18 * lines
 
 
@@ -80,7 +81,7 @@ def names_in_margin(axes: Axes, points: Mapping[str, np.ndarray]) -> None:
     for place, name in zip(np.linspace(0, 1, len(names) + 2)[1:-1], names, strict=True):
         axes.annotate(
             name,
-            points[name],
+            tuple(points[name]),
             xytext=(1.04, place),
             textcoords="axes fraction",
             size=8,

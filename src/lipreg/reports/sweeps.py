@@ -60,7 +60,9 @@ def report(
         for name, seeds in errors.items()
     }
     lines = [curves.to_markdown(rows), ""]
-    best, sentence = _best({name: seeds[:, 1] for name, seeds in errors.items() if len(seeds)})
+    best, sentence = _best(
+        {name: seeds[:, 1].tolist() for name, seeds in errors.items() if len(seeds)}
+    )
     lines.append(sentence)
     failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
     lines += [f"{name}: {why}" for name, why in failed.items()]

@@ -99,11 +99,11 @@ def _draw_theorems(axes: Axes, members: Sequence[Curve]) -> None:
     rates = dict.fromkeys((c.exponent, c.logarithm) for c in members if c.exponent is not None)
     for rate, dash in zip(rates, itertools.cycle(("-", "--", ":"))):
         alike = [curve for curve in members if (curve.exponent, curve.logarithm) == rate]
-        power = lambda curve: curve.abscissa**curve.exponent
+        power = lambda curve, rate=rate: curve.abscissa ** rate[0]
         scale = max((curve.values / power(curve)[:, None]).max() for curve in alike)
         sizes = [n for curve in alike for n in curve.n]
         line = alike[0]._replace(n=np.geomspace(min(sizes), max(sizes), 50))
-        exponent = Fraction(line.exponent).limit_denominator(99)
+        exponent = Fraction(rate[0]).limit_denominator(99)
         label = f"theorem: ≤ C {'(n / log n)' if line.logarithm else 'n'}$^{{{exponent}}}$"
         look = {"color": "0.55", "linestyle": dash, "linewidth": 2.5, "zorder": 1}
         axes.plot(line.n, scale * power(line), label=label, **look)

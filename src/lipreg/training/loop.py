@@ -141,7 +141,8 @@ def train(
     network = models.network(network)
     steps = epochs * (datasets.size(dataset) // batch_size)
     tx = optimizer(optimizers.schedule("cosine", learning_rate, steps))
-    state = init(key, *network.init(key, dataset.x[:1]), tx)
+    params, model_state = network.init(key, dataset.x[:1])
+    state = init(key, params, model_state, tx)
     step, log = make_step(network.apply, objective, tx), []
     reports = fit(step, state, strengths, dataset, batch_size=batch_size, steps=steps, key=key)
     for state, parts in reports:
