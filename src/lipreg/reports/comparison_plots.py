@@ -72,7 +72,7 @@ def gaps(histories: Mapping[str, Sequence[Mapping[str, float]]], *, columns: int
         axes.set_title(name)
         axes.set_ylim(0, 101)
     lines, names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=len(names))
+    figure.legend(lines, names, loc="outside upper center", ncols=len(names))
     figure.supxlabel("step", size=9)
     figure.supylabel("validation error (%)", size=9)
     return figure
