@@ -284,7 +284,8 @@ def _marks(run: _Run, radii: Mapping[str, Sequence[float]]) -> dict[str, list[fl
     for norm, values in radii.items():
         if norm not in settings:
             raise ValueError(f"radii in {norm}; there are distances in {', '.join(settings)}.")
-        largest = settings[norm]["largest"] if run.record["protocol"] == "pgd" else math.inf
+        searched = run.record["protocol"].split("+")[0] == "pgd"
+        largest = settings[norm]["largest"] if searched else math.inf
         for eps in values:
             if not (isinstance(eps, int | float) and 0 <= eps <= largest):
                 raise ValueError(f"radius {eps} in {norm}; choose 0 to {largest:g}.")
