@@ -311,6 +311,6 @@ def _attacked(
     attack = jax.jit(partial(pgd, **options))
     x_adv = attack(jax.random.key(seed), loaded.logits_fn, x, y, eps)
     before, after = np.argmax(loaded.logits_fn(x), -1), np.argmax(loaded.logits_fn(x_adv), -1)
-    pixels = ((np.asarray(a) - bounds[0]) / (bounds[1] - bounds[0]) for a in (x, x_adv))
     said = {"before": before, "after": after, "names": loaded.dataset.names}
-    return {f"attacked_{norm}": plots.attacked(*pixels, y, **said, norm_name=norm, eps=eps)}
+    x, x_adv = ((np.asarray(a) - bounds[0]) / (bounds[1] - bounds[0]) for a in (x, x_adv))
+    return {f"attacked_{norm}": plots.attacked(x, x_adv, y, **said, norm_name=norm, eps=eps)}

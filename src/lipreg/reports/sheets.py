@@ -81,7 +81,7 @@ def attacked(
     if x.shape != x_adv.shape or not y.shape == before.shape == after.shape == x.shape[:1]:
         shapes = ", ".join(str(list(a.shape)) for a in (x, x_adv, y, before, after))
         raise ValueError(f"Shapes {shapes}; want [N, H, W, C] twice, and [N] three times.")
-    called = lambda k: str(names[k] if names else k)
+    called = lambda k: str(names[k] if len(names) else k)
     change, times = _amplified(x, x_adv)
     titles = [*map(called, y), *[""] * 2 * len(y)]
     figure = images(np.concatenate([x, change, x_adv]), titles=titles, columns=len(y))

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +20,7 @@ from lipreg import files
 
 __all__ = ["FOOLED", "MARKERS", "drawn", "legend", "look", "names_in_margin", "norm", "save"]
 
+Options = ParamSpec("Options")
 _RC = mpl.rc_params_from_file(
     Path(__file__).with_name("paper.mplstyle"), use_default_template=False
 )
@@ -30,11 +31,11 @@ MARKERS = "os^Dv<>pP*Xh"  # as many as there are lines
 FOOLED = "#D55E00"  # an image that is misclassified, a class that is not the image's
 
 
-def drawn(function: Callable[..., Figure]) -> Callable[..., Figure]:
+def drawn(function: Callable[Options, Figure]) -> Callable[Options, Figure]:
     """The function, drawing in the style, whatever the caller's settings of matplotlib are."""
 
     @functools.wraps(function)
-    def styled(*args: Any, **options: Any) -> Figure:
+    def styled(*args: Options.args, **options: Options.kwargs) -> Figure:
         with mpl.rc_context(_RC):
             figure = function(*args, **options)
             # Ticks are made when they are first needed, and later ones are copies of the first:
