@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo gpu test check format dist clean
+.PHONY: help demo gpu docs test check format dist clean
 help:
 	@echo "make demo    train J0, J1, J2 and J2-Lip & tanh on digits, attack them, print the table"
 	@echo "make gpu     check and time the accelerator of this machine (docs/accelerators.md)"
+	@echo "make docs    build the documentation site, build/docs/index.html"
 	@echo "make test    lint, check formats and types, run the tests"
 	@echo "make format  rewrite the sources as ruff would have them"
 	@echo "make dist    build sdist and wheel, and try the wheel in an environment of its own"
@@ -31,6 +32,9 @@ demo: $(VENV)/library
 gpu: $(VENV)/library
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda]'
 	$(BIN)/python benchmarks/accelerator.py
+
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -W --keep-going -q -E -a -c docs . build/docs
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -60,4 +64,4 @@ dist:
 	@ls dist/*
 
 clean:
-	rm -rf $(VENV) build dist runs/demo
+	rm -rf $(VENV) build dist docs/made docs/reference runs/demo

@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,9 @@ from lipreg.lipschitz import Constant, gradient_norms, of_data, of_function, of_
 from lipreg.lipschitz.bounds import LipschitzBound, lipschitz
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L1, L2, LINF
+from lipreg.reports import certified
+from lipreg.runs.config import base_config
+from lipreg.runs.experiment import Loaded
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -607,5 +611,22 @@ def test_a_bound_of_one_example_holds_for_all():
     f, x = lambda x: jnp.tanh(x @ weight), jax.random.uniform(jax.random.key(0), (5, 2))
     y = jnp.argmax(f(x), 1)
     radii = [margin_lipschitz(f, x, y, constant=lipschitz(f, given)).radius for given in (x, x[:1])]
-    np.testing.assert_array_equal(*radii)
+    np.testing.assert_array_equal(radii[0], radii[1])
     assert (radii[0] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("activation", "smooth"), [("silu", True), ("relu", False), ("own", False), ("maxmin", False)]
+)
+def test_curvature_is_looked_at_where_an_activation_has_no_kinks(
+    activation, smooth, tmp_path, monkeypatch
+):
+    config = base_config("j0", {"j0": {}})
+    config.model.activation = activation
+    dataset = datasets.Dataset(np.zeros((1, 2), np.float32), np.zeros(1, np.int32), 2)
+    compared = Mock(side_effect=StopIteration)
+    monkeypatch.setattr(certified.comparison, "compare", compared)
+    with pytest.raises(StopIteration):
+        loaded = Loaded(config, jax.tree_util.Partial(lambda x: x), dataset, 1, 1)
+        certified.certify(loaded, tmp_path, examples=1)
+    assert compared.call_args.kwargs["smooth"] == smooth

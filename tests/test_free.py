@@ -11,7 +11,7 @@ import pytest
 
 from lipreg import datasets, runs, training
 from lipreg.norms import L2, LINF
-from lipreg.objectives.free import free_at
+from lipreg.objectives import free_at
 from lipreg.runs.config import base_config, options, strengths
 
 KEY = jax.random.key(0)
@@ -71,11 +71,10 @@ def test_a_batch_is_replayed_with_its_random_numbers_and_a_run_goes_on_inside_a_
 
 
 def test_a_config_names_it_and_an_epoch_has_so_many_times_the_steps():
-    name = "lipreg.objectives.free:free_at"
-    assert strengths(name) == ("eps",)
-    assert options(name) == {"norm": "linf", "bounds": (0.0, 1.0)}
-    config = base_config(name, {})
-    config.strengths.eps, config.train.replay = 0.1, 4
+    assert strengths("free_at") == ("eps",)
+    assert options("free_at") == {"norm": "linf", "bounds": (0.0, 1.0)}
+    config = base_config("free_at", {"free_at": {"eps": 0.1}})
+    config.train.replay = 4
     config.model.name, config.model.settings = "MLP", {"widths": (2,)}
     prepared = runs.prepare(config)
     assert prepared.state.carried.shape == (128, 8, 8, 1)

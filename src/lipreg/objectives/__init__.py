@@ -14,7 +14,8 @@ of `losses`, or any such function. `frozen` is a second view of the same network
 statistics and without dropout, where the gradient of one example does not depend on the others:
 attacks and their directions come from it. It defaults to `logits_fn`. An objective that draws
 random numbers declares `key` and is handed one per step; what it draws for an example comes from
-keys folded with its row, so that it does not depend on the rest of the batch.
+keys folded with its row, so that it does not depend on the rest of the batch. One that
+declares `carried` is handed the `parts["carried"]` of the step before.
 
 Every name in `__all__` is an objective. Its keyword-only arguments without a default, but for those
 three, are its strengths: they may be traced, so one compilation serves a sweep. The others (`norm`,

@@ -14,11 +14,14 @@ import numpy as np
 
 from lipreg import datasets, files
 from lipreg.certificates import comparison, smoothing
+from lipreg.models.layers import ACTIVATIONS
 from lipreg.runs import storage
 from lipreg.runs.config import label
 from lipreg.runs.experiment import Loaded
 
 __all__ = ["certify", "proved"]
+
+SMOOTH = {*ACTIVATIONS} - {"relu"}  # those of Lipschitz networks, "own" first, have kinks
 
 
 def proved(workdir: str | Path, split: str, examples: int, step: int) -> np.ndarray | None:
@@ -55,7 +58,7 @@ def certify(
     files.check_writable(workdir)
     x, y = datasets.to_unit(loaded.dataset.x[:examples]), jnp.asarray(loaded.dataset.y[:examples])
     key, eps, config = jax.random.key(seed), loaded.config.evaluation.l2.table, loaded.config
-    smooth = config.model.activation != "relu"
+    smooth = config.model.activation in SMOOTH
     progress = progress or (lambda text: None)
     options = {"bounds": tuple(config.data.bounds), "smooth": smooth, "progress": progress}
     compared = comparison.compare(key, loaded.logits_fn, x, y, **options)

@@ -88,7 +88,7 @@ def _check_data(data: Config) -> None:
                 f"config.data.{name} = {data[name]}; only a streamed set is read by threads and "
                 "workers, one with a config.data.side."
             )
-    if data.name == "digits" and data.dir:
+    if data.name == "digits" and data.dir and not data.synthetic:
         raise ValueError(f"config.data.dir = {data.dir}; digits is in no folder.")
 
 
