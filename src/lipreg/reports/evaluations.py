@@ -134,8 +134,9 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _median(distances: np.ndarray | None) -> float | None:
-    numbers = distances is not None and distances.ndim == 1 and distances.dtype.kind == "f"
-    return float(curves.median_distance(distances)) if numbers else None
+    if distances is None or distances.ndim != 1 or distances.dtype.kind != "f":
+        return None
+    return float(curves.median_distance(distances))
 
 
 def evaluated(
