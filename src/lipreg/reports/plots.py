@@ -196,9 +196,7 @@ def pareto(errors: Mapping[str, ArrayLike], *, front: Collection[str], best: str
     figure = Figure(figsize=(5.2, max(3.6, 0.16 * len(means) + 0.6)))
     axes = figure.subplots()
     joined = np.array(sorted(tuple(means[name]) for name in front)).reshape(-1, 2)
-    axes.plot(
-        *joined.T, color=style.FOOLED, linewidth=1, linestyle="-", label="Pareto front", zorder=1
-    )
+    axes.plot(*joined.T, "-o", color=style.FOOLED, linewidth=1, label="Pareto front", zorder=1)
     for name, mean in means.items():
         deviation = pairs[name].std(0, ddof=1) if len(pairs[name]) > 1 else (None, None)
         on_front, starred = name in front, name == best
