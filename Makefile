@@ -53,7 +53,7 @@ dist:
 	rm -rf build dist
 	$(PYTHON) -m venv build/tools
 	build/tools/bin/python -m pip install --quiet --disable-pip-version-check build
-	build/tools/bin/python -m build
+	build/tools/bin/python -m build > build/log || (cat build/log; exit 1)
 	$(PYTHON) -m venv build/clean
 	build/clean/bin/python -m pip install --quiet --disable-pip-version-check \
 	    -c constraints.txt dist/*.whl

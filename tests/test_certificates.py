@@ -626,7 +626,7 @@ def test_curvature_is_looked_at_where_an_activation_has_no_kinks(
     dataset = datasets.Dataset(np.zeros((1, 2), np.float32), np.zeros(1, np.int32), 2)
     compared = Mock(side_effect=StopIteration)
     monkeypatch.setattr(certified.comparison, "compare", compared)
+    loaded = Loaded(config, jax.tree_util.Partial(lambda x: x), dataset, 1, 1)
     with pytest.raises(StopIteration):
-        loaded = Loaded(config, jax.tree_util.Partial(lambda x: x), dataset, 1, 1)
         certified.certify(loaded, tmp_path, examples=1)
     assert compared.call_args.kwargs["smooth"] == smooth

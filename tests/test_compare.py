@@ -182,10 +182,13 @@ def test_a_killed_comparison_does_what_is_left_and_nothing_twice(folder, tmp_pat
     assert found["plain"].runs[0].is_relative_to(tmp_path)
 
 
-def test_a_folder_of_another_comparison_is_refused(folder):
+def test_a_folder_of_another_comparison_is_refused_even_if_nothing_but_its_pace_is_there(
+    folder, tmp_path
+):
+    shutil.copytree(folder / "pace", tmp_path / "pace")
     other = config(**{"train.batch_size": 8})
     with pytest.raises(ValueError, match=r"train.batch_size \(16 there, 8 asked\)"):
-        compare.train(RECIPES, other, PLAN, folder, silent=True)
+        compare.train(RECIPES, other, PLAN, tmp_path, silent=True)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,9 @@ def test_a_config_names_the_second_source():
 def test_a_file_of_the_second_source_lies_in_the_folder_of_the_data(tmp_path):
     np.savez(tmp_path / "made.npz", image=np.zeros((3, 8, 8), np.uint8), label=np.zeros(3, int))
     changes = {"data.synthetic": "made.npz", "data.dir": str(tmp_path)}
-    assert len(runs.prepare(config(**changes)).training.synthetic.y) == 3
+    mixed = runs.prepare(config(**changes)).training
+    assert isinstance(mixed, datasets.Mixture)
+    assert len(mixed.synthetic.y) == 3
 
 
 @pytest.mark.parametrize(

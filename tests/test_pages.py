@@ -167,13 +167,13 @@ def test_every_program_of_a_page_is_known_and_so_is_what_it_makes_and_installs(p
             assert "-c" not in command or (ROOT / command[command.index("-c") + 1]).is_file()
 
 
-PYTHON = {
-    f"{page} {number}": block
+NAMES = {  # of a block that several pages have, the last one
+    block: f"{page} {number}"
     for page, text in PAGES.items()
-    for number, block in enumerate(
-        b for language, b in FENCED.findall(text) if language == "python"
-    )
+    for number, (language, block) in enumerate(FENCED.findall(text))
+    if language == "python"
 }
+PYTHON = {name: block for block, name in NAMES.items()}
 
 
 @pytest.mark.parametrize("name", PYTHON)

@@ -134,6 +134,7 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _median(distances: np.ndarray | None) -> float | None:
+    """None where there are no distances, or what is there is something else."""
     if distances is None or distances.ndim != 1 or distances.dtype.kind != "f":
         return None
     return float(curves.median_distance(distances))

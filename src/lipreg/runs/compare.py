@@ -197,6 +197,7 @@ def _paced(recipe: Recipe, base: Config, plan: Plan, workdir: Path) -> dict[str,
     config, path = point(base, recipe, 0, plan, steps=_MANY), workdir / "pace.json"
     storage.check_workdir(workdir, config.to_dict())
     if path.is_file():
+        storage.check_same(workdir, config.to_dict())
         return files.read(path)
     with parallel.over():
         experiment = runs.prepare(config)

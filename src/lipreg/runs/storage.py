@@ -36,6 +36,7 @@ from lipreg.trees import by_path, digest
 
 __all__ = [
     "about",
+    "check_same",
     "check_workdir",
     "checkpoints",
     "claim",
@@ -92,19 +93,21 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
         if not (workdir / "config.json").exists():
             raise ValueError(f"workdir = {workdir} is not empty and not a run; name a new folder.")
-        if not any((workdir / "checkpoints").glob("[0-9]*")):
-            return
-        changed = [
-            f"{name} ({there!r} there, {asked!r} asked)"
-            for name, (there, asked) in differing(
-                complete(read_config(workdir)), complete(ConfigDict(_tuples(dict(config))))
-            ).items()
-        ]
-        if changed:
-            raise ValueError(
-                f"workdir = {workdir} holds a run with another config: {', '.join(changed)}. "
-                "Name a new folder, or ask for the same."
-            )
+        if any((workdir / "checkpoints").glob("[0-9]*")):
+            check_same(workdir, config)
+
+
+def check_same(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """ValueError for a folder with another config, naming the keys that differ."""
+    there, asked = (complete(c) for c in (read_config(workdir), ConfigDict(_tuples(dict(config)))))
+    changed = [
+        f"{name} ({a!r} there, {b!r} asked)" for name, (a, b) in differing(there, asked).items()
+    ]
+    if changed:
+        raise ValueError(
+            f"workdir = {workdir} holds a run with another config: {', '.join(changed)}. "
+            "Name a new folder, or ask for the same."
+        )
 
 
 def claim(workdir: str | os.PathLike, config: Mapping[str, Any], **more: Any) -> None:
