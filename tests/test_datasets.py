@@ -173,6 +173,7 @@ def test_any_set_of_images_of_one_size_is_read_and_one_of_many_sizes_is_told_how
     training, validation, test = three("fashion_mnist", dir=tmp_path)
     assert rows(test) == rows(datasets.Dataset(x[3:], np.arange(3, 5, dtype=np.int32), 10))
     assert (len(training.y), len(validation.y), training.classes) == (2, 1, 10)
+    assert training.names[:2] == test.names[:2] == ("T-shirt/top", "Trouser")
     colours = [{"image": png(x[0].repeat(3, -1)), "label": 7}]
     prepare("food101", tmp_path, {"train": colours, "validation": colours})
     message = r"^food101 has images of uint8\[None, None, 3\].*config\.data\.side, in pixels"
@@ -277,6 +278,13 @@ def test_a_file_of_arrays_is_split_like_any_set(folder):
     os.makedirs("elsewhere")
     os.chdir("elsewhere")
     assert rows(datasets.load("mine.npz", "test", dir=folder)) == rows(test)
+
+
+def test_a_file_may_say_what_its_classes_are_called(folder):
+    found = datasets.load(write(ARRAYS, names=np.array(["cat", "dog", "frog", "newt"])), "train")
+    assert (found.names, found.classes) == (("cat", "dog", "frog", "newt"), 4)
+    with pytest.raises(ValueError, match=r"mine\.npz has 2 names for 3 classes\."):
+        datasets.load(write(ARRAYS, names=np.array(["cat", "dog"])), "train")
 
 
 def test_a_file_that_was_written_again_is_read_again(folder):

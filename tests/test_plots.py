@@ -1,10 +1,14 @@
 """What a picture shows is read back from the figure: its lines, not its pixels."""
 
+import itertools
+
+import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib import colors
 
 from lipreg import curves
-from lipreg.reports import plots
+from lipreg.reports import plots, style
 
 DISTANCES = {"J0": np.array([0.0, 0.1, 0.2, np.inf]), "J2": np.array([0.0, 0.3, 0.4, 0.5])}
 X = np.zeros((2, 4, 4, 1))
@@ -29,7 +33,9 @@ def test_autoattack_is_drawn_as_dots_in_its_curves_colour_and_named_once():
     j0, j2, dots_j2, dots_j0, _ = axes.lines
     np.testing.assert_allclose(dots_j2.get_xydata(), [[0.2, 50], [0.9, 100]])
     assert (dots_j0.get_color(), dots_j2.get_color()) == (j0.get_color(), j2.get_color())
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["J0", "J2", "AutoAttack"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        *("J0", "J2", "markers: AutoAttack")
+    ]
     assert axes.get_xlim()[1] > 0.9
 
 
@@ -53,10 +59,47 @@ def test_the_axis_ends_just_beyond_the_distances():
     assert never.axes[0].lines[0].get_ydata().max() == 0
 
 
-def test_twelve_curves_are_all_told_apart():
-    figure = plots.error_curves({str(i): [0.1] for i in range(12)}, norm_name="l2")
-    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
-    assert len(looks) == 12
+def test_several_seeds_are_their_mean_in_a_band_of_one_deviation():
+    grid = [0.0, 0.15, 0.35]
+    seeds = np.array([[0.1, 0.2, 0.3, 0.4], [0.0, 0.1, 0.1, np.inf]])
+    (axes,) = plots.error_curves({"J0": seeds}, norm_name="l2", epsilons=grid).axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [12.5, 50, 75])
+    (band,) = axes.collections
+    edges = band.get_paths()[0].vertices
+    reach = 50 / np.sqrt(2)  # of 25 and 75 %
+    np.testing.assert_allclose(np.unique(edges[edges[:, 0] == 0.15, 1]), [50 - reach, 50 + reach])
+    assert edges[:, 1].min() == 0  # no error is negative
+
+
+def test_radii_are_named_above_and_the_legend_stands_below_the_axes():
+    figure = plots.error_curves(DISTANCES, norm_name="l2", marks=(0.25, 0.0314159), title="A")
+    (axes,) = figure.axes
+    (above,) = axes.child_axes
+    assert [text.get_text() for text in above.get_xticklabels()] == ["ε = 0.25", "ε = 0.0314"]
+    figure.draw_without_rendering()
+    assert axes.get_legend().get_window_extent().y1 < axes.xaxis.label.get_window_extent().y0
+    names, title = above.get_tightbbox(), axes.title.get_window_extent()
+    assert axes.get_window_extent().y1 <= names.y0 < names.y1 <= title.y0
+
+
+def test_twelve_curves_are_all_told_apart_in_grey_as_well():
+    looks = [style.look(number) for number in range(12)]
+    grey = [np.dot(colors.to_rgb(look["color"]), [0.299, 0.587, 0.114]) for look in looks]
+    for i, j in itertools.combinations(range(12), 2):
+        assert looks[i]["linestyle"] != looks[j]["linestyle"] or abs(grey[i] - grey[j]) > 0.12
+    assert style.look(12) == looks[0]
+    assert len(set(style.MARKERS)) == 12
+
+
+def test_a_figure_has_the_style_and_leaves_its_callers_alone():
+    with mpl.rc_context({"font.size": 30, "xtick.labelsize": 30}):
+        before = dict(mpl.rcParams)
+        figure = plots.error_curves(DISTANCES, norm_name="l2")
+        assert dict(mpl.rcParams) == before
+        figure.draw_without_rendering()  # as a notebook would, in its own style
+        (axes,) = figure.axes
+        texts = [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.yaxis.label]
+    assert {text.get_size() for text in texts} == {8, 9}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -77,7 +120,32 @@ def test_a_visible_attack_names_each_class_and_turns_red_where_it_is_another():
     assert [text.get_text() for text in below] == ["3, 97%", "3, 60%", "8, 71%"]
     colors = [text.get_color() for text in below]
     assert colors[0] == colors[1] == "black" != colors[2]
+    framed = [axes.spines["left"].get_visible() for axes in figure.axes]
+    assert framed == [False, False, True]
     np.testing.assert_allclose(figure.axes[1].images[0].get_array(), x[1, ..., 0])
+
+
+def test_attacked_images_stand_above_each_other_with_true_and_predicted_class():
+    x = np.full((3, 4, 4, 3), 0.5)
+    x_adv = x.copy()
+    x_adv[1, 0, 0], x_adv[2, 0, 0] = 0.6, 0.45
+    said = {"before": [0, 1, 1], "after": [0, 2, 1], "names": ("cat", "dog", "frog")}
+    figure = plots.attacked(x, x_adv, [0, 1, 2], **said, norm_name="linf", eps=0.1)
+    first, second, third = (figure.axes[i : i + 3] for i in (0, 3, 6))
+    assert [axes.get_title() for axes in first] == ["cat", "dog", "frog"]
+    below = [[text.get_text() for axes in row for text in axes.texts] for row in (first, third)]
+    assert below == [["cat", "dog", "dog"], ["cat", "frog", "dog"]]
+    framed = [[axes.spines["top"].get_visible() for axes in row] for row in (first, second, third)]
+    assert framed == [[False, False, True], [False] * 3, [False, True, True]]
+    np.testing.assert_allclose(second[1].images[0].get_array(), 0.5 + 5 * (x_adv - x)[1])
+    np.testing.assert_allclose(second[2].images[0].get_array(), 0.5 + 5 * (x_adv - x)[2])
+    rows = [row[0].get_ylabel() for row in (first, second, third)]
+    assert rows == ["image", "change × 5", "attacked"]
+    assert "ε = 0.1" in figure.get_suptitle()
+    assert "2 of 3 misclassified" in figure.get_suptitle()
+    del said["names"]
+    numbered = plots.attacked(x, x_adv, [0, 1, 2], **said, norm_name="linf", eps=0.1)
+    assert numbered.axes[1].get_title() == "1"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -162,6 +230,10 @@ def test_the_same_figure_is_saved_as_the_same_two_files(tmp_path):
         (
             lambda: plots.distance_scatter([0.1], [[0.1]], ("J0", "J2"), norm_name="l2"),
             r"'J2' have shape \(1, 1\)",
+        ),
+        (
+            lambda: plots.attacked(X, X, [0], before=[0], after=[0], norm_name="l2", eps=1),
+            r"\[1\]; want \[N, H, W, C\] twice",
         ),
         (lambda: plots.images(np.zeros((2, 4, 4))), r"\(2, 4, 4\); want \[N, H, W, 1\]"),
         (lambda: plots.images(np.zeros((2, 4, 4, 1)), titles=["a"]), "1 titles for 2 images"),

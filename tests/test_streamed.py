@@ -86,7 +86,8 @@ def test_a_folder_is_split_like_a_set_in_memory_and_labels_are_places_of_sorted_
     for part in parts:
         assert (part.classes, part.shape) == (3, (SIDE, SIDE, 3))
     samples = [part.sample(len(part)) for part in parts]
-    for x, y, classes in samples:
+    for x, y, classes, names in samples:
+        assert names == tuple(sorted(names)) == parts[0].names
         assert (x.shape[1:], x.dtype, y.dtype, classes) == ((SIDE, SIDE, 3), np.uint8, np.int32, 3)
     held = [samples[i].x[:, 0, 0, 0] // 10 for i in (0, 1)]
     assert sorted([*held[0], *held[1]]) == list(range(N))

@@ -1,5 +1,6 @@
 """Many points, one compilation, one report; each row is its single run."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from lipreg import datasets, objectives, parallel, runs, training
 from lipreg.reports import plots, sweeps
@@ -170,17 +172,40 @@ def test_the_report_has_a_row_a_setting_the_front_and_the_best_by_validation(swe
             record = {"failed": "Step 3: loss is nan."}
         (tmp_path / "points" / name).mkdir(parents=True)
         (tmp_path / "points" / name / "point.json").write_text(json.dumps(record))
-    text, files = sweeps.report(found, axes, tmp_path)
+    with mock.patch.object(plots, "pareto", wraps=plots.pareto) as drawn:
+        text, files = sweeps.report(found, axes, tmp_path)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:1] == "|"}
     assert "11 ± 1.4 | 61 ± 1.4 | 2 of 2 | * |" in rows["lam=0.0"]
     assert "21 ± 1.4 | 31 ± 1.4 | 2 of 2 | * |" in rows["lam=1.0"]
     assert "30 | 40 | 1 of 2 |  |" in rows["lam=2.0"]
-    assert "validation split: lam=1.0." in text
+    assert (
+        "Best by error under attack, validation split: lam=1.0; the others are beyond the spread"
+        in text
+    )
+    assert drawn.call_args.kwargs["best"] == "lam=1.0"
     assert "lam=2.0,seed=1: Step 3: loss is nan." in text
     assert {file.name for file in files} == {
         *("sweep.md", "sweep.csv", "sweep.json", "pareto.png", "pareto.svg")
     }
-    assert json.loads((tmp_path / "sweep.json").read_text())["axes"]["seed"] == [0, 1]
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    assert (record["axes"]["seed"], record["best"]) == ([0, 1], "lam=1.0")
+
+
+@pytest.mark.parametrize(
+    ("errors", "best", "said"),
+    [
+        # The spread of a difference is the root of 1.41^2 + 1.41^2, 2.
+        ({"a": [9, 11], "b": [11, 13]}, "", "a. No row is best: within the spread are also b."),
+        ({"a": [9, 11], "b": [12, 14]}, "a", "Best by error under attack, validation split: a;"),
+        ({"a": [10], "b": [90]}, "", "With one seed a row the spread is not known"),
+        ({"a": [10, 12]}, "", "nothing to compare"),
+        ({}, "", "nothing to compare"),
+    ],
+)
+def test_a_row_is_best_only_where_no_other_is_within_the_spread(errors, best, said):
+    found, sentence = sweeps._best(errors)
+    assert found == best
+    assert said in sentence
 
 
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
@@ -230,6 +255,22 @@ def test_the_picture_joins_the_front_and_shows_the_spread():
     axes = plots.pareto(errors, front={"a", "b"}).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1.5, 8.5], [3.0, 5.0]])
     assert sorted(text.get_text() for text in axes.texts) == ["a", "b", "c"]
+    assert "best, outside of the spread" not in axes.get_legend_handles_labels()[1]
+    (axes,) = plots.pareto(errors, front={"a", "b"}, best="b").axes
+    assert "best, outside of the spread" in axes.get_legend_handles_labels()[1]
+
+
+def test_names_in_the_picture_do_not_overlap_however_close_the_points_are():
+    figure = plots.pareto({f"lam={i / 1000}": [[1.0, 9 + i / 1e6]] for i in range(40)}, front=())
+    figure.draw_without_rendering()
+    names = sorted(figure.axes[0].texts, key=lambda text: text.xyann[1])
+    boxes = [Text.get_window_extent(name) for name in names]
+    assert all(low.y1 <= high.y0 for low, high in itertools.pairwise(boxes))
+    assert [name.get_text() for name in names] == [f"lam={i / 1000}" for i in range(40)]
+    assert boxes[0].x0 > figure.axes[0].get_window_extent().x1
+
+
+def test_there_is_no_picture_of_nothing():
     with pytest.raises(ValueError, match="no errors to draw"):
         plots.pareto({"gone": []}, front=())
 
@@ -251,7 +292,7 @@ def test_one_index_trains_one_point_and_the_command_without_it_reports(tmp_path)
     assert first.stdout.strip() == "Point 1: eps=0.4", first.stderr
     assert [run.name for run in (tmp_path / "points").iterdir()] == ["eps=0.4"]
     whole = launch(*sweep_)
-    assert "Best by error under attack, validation split" in whole.stdout, whole.stderr
+    assert "error under attack, validation split" in whole.stdout, whole.stderr
     assert (tmp_path / "pareto.png").stat().st_size > 1000
 
 
@@ -259,6 +300,6 @@ def test_ray_trains_every_point_in_a_process_of_its_own(tmp_path):
     pytest.importorskip("ray")
     done = launch(*DIGITS, f"--workdir={tmp_path}", "--sweep=strengths.eps=0,0.4", "--engine=ray")
     assert done.returncode == 0, done.stderr
-    assert "Best by error under attack, validation split" in done.stdout
+    assert "error under attack, validation split" in done.stdout
     for name in ("eps=0", "eps=0.4"):
         assert (tmp_path / "points" / name / "point.json").exists()

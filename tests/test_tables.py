@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from lipreg import curves, files, reports
-from lipreg.reports import plots
+from lipreg.reports import plots, tables
 from lipreg.runs import storage
 from lipreg.runs.config import base_config
 
@@ -83,6 +84,26 @@ def test_seeds_are_one_row_of_mean_and_deviation_and_one_curve(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         file.name for file in written
     )
+
+
+def test_further_radii_are_columns_and_lines_and_the_text_says_where_rows_differ_most(tmp_path):
+    far = np.array([0.0, 0.5, 0.5, np.inf])
+    pair = [a_run(tmp_path / "0"), a_run(tmp_path / "1", "j2", distances=far)]
+    with mock.patch.object(plots, "error_curves", wraps=plots.error_curves) as drawn:
+        text, _ = reports.table(pair, tmp_path / "out", radii={"l2": (0.05, 0.1)})
+    assert cells(text)["J0"]["% error at l2 0.05"] == "50"
+    assert cells(text)["J2"]["% error at l2 0.05"] == "25"
+    assert len(cells(text)["J0"]) == 6  # 0.1 is there already
+    assert [call.kwargs["marks"] for call in drawn.call_args_list] == [[0.05, 0.1], [0.0625]]
+    assert "The rows differ most at l2 0.2, linf 0.1." in text
+    assert not tables._told_apart({"l2": {"J0": DISTANCES[None], "J2": DISTANCES[None]}})
+    for radii, said in (
+        ({"l1": (1.0,)}, "radii in l1; there are distances in l2, linf"),
+        ({"l2": (2.5,)}, "radius 2.5 in l2; choose 0 to 2"),
+        ({"l2": ("far",)}, "radius far in l2; choose 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            reports.table(pair, tmp_path / "out", radii=radii)
 
 
 def test_configs_that_share_label_and_folders_name_are_rows_of_their_own(tmp_path):

@@ -238,8 +238,24 @@ def test_rows_and_tables_have_means_spread_and_verdicts():
     assert "| a | 2 ± 1.4 | 0.2 ± 0.14 | 0.02 ± 0.014 | -1 |" in text
     (axes,) = pictures.figure(made).axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    theory_line, fit = axes.lines[-2:]
-    np.testing.assert_allclose(theory_line.get_ydata(), fit.get_ydata(), rtol=1e-9)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("n, number of data points", "p")
+
+
+def test_the_theorems_line_has_its_slope_its_name_and_nothing_above_it():
+    n = np.array([10, 100, 1000])
+    values = np.array([[1.0, 3.0], [0.5, 0.9], [0.2, 0.3]])
+    bounded = Curve("sup, m = 2", n, values, -0.5, logarithm=True)
+    free = Curve("sup, m = 2", n, 10 * values)
+    (axes,) = pictures.figure(Study({"a": bounded, "b": free}, [])).axes
+    assert (axes.get_title(), axes.get_ylabel()) == ("m = 2", "sup")
+    handles, names = axes.get_legend_handles_labels()
+    assert names[-1] == "theorem: ≤ C (n / log n)$^{-1/2}$"
+    at, line = handles[-1].get_data()
+    np.testing.assert_allclose(line / line[0], ((at / np.log(at)) / (10 / np.log(10))) ** -0.5)
+    assert (at[0], at[-1]) == (10, 1000)
+    above = np.exp(np.interp(np.log(n), np.log(at), np.log(line))) - values.max(1)
+    assert above[0] == pytest.approx(0)
+    assert min(above[1:]) > 0.1
 
 
 # What users get wrong.

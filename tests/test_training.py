@@ -47,6 +47,29 @@ def assert_close(a, b, rtol=2e-5, atol=2e-6):
     chex.assert_trees_all_close(drop_key(a), drop_key(b), rtol=rtol, atol=atol)
 
 
+def test_training_in_one_call_is_init_make_step_and_fit():
+    model = models.build("MLP", classes=CLASSES, widths=(4,))
+    options = {"epochs": 2, "batch_size": 16, "learning_rate": 0.2}
+    decayed = partial(optimizers.sgd, weight_decay=0.1)
+    args = (objectives.j2, {"eps": 0.3}, DATASET)
+    trained, log = training.train(model, *args, key=KEY, optimizer=decayed, **options)
+    assert [row["step"] for row in log] == [3, 6]
+    assert {"loss", "grad_norm", "objective"} <= log[0].keys()
+
+    net, tx = models.network(model), decayed(optimizers.schedule("cosine", 0.2, 6))
+    state = training.init(KEY, *net.init(KEY, X), tx)
+    step = training.make_step(net.apply, objectives.j2, tx)
+    *_, (state, parts) = training.fit(
+        step, state, {"eps": 0.3}, DATASET, batch_size=16, steps=6, key=KEY
+    )
+    x = X / np.float32(255)
+    np.testing.assert_array_equal(trained(x), training.logits_fn(net.apply, state)(x))
+    assert log[-1]["loss"] == parts["loss"]
+    for wrong, said in (({"epochs": 0}, "epochs = 0"), ({"batch_size": 49}, "49 of 48 examples")):
+        with pytest.raises(ValueError, match=said):
+            training.train(model, *args, key=KEY, **options | wrong)
+
+
 def test_the_step_is_the_same_jitted_vmapped_and_sharded():
     step, state, _ = setting(batch_norm=True)
     batch = (jnp.asarray(X[:8]), jnp.asarray(Y[:8]))

@@ -3,7 +3,8 @@
     x_train, y_train, x_test, y_test
 
 x are images, uint8 or floating, `[N, H, W, C]` or `[N, H, W]`, or vectors of features `[N, D]`;
-floating x lie within `bounds`, by default (0, 1). y are the classes, integers from 0 on.
+floating x lie within `bounds`, by default (0, 1). y are the classes, integers from 0 on; `names`
+may say what they are called, for pictures.
 """
 
 import inspect
@@ -28,7 +29,7 @@ def is_outside(name: str) -> bool:
 
 
 def load(name: str, *, dir: str = "", bounds: tuple[float, float] = (0.0, 1.0)) -> dict[str, Any]:
-    """The four arrays by name, checked: x uint8 or float32, read-only, and y int32.
+    """The four arrays by name, checked: x uint8 or float32, read-only, and y int32; and `names`.
 
     `name` is a file, `my_data.npz`, in `dir` where its path is relative, or a function without
     arguments, `package.module:name`, that returns a tuple or a dict of the four. It is read once.
@@ -65,7 +66,7 @@ def _place(name: str, dir: str) -> tuple[str, int]:
 # One set is kept, like one split of the others; a file that has changed is read again.
 @lru_cache(maxsize=1)
 def _checked(name: str, path: str, changed: int, bounds: tuple[float, float]) -> dict[str, Any]:
-    given = _given(name, path, NAMES)
+    given = _given(name, path, (*NAMES, "names"))
     for key in NAMES:
         if key not in given:
             raise ValueError(f"{name} has no {key}; it must have {', '.join(NAMES)}.")
@@ -78,7 +79,15 @@ def _checked(name: str, path: str, changed: int, bounds: tuple[float, float]) ->
             f"{name} has x_train {first.dtype}{list(first.shape)} and x_test "
             f"{second.dtype}{list(second.shape)}; they must differ in their number alone."
         )
-    return arrays
+    classes = 1 + max(arrays[f"y_{split}"].max() for split in ("train", "test"))
+    return arrays | {"names": _class_names(name, given, classes)}
+
+
+def _class_names(what: str, given: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    names = tuple(map(str, given.get("names", ())))
+    if names and len(names) < classes:
+        raise ValueError(f"{what} has {len(names)} names for {classes} classes.")
+    return names
 
 
 @lru_cache(maxsize=1)

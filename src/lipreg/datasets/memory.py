@@ -36,18 +36,20 @@ class Dataset(NamedTuple):
       x: uint8 `[N, H, W, C]`; an outsider's may also be float32, and `[N, D]`.
       y: int32 `[N]`, in 0 … classes - 1.
       classes: the number of classes.
+      names: what they are called, where that is known.
     """
 
     x: np.ndarray
     y: np.ndarray
     classes: int
+    names: tuple[str, ...] = ()
 
 
 def check(dataset: Dataset) -> None:
     """ValueError for arrays that are no data set: lengths that differ, classes that there are not,
     pixels that are not finite, or that are 0 to 255 as floats.
     """
-    x, y, classes = dataset
+    x, y, classes, _ = dataset
     if len(x) != len(y):
         raise ValueError(f"A data set of {len(x)} x and {len(y)} y; each example has one class.")
     if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
@@ -111,8 +113,9 @@ def load(
 
 def _outside(name: str, split: str, dir: str, bounds: tuple[float, float]) -> Dataset:
     given = arrays.load(name, dir=dir, bounds=bounds)
+    names, y = given["names"], given[f"y_{split}"]
     classes = 1 + max(int(given[f"y_{which}"].max()) for which in ("train", "test"))
-    return Dataset(given[f"x_{split}"], given[f"y_{split}"], classes)
+    return Dataset(given[f"x_{split}"], y, len(names) or classes, names)
 
 
 def training(
@@ -180,7 +183,8 @@ def _prepared(name: str, split: str, dir: str) -> Dataset:
             rows = range(start, min(start + 1024, len(y)))
             for row, record in zip(rows, source.__getitems__(rows), strict=True):
                 x[row], y[row] = record["image"], record["label"]
-    return Dataset(x, y, features["label"].num_classes)
+    names = tuple(features["label"].names)
+    return Dataset(x, y, len(names), names)
 
 
 def wrong_labels(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset:

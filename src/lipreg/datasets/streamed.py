@@ -41,6 +41,7 @@ class Stream:
       side: of the squares that images become, in pixels.
       threads: how many decode, a batch each; with 0 a batch is decoded when it is needed.
       workers: processes with this many threads each; 0 for threads of this process.
+      names: of the classes, where they are known.
     """
 
     read: Read
@@ -49,6 +50,7 @@ class Stream:
     side: int
     threads: int = 4
     workers: int = 0
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,7 +117,7 @@ class Stream:
         with ThreadPoolExecutor(self.threads or 1) as pool:
             for row, example in enumerate(pool.map(decoded, self.rows[:n])):
                 x[row], y[row] = example
-        return datasets.Dataset(x, y, self.classes)
+        return datasets.Dataset(x, y, self.classes, self.names)
 
     def _cropped(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.int32]:
         return self._decoded(row, partial(random_box, rng))
@@ -206,19 +208,19 @@ def load(
     if side < 1:
         raise ValueError(f"side = {side}; it must be 1 or more pixels.")
     if name == "folder":
-        read, n, classes, where = _folder(Path(dir), split)
+        read, n, names, where = _folder(Path(dir), split)
     else:
-        read, n, classes, where = _prepared(name, split, prepared.folder(dir))
+        read, n, names, where = _prepared(name, split, prepared.folder(dir))
     if split == "test":  # in random order, too: a folder's first images are of one class
         rows = np.random.default_rng(0).permutation(n)
     else:
         rows = datasets.part(n, split, seed=seed, validation=validation)
     if not len(rows):
         raise ValueError(f"{where} has {n} images: none for the split {split!r}.")
-    return Stream(read, rows, classes, side, threads, workers)
+    return Stream(read, rows, len(names), side, threads, workers, tuple(names))
 
 
-def _folder(dir: Path, split: str) -> tuple[Read, int, int, str]:
+def _folder(dir: Path, split: str) -> tuple[Read, int, list[str], str]:
     official = prepared.TESTS if split == "test" else ("train",)
     root = next((dir / name for name in official if (dir / name).is_dir()), dir / official[0])
     classes, here = _classes(dir / "train"), _classes(root)
@@ -233,7 +235,7 @@ def _folder(dir: Path, split: str) -> tuple[Read, int, int, str]:
         if file.lower().endswith(SUFFIXES)
     ]
     where = f"{root} ({', '.join(SUFFIXES)})"
-    return partial(_read_file, files), len(files), len(classes), where
+    return partial(_read_file, files), len(files), classes, where
 
 
 def _classes(root: Path) -> list[str]:
@@ -252,14 +254,14 @@ def _read_file(files: list[tuple[str, int]], row: int) -> tuple[str, int, str]:
     return path, label, path
 
 
-def _prepared(name: str, split: str, dir: str) -> tuple[Read, int, int, str]:
+def _prepared(name: str, split: str, dir: str) -> tuple[Read, int, list[str], str]:
     import tensorflow_datasets as tfds
 
     # The bytes of the files: decoding is ours, in threads.
     decoders = {"image": tfds.decode.SkipDecoding()}
     source, features, where = prepared.source(name, split, dir, decoders)
-    classes = features["label"].num_classes
-    return partial(_read_record, source, where), len(source), classes, where
+    names = features["label"].names
+    return partial(_read_record, source, where), len(source), names, where
 
 
 def _read_record(source: Any, where: str, row: int) -> tuple[io.BytesIO, int, str]:

@@ -106,12 +106,17 @@ def verdict(checks: Sequence[Check]) -> str:
 
 
 def to_markdown(checks: Sequence[Check]) -> str:
-    """The report as a Markdown table, one check a line.
+    """The report as a Markdown table, one check a line with its limits.
 
     >>> print(to_markdown([Check("steps", 0.0, "pass", "0 of 64 images.")]))
-    |  | status | value | meaning |
-    |---|---|---|---|
-    | steps | pass | 0 | 0 of 64 images. |
+    |  | status | value | warns above | fails above | meaning |
+    |---|---|---|---|---|---|
+    | steps | pass | 0 | 0.03 | 0.06 | 0 of 64 images. |
     """
-    row = lambda check: {"status": check.status, "value": check.value, "meaning": check.sentence}
+
+    def row(check: Check) -> dict[str, float | str]:
+        (warn, fail), *_ = QUESTIONS[check.name]
+        limits = {"warns above": warn, "fails above": fail}
+        return {"status": check.status, "value": check.value, **limits, "meaning": check.sentence}
+
     return curves.to_markdown({check.name: row(check) for check in checks})

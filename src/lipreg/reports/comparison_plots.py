@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lipreg.reports.plots import style
+from lipreg.reports import style
 from lipreg.training import overfitting
 
 __all__ = ["errors", "gaps"]
@@ -14,6 +14,7 @@ __all__ = ["errors", "gaps"]
 _GROUPS = ("A", "B", "C")  # others are grey
 
 
+@style.drawn
 def errors(
     points: Mapping[str, Sequence[tuple[float, float]]], groups: Mapping[str, str], *, label: str
 ) -> Figure:
@@ -25,28 +26,25 @@ def errors(
     >>> figure.axes[0].get_ylabel()
     '% error'
     """
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    axes = figure.subplots()
-    shown = set()
+    figure = Figure(figsize=(6.4, max(4.2, 0.16 * len(points) + 0.6)))
+    axes, means, shown = figure.subplots(), {}, set()
     for name, pairs in points.items():
         seeds, group = np.asarray(pairs, float), groups[name]
-        color = style(1 + _GROUPS.index(group))["color"] if group in _GROUPS else "0.5"
+        color = style.look(1 + _GROUPS.index(group))["color"] if group in _GROUPS else "0.5"
         bars = seeds.std(0, ddof=1) if len(seeds) > 1 else (None, None)
-        named = {"label": group} if group in _GROUPS and group not in shown else {}
+        marker = style.MARKERS[_GROUPS.index(group)] if group in _GROUPS else "x"
+        named = {"label": f"approach {group}"} if group in _GROUPS and group not in shown else {}
         shown.add(group)
-        axes.errorbar(
-            *seeds.mean(0), xerr=bars[0], yerr=bars[1], fmt="o", markersize=4, color=color, **named
-        )
-        axes.annotate(name, seeds.mean(0), xytext=(4, 4), textcoords="offset points", size=7)
+        means[name], look = seeds.mean(0), {"fmt": marker, "color": color, "ecolor": (color, 0.5)}
+        axes.errorbar(*means[name], xerr=bars[0], yerr=bars[1], **look, linewidth=1, **named)
     axes.set_xlabel("% clean error")
     axes.set_ylabel(label)
-    axes.margins(0.12)
-    if shown & set(_GROUPS):
-        axes.legend(frameon=False, title="approach")
-    axes.grid(alpha=0.25)
+    style.names_in_margin(axes, means)
+    figure.set_figheight(figure.get_figheight() + style.legend(axes))
     return figure
 
 
+@style.drawn
 def gaps(histories: Mapping[str, Sequence[Mapping[str, float]]], *, columns: int = 4) -> Figure:
     """Errors under FGSM and PGD-10 over training, a panel for each name's `runs.metrics`.
 
@@ -58,7 +56,7 @@ def gaps(histories: Mapping[str, Sequence[Mapping[str, float]]], *, columns: int
     """
     columns = min(columns, len(histories))
     rows = math.ceil(len(histories) / columns)
-    figure = Figure(figsize=(2.3 * columns + 0.4, 1.8 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.3 * columns + 0.4, 1.8 * rows + 0.8))
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes in panels.flat[len(histories) :]:
         axes.set_axis_off()
@@ -68,14 +66,13 @@ def gaps(histories: Mapping[str, Sequence[Mapping[str, float]]], *, columns: int
             ((overfitting.FGSM, "FGSM"), (overfitting.PGD, "PGD-10"))
         ):
             steps, values = [row["step"] for row in kept], [100 * row[key] for row in kept]
-            axes.plot(steps, values, label=label, **style(1 + number))
+            axes.plot(steps, values, label=label, **style.look(1 + number))
         if begun := overfitting.overfitted(history):
-            axes.axvline(begun, color="0.6", linewidth=0.8)
-        axes.set_title(name, size=9)
+            axes.axvline(begun, color="0.5", linewidth=0.8, linestyle="-")
+        axes.set_title(name)
         axes.set_ylim(0, 101)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.25)
-    panels[0, 0].legend(frameon=False, fontsize=7)
+    lines, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside upper center", ncols=len(names))
     figure.supxlabel("step", size=9)
     figure.supylabel("validation error (%)", size=9)
     return figure

@@ -5,7 +5,7 @@ RUN/evaluations/PROTOCOL_SPLIT_N/   N images; _NORMS is added where they are not
                           attack, distance_NORM_ATTACK, and what a radius breaks, broken_NORM_EPS
     curve.jsonl           one line per norm and radius: norm, eps, error, attack, n
     curve_NORM.*          the same as pictures, PNG and SVG
-    attacked_NORM.*       with pgd: images before and after it
+    attacked_NORM.*       with pgd: images before and after it, the change, true and predicted class
     adversarial_*.npz     with `keep`: adv_complete [N, C, H, W] and y, as RobustBench's users have
                           them. _NORM: the nearest misclassified image that was found, and its
                           distance; _NORM_EPS: one within eps. The image itself where there is none.
@@ -304,7 +304,7 @@ def _write_images(
 def _attacked(
     loaded: Loaded, radii: Mapping[str, Mapping[str, float]], seed: int, n: int = 8
 ) -> dict[str, Any]:
-    """The first images, each above its PGD image at the table's radius of the first norm."""
+    """The first images above their PGD images at the table's radius of the first norm."""
     (norm, radius), bounds = next(iter(radii.items())), loaded.config.data.bounds
     x, y, eps = datasets.to_unit(loaded.dataset.x[:n]), loaded.dataset.y[:n], radius["table"]
     if x.ndim != 4 or x.shape[-1] not in (1, 3):
@@ -313,6 +313,6 @@ def _attacked(
     attack = jax.jit(partial(pgd, **options))
     x_adv = attack(jax.random.key(seed), loaded.logits_fn, x, y, eps)
     before, after = np.argmax(loaded.logits_fn(x), -1), np.argmax(loaded.logits_fn(x_adv), -1)
-    titles = [f"{a}" for a in before] + [f"{a}, ε = {eps:g}" for a in after]
-    pixels = (np.concatenate([x, x_adv]) - bounds[0]) / (bounds[1] - bounds[0])
-    return {f"attacked_{norm}": plots.images(pixels, titles=titles, columns=n)}
+    said = {"before": before, "after": after, "names": loaded.dataset.names}
+    x, x_adv = ((np.asarray(a) - bounds[0]) / (bounds[1] - bounds[0]) for a in (x, x_adv))
+    return {f"attacked_{norm}": plots.attacked(x, x_adv, y, **said, norm_name=norm, eps=eps)}

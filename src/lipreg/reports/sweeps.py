@@ -1,7 +1,7 @@
 """One table and one picture of a sweep's points, which `runs.sweep` has trained.
 
 DIR/sweep.json          axes, points, command, commit and hardware
-DIR/sweep.md, .csv      the table, seeds of one point in one row; the best row by validation
+DIR/sweep.md, .csv      the table, seeds of one point in one row; by validation the best row, if any
 DIR/pareto.png, .svg    clean error against error under attack
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from lipreg import curves, files
 from lipreg.reports import plots
+from lipreg.reports.comparison import against_best
 from lipreg.runs import storage, sweep
 from lipreg.runs.config import Config
 
@@ -25,8 +26,9 @@ def report(
     """The table as Markdown with what is best by validation, and the files written into `workdir`.
 
     A row is the mean over the seeds of a point, ± their standard deviation. The best is the row of
-    the least error under the config's validation attack; on the Pareto front are those that no row
-    beats in both errors. The test split has not been looked at.
+    the least error under the config's validation attack, if the next is behind it by more than the
+    spread of both; on the Pareto front are those that no row beats in both errors. The test split
+    has not been looked at.
 
     Raises: ValueError, with their number, while points are missing.
     """
@@ -45,7 +47,8 @@ def report(
         )
         for name, group in groups.items()
     }
-    means = {name: seeds.mean(0) for name, seeds in errors.items() if len(seeds)}
+    # Rounded: the same errors in another order have the same mean.
+    means = {name: seeds.mean(0).round(9) for name, seeds in errors.items() if len(seeds)}
     front = _front(means)
     rows = {
         name: {
@@ -57,21 +60,37 @@ def report(
         for name, seeds in errors.items()
     }
     lines = [curves.to_markdown(rows), ""]
-    if means:
-        best = min(means, key=lambda name: means[name][1])
-        lines.append(f"Best by error under attack, validation split: {best}.")
+    best, sentence = _best(
+        {name: seeds[:, 1].tolist() for name, seeds in errors.items() if len(seeds)}
+    )
+    lines.append(sentence)
     failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
     lines += [f"{name}: {why}" for name, why in failed.items()]
     text = "\n".join(lines) + "\n"
     files.write(workdir / "sweep.md", text)
     files.write(workdir / "sweep.csv", curves.to_csv(rows))
-    record = {"axes": dict(axes), "points": records, "about": storage.about()}
+    record = {"axes": dict(axes), "points": records, "best": best, "about": storage.about()}
     files.write_json(workdir / "sweep.json", record)
     written = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
     if means:
-        figure = plots.pareto(errors, front=front)
+        figure = plots.pareto(errors, front=front, best=best)
         written += plots.save(figure, workdir / "pareto")
     return text, written
+
+
+def _best(errors: Mapping[str, Sequence[float]]) -> tuple[str, str]:
+    """The row that is best beyond the spread, "" where there is none, and what is to be said."""
+    told = against_best(errors)
+    if len(told) < 2:
+        return "", "There is nothing to compare."
+    least = next(name for name, said in told.items() if said == "best")
+    near = [name for name, said in told.items() if said == "within the spread"]
+    what = f"error under attack, validation split: {least}"
+    if any("unknown" in said for said in told.values()):
+        return "", f"Least {what}. With one seed a row the spread is not known: it may be chance."
+    if near:
+        return "", f"Least {what}. No row is best: within the spread are also {', '.join(near)}."
+    return least, f"Best by {what}; the others are beyond the spread of the seeds."
 
 
 def _front(means: Mapping[str, np.ndarray]) -> set[str]:

@@ -7,7 +7,8 @@ OUT/curves_NORM.*        the error curves, PNG and SVG
 
 import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,19 +208,21 @@ def table(
     norms: Sequence[str] = evaluations.USUAL,
     split: str = "",
     examples: int = 0,
+    radii: Mapping[str, Sequence[float]] | None = None,
 ) -> tuple[str, list[Path]]:
     """The deck's table of several runs as Markdown, and the files written into `out`.
 
     Runs whose configs differ only in their seeds make one row, mean ± standard deviation, and one
-    curve. If AutoAttack was run on all of them, on the same images, its errors and the number of
-    masking flags are further columns, and its errors are points beside the curves. If all of them
-    were certified on these images, so are the certified error, at the table's radius, and the band
-    between attacked and certified error, in which the true one lies.
+    curve, the mean with that band. If AutoAttack was run on all of them, on the same images, its
+    errors and the number of masking flags are further columns, and its errors are points beside the
+    curves. If all of them were certified on these images, so are the certified error, at the
+    table's radius, and the band between attacked and certified error, in which the true one lies.
 
     Options:
       protocol: whose distances and errors these are.
       norms: those of the evaluation.
       split, examples: which of a run's evaluations, where it has several.
+      radii: by norm, further radii for the errors; the text says at which the rows differ most.
 
     Raises: ValueError for a run without such an evaluation of its last step, for one that is named
     twice, and, with the runs and the fields that differ, for runs that were measured differently:
@@ -235,26 +238,28 @@ def table(
         pairs = differing(_measured(first, auto), _measured(run, auto))
         if pairs:
             raise _refusal(first.workdir, run.workdir, pairs)
-    rows, distances, marked, radii = {}, {}, {}, {}
+    marks = _marks(first, radii or {})
+    rows, distances, marked, proved = {}, {}, {}, {}
     groups = _rows(runs)
     sure = all(run.radii is not None for run in runs) and "l2" in first.record["norms"]
     for name, members in groups.items():
         robust = [_robust(run.robust[auto]) if auto else ({}, {}) for run in members]
-        columns = [run.record["row"] | more for run, (more, _) in zip(members, robust, strict=True)]
+        columns = [
+            run.record["row"] | _errors(run, marks) | more
+            for run, (more, _) in zip(members, robust, strict=True)
+        ]
         if sure:
-            radii[name] = np.concatenate([run.radii for run in members if run.radii is not None])
+            proved[name] = np.concatenate([run.radii for run in members if run.radii is not None])
             columns = [c | _certified(run) for c, run in zip(columns, members, strict=True)]
         rows[name] = {c: curves.spread([row[c] for row in columns]) for c in columns[0]}
         for norm in first.distances.keys() & first.record["norms"]:
-            distances.setdefault(norm, {})[name] = np.concatenate(
-                [run.distances[norm] for run in members]
-            )
+            distances.setdefault(norm, {})[name] = np.stack([r.distances[norm] for r in members])
             marked.setdefault(norm, {})[name] = [
                 point for _, points in robust for point in points.get(norm, [])
             ]
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    text = f"{curves.to_markdown(rows)}\n\n{_caption(first, groups)}\n"
+    text = f"{curves.to_markdown(rows)}\n\n{_caption(first, groups)}{_told_apart(distances)}\n"
     written = [out / "table.md", out / "table.csv"]
     files.write(written[0], text)
     files.write(written[1], curves.to_csv(rows))
@@ -262,12 +267,51 @@ def table(
         figure = plots.error_curves(
             by_name,
             norm_name=norm,
-            marks=(first.record["settings"][norm]["table"],),
+            marks=marks[norm],
             points=marked[norm] if auto else None,
-            radii=radii if norm == "l2" else None,
+            radii=proved if norm == "l2" else None,
         )
         written += plots.save(figure, out / f"curves_{norm}")
     return text, written
+
+
+def _marks(run: _Run, radii: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The radii of each norm that has distances: the evaluation's own, and those asked for.
+
+    Raises: ValueError for a norm without distances, and for a radius that was not searched.
+    """
+    settings = {n: run.record["settings"][n] for n in run.record["norms"] if n in run.distances}
+    for norm, values in radii.items():
+        if norm not in settings:
+            raise ValueError(f"radii in {norm}; there are distances in {', '.join(settings)}.")
+        searched = run.record["protocol"].split("+")[0] == "pgd"
+        largest = settings[norm]["largest"] if searched else math.inf
+        for eps in values:
+            if not (isinstance(eps, int | float) and 0 <= eps <= largest):
+                raise ValueError(f"radius {eps} in {norm}; choose 0 to {largest:g}.")
+    return {n: sorted({s["table"], *radii.get(n, ())}) for n, s in settings.items()}
+
+
+def _errors(run: _Run, radii: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    cells = {}
+    for norm, values in radii.items():
+        for eps in values:
+            cells |= curves.row({norm: run.distances[norm]}, {norm: eps})
+    return {name: value for name, value in cells.items() if name not in run.record["row"]}
+
+
+def _told_apart(distances: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """At which radius of each norm the errors of the rows have the largest standard deviation."""
+    said = []
+    for norm, by_name in sorted(distances.items()):
+        found = np.concatenate([values.ravel() for values in by_name.values()])
+        largest = found.max(initial=0.0, where=np.isfinite(found))
+        grid = np.unique([float(f"{eps:.2g}") for eps in np.linspace(0, largest, 101)])
+        errors = [np.asarray(curves.error_at(values.ravel(), grid)) for values in by_name.values()]
+        spread = np.std(errors, 0)
+        if spread.max() > 0:
+            said.append(f"{norm} {grid[spread.argmax()]:g}")
+    return f" The rows differ most at {', '.join(said)}." if said else ""
 
 
 def _caption(first: _Run, groups: dict[str, list[_Run]]) -> str:

@@ -2,13 +2,16 @@
 
 NAME.md          the table, the sentences; config and `storage.about()` as a line of JSON
 NAME.csv         every curve and n: mean, standard deviation, and the curve's rate
-NAME.png, .svg   a panel for each quantity: repeats, means and, in n, fit and theorem's slope
+NAME.png, .svg   a panel for each quantity: repeats, means and, in n, fit and the theorem's line
 """
 
 import csv
 import io
+import itertools
 import json
 import math
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lipreg import curves, files
-from lipreg.reports import plots
+from lipreg.reports import style
 from lipreg.runs import storage
 from lipreg.theory.study import Curve, Study
 
@@ -69,52 +72,84 @@ def _short(name: str, curve: Curve) -> str:
     return name.removeprefix(f"{curve.panel}: ")
 
 
-def _draw(axes: Axes, label: str, curve: Curve, color: str, fitted: bool) -> None:
-    n, values = np.asarray(curve.n), curve.values
+def _draw(axes: Axes, label: str, curve: Curve, number: int, fitted: bool) -> None:
+    n, values, look = np.asarray(curve.n), curve.values, style.look(number)
+    dot = {"color": look["color"], "marker": style.MARKERS[number], "linestyle": "none"}
     if values.shape[1] > 1:
-        axes.plot(n, values, ".", color=color, alpha=0.3, markersize=4)
+        axes.plot(n, values, alpha=0.3, markersize=2.5, **dot)
     if not fitted:
-        axes.plot(n, values.mean(1), "o-", color=color, markersize=4, linewidth=1, label=label)
+        axes.plot(n, values.mean(1), label=label, linewidth=1, **dot | look)
         return
-    axes.plot(n, values.mean(1), "o", color=color, markersize=4)
+    axes.plot(n, values.mean(1), **dot)
     rate = curve.rate
     centred = np.log(curve.abscissa) - np.log(curve.abscissa).mean()
-    line = lambda slope: np.exp(np.log(values).mean() + slope * centred)
-    label += f": {rate.slope:.2f}"
-    if curve.exponent is not None:
-        axes.plot(n, line(curve.exponent), ":", color=color)
-        label += f" (theory {curve.exponent:.2f})"
-    axes.plot(n, line(rate.slope), "-", color=color, linewidth=1, label=label)
+    fit = np.exp(np.log(values).mean() + rate.slope * centred)
+    label += f", slope {_minus(rate.slope)}" + ", none proved" * (curve.exponent is None)
+    # The marker is in the legend alone: the means have theirs.
+    axes.plot([], [], label=label, linewidth=1, **dot | look)
+    axes.plot(n, fit, linewidth=1, **look)
 
 
+def _draw_theorems(axes: Axes, members: Sequence[Curve]) -> None:
+    """For each exponent r `C n^r`, with the least C that is nowhere below what was measured.
+
+    A theorem bounds from above and leaves C open: a line through the middle of the values would
+    seem to be violated by half of them.
+    """
+    rates = dict.fromkeys((c.exponent, c.logarithm) for c in members if c.exponent is not None)
+    for rate, dash in zip(rates, itertools.cycle(("-", "--", ":"))):
+        alike = [curve for curve in members if (curve.exponent, curve.logarithm) == rate]
+        power = lambda curve, rate=rate: curve.abscissa ** rate[0]
+        scale = max((curve.values / power(curve)[:, None]).max() for curve in alike)
+        sizes = [n for curve in alike for n in curve.n]
+        line = alike[0]._replace(n=np.geomspace(min(sizes), max(sizes), 50))
+        exponent = Fraction(rate[0]).limit_denominator(99)
+        label = f"theorem: ≤ C {'(n / log n)' if line.logarithm else 'n'}$^{{{exponent}}}$"
+        look = {"color": "0.55", "linestyle": dash, "linewidth": 2.5, "zorder": 1}
+        axes.plot(line.n, scale * power(line), label=label, **look)
+
+
+def _minus(number: float) -> str:
+    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")  # + 0.0: no −0.00
+
+
+@style.drawn
 def figure(study: Study) -> Figure:
-    """Dots are repeats, circles means. In n: log-log, lines fits, dotted the theorem's slope.
+    """Small marks are repeats, large ones means. In n: log-log, with fits, and the theorem's line.
+
+    That line has the theorem's slope and lies above all values: a theorem bounds from above, up to
+    a constant.
 
     >>> values = np.array([[0.1, 0.1], [0.01, 0.01]])
-    >>> (axes,) = figure(Study({"a": Curve("W_1", [10, 100], values, -1.0)}, [])).axes
-    >>> axes.get_title(), [text.get_text() for text in axes.get_legend().get_texts()]
-    ('W_1', ['a: -1.00 (theory -1.00)'])
+    >>> (axes,) = figure(Study({"a": Curve("W_1, m = 1", [10, 100], values, -1.0)}, [])).axes
+    >>> axes.get_title(), axes.get_ylabel()
+    ('m = 1', 'W_1')
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['a, slope −1.00', 'theorem: ≤ C n$^{-1}$']
     """
     panels = list(dict.fromkeys(curve.panel for curve in study.curves.values()))
     labels = list(dict.fromkeys(_short(*item) for item in study.curves.items()))
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    sheet = Figure(figsize=(5.2 * columns, 4.6 * rows), layout="constrained")
+    sheet = Figure(figsize=(4.6 * columns, 3.4 * rows))
+    fitted, legends = study.axis == "n", []
     for number, panel in enumerate(panels):
         axes = sheet.add_subplot(rows, columns, number + 1)
-        fitted, scale = study.axis == "n", "log" if study.axis == "n" else "linear"
-        axes.set(title=panel, xlabel=study.axis, xscale=scale, yscale=scale)
+        quantity, _, title = panel.partition(", ")
+        scale = "log" if fitted else "linear"
+        axes.set(title=title, ylabel=quantity, xscale=scale, yscale=scale)
+        axes.set_xlabel("n, number of data points" if fitted else f"{study.axis} labels")
         members = {name: curve for name, curve in study.curves.items() if curve.panel == panel}
         for name, curve in members.items():
             label = _short(name, curve)
-            _draw(axes, label, curve, plots.style(labels.index(label))["color"], fitted)
+            _draw(axes, label, curve, labels.index(label), fitted)
+        if fitted:
+            _draw_theorems(axes, list(members.values()))
         sizes = sorted({n for curve in members.values() for n in curve.n})
         axes.set_xticks(sizes, [str(n) for n in sizes])
         axes.xaxis.minorticks_off()
-        axes.grid(alpha=0.25)
-        axes.legend(
-            frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14)
-        )
+        legends.append(style.legend(axes))
+    sheet.set_figheight(sheet.get_figheight() + rows * max(legends))
     return sheet
 
 
@@ -131,4 +166,4 @@ def write(study: Study, config: dict[str, Any], out: str | Path) -> tuple[str, l
     written = [out / f"{name}.md", out / f"{name}.csv"]
     files.write(written[0], text)
     files.write(written[1], table.getvalue())
-    return text, written + plots.save(figure(study), out / name)
+    return text, written + style.save(figure(study), out / name)

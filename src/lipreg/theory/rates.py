@@ -51,14 +51,14 @@ def covering(config: Config, progress: Progress = iter) -> Study:
     cases = {name: case(manifold) for name, manifold in manifolds.items()}
     measured = measure(config, config.sizes, cases, progress)
     curves = {
-        name: Curve("random points", config.sizes, measured[name, "radius"], -1 / m, logarithm=True)
-        for name, (m, _) in manifolds.items()
+        name: Curve(f"covering radius, m = {m}", config.sizes, values, -1 / m, logarithm=True)
+        for (name, (m, _)), values in zip(manifolds.items(), measured.values(), strict=True)
     }
     powers = (2**6, 2**12, 2**18)  # of which square and cube roots are whole
     for m in (1, 2, 3):
         corners = convergence.cube(m).reference(2)  # nothing is farther from a grid of centres
         radii = [[covering_radius(_cells(m, round(n ** (1 / m))), corners)] for n in powers]
-        curves[f"grid, m = {m}"] = Curve("uniform grids", powers, np.array(radii), -1 / m)
+        curves[f"grid, m = {m}"] = Curve("covering radius, grids", powers, np.array(radii), -1 / m)
     sentences = [
         "The slope follows the dimension m of the manifold, not d of the space around it.",
         "Random points are fitted in n / log n; grids have no logarithm.",
@@ -277,9 +277,9 @@ def off_manifold(config: Config, progress: Progress = iter) -> Study:
     measured = measure(config, config.sizes, {"": case}, progress)
     slope = measured.pop(("", "slope")).max()
     curves = {
-        name: Curve("upper - lower", config.sizes, values)
+        name: Curve("upper - lower minimiser", config.sizes, values)
         if name == "at its centre"
-        else Curve("upper - lower", config.sizes, values, -1.0, logarithm=True)
+        else Curve("upper - lower minimiser", config.sizes, values, -1.0, logarithm=True)
         for (_, name), values in measured.items()
     }
     on, off = (curves[name].values[-1] for name in ("on the circle, largest", "at its centre"))

@@ -1,6 +1,6 @@
 """Training: the pure step, the loop around it, and what a step costs."""
 
-from lipreg.training.loop import Diverged, fit, refitted
+from lipreg.training.loop import Diverged, fit, refitted, train
 from lipreg.training.step import Apply, State, averaged, init, logits_fn, make_step, views
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "logits_fn",
     "make_step",
     "refitted",
+    "train",
     "views",
 ]

@@ -11,13 +11,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
-from lipreg import batching, datasets, parallel
+from lipreg import batching, datasets, models, optimizers, parallel
 from lipreg.datasets.images import to_unit
-from lipreg.training.step import Apply, State
+from lipreg.training.step import Apply, State, init, logits_fn, make_step
 
-__all__ = ["Diverged", "fit", "refitted"]
+__all__ = ["Diverged", "fit", "refitted", "train"]
 
 
 class Diverged(FloatingPointError):
@@ -102,6 +103,51 @@ def fit(
                 started(time.perf_counter() - begun)
             begun = time.perf_counter()
         yield state, _means(history, first + 1, state.step.ndim)
+
+
+def train(
+    network: Any,
+    objective: Callable,
+    strengths: dict[str, Any],
+    dataset: datasets.Dataset,
+    *,
+    key: Array,
+    epochs: int,
+    batch_size: int = 64,
+    learning_rate: float = 0.05,
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation] = optimizers.sgd,
+) -> tuple[jax.tree_util.Partial, list[dict[str, Any]]]:
+    """`init`, `make_step` and `fit` in one call: the trained `logits_fn`, and the log of its parts.
+
+    For notebooks and small data. `network` is what `models.network` takes: an nnx module or class,
+    a linen module, or `(init, apply)`; an nnx module starts from its own weights, and keeps them.
+    `objective` is one of `objectives`, its static options bound. The rate of `optimizer(rate)`
+    falls as a cosine, from `learning_rate` to 0. The log is for `reports.plots.training`. For more,
+    augmentation or averaged weights for instance, write the three calls yourself.
+
+    Raises: ValueError for fewer than one epoch, and what `fit` raises.
+
+    >>> from lipreg import objectives
+    >>> digits = datasets.load("digits", "train")
+    >>> plain = (lambda key, x: jnp.zeros((64, 10)), lambda w, x: x.reshape(len(x), -1) @ w)
+    >>> key = jax.random.key(0)
+    >>> logits_fn, log = train(plain, objectives.j2, {"eps": 0.1}, digits, key=key, epochs=1)
+    >>> logits_fn(digits.x[:5] / 255.0).shape, log[-1]["step"]
+    ((5, 10), 20)
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs = {epochs}; it must be at least 1.")
+    _check(dataset, batch_size)
+    network = models.network(network)
+    steps = epochs * (datasets.size(dataset) // batch_size)
+    tx = optimizer(optimizers.schedule("cosine", learning_rate, steps))
+    params, model_state = network.init(key, dataset.x[:1])
+    state = init(key, params, model_state, tx)
+    step, log = make_step(network.apply, objective, tx), []
+    reports = fit(step, state, strengths, dataset, batch_size=batch_size, steps=steps, key=key)
+    for state, parts in reports:
+        log.append({"step": int(state.step)} | parts)
+    return logits_fn(network.apply, state), log
 
 
 def _check(dataset: datasets.Dataset | Any, batch_size: int) -> None:
