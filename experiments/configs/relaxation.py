@@ -2,7 +2,7 @@
 
 python experiments/train.py --config=experiments/configs/relaxation.py:mlp,hj --workdir=runs/r
 
-Period, noise and scoping are those that the code of 1611.01838 has for MNIST; momentum is Nesterov's.
+Period, noise and scoping are those of the code of 1611.01838 for MNIST; momentum is Nesterov's.
 """
 
 from lipreg.runs.config import Config, base_config
@@ -30,7 +30,7 @@ def get_config(row: str = "mlp,sgd") -> Config:
     config.model.name, settings = NETWORKS[network]
     config.model.settings.update(settings)
     config.data.name = "mnist"
-    # A validation that is cheap and frequent: an epoch is short, an attack of radius 0 finds nothing.
+    # Cheap and frequent validation: short epochs, and an attack of radius 0, which finds nothing.
     config.report.update({"logs": ("jsonl",), "examples": 6000, "checkpoint_every_epochs": 100})
     config.report.pgd.update({"eps": 0.0, "steps": 1})
     config.data.validation = 0.5
