@@ -109,6 +109,7 @@ def main(argv: list[str]) -> None:
         for network in networks
     }
     text = "\n\n".join([*parts, f"`{json.dumps(trained | {'table': storage.about()})}`"]) + "\n"
+    out.mkdir(parents=True, exist_ok=True)
     files.write(out / "table.md", text)
     print(text)
     plots.save(figure(networks), out / "curves")
