@@ -60,10 +60,10 @@ def table(histories: Mapping[str, History], folder: Path) -> str:
     rows = {}
     for name, (gradients, errors) in histories.items():
         rate, trials = tried(folder / name / "rates")
-        third, last = len(gradients) // 3, errors[:, -1]
+        early, last = int(0.3 * len(gradients)) - 1, errors[:, -1]  # the rate falls after 30 %
         rows[name] = {
             "rate": rate,
-            f"% error after {gradients[third - 1]}": curves.spread(errors[:, third - 1]),
+            f"% error after {gradients[early]}": curves.spread(errors[:, early]),
             f"after {gradients[-1]}": curves.spread(last),
             "minus SGD's": curves.spread(last - plain[1][:, -1]),
             "gradients to SGD's last": first((gradients, errors), plain[1][:, -1].mean()),

@@ -37,7 +37,7 @@ def get_config(row: str = "mlp,sgd") -> Config:
     config.train.update({"epochs": 9, "batch_size": 128, "nesterov": True, "weight_decay": 0.0})
     config.train.optimizer = OPTIMIZERS[optimizer]
     if network == "lenet":
-        config.data.validation = 0.85
-        config.report.examples = 2000
+        config.data.validation = 0.9
+        config.report.examples = 1500
         config.train.update({"epochs": 5, "batch_size": 64})
     return config
