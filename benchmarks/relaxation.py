@@ -60,7 +60,8 @@ def table(histories: Mapping[str, History], folder: Path) -> str:
     rows = {}
     for name, (gradients, errors) in histories.items():
         rate, trials = tried(folder / name / "rates")
-        early, last = int(0.3 * len(gradients)) - 1, errors[:, -1]  # the rate falls after 30 %
+        # The last report before the rate falls, after 30 % of training, and the last of all.
+        early, last = max(int(0.3 * len(gradients)), 1) - 1, errors[:, -1]
         rows[name] = {
             "rate": rate,
             f"% error after {gradients[early]}": curves.spread(errors[:, early]),
@@ -81,10 +82,9 @@ def figure(networks: Mapping[str, Mapping[str, History]]) -> Figure:
             axes.plot(gradients, mean, label=name, **look)
             color = look["color"]
             axes.fill_between(gradients, mean - spread, mean + spread, alpha=0.15, color=color)
-        axes.set_yscale("log")
         axes.set_title(network)
         axes.set_xlabel("gradients")
-        axes.grid(alpha=0.25, which="both")
+        axes.grid(alpha=0.25)
     panels[0].set_ylabel("validation error (%)")
     panels[0].legend(frameon=False)
     return drawn
