@@ -47,28 +47,30 @@ def first(of: History, target: float) -> str:
     return str(of[0][reached[0]]) if len(reached) else "–"
 
 
-def tried(folder: Path) -> tuple[str, str]:
-    """The best learning rate, and each with its error."""
-    points = files.read(folder / "sweep.json")["points"]
-    errors = {n.partition("=")[2]: 100 * p.get(sweep.CLEAN, np.inf) for n, p in points.items()}
-    best = min(errors, key=lambda rate: errors[rate])
-    return best, ", ".join(f"{rate}: {error:.2f}" for rate, error in errors.items())
+def tried(folder: Path) -> str:
+    """Each learning rate of a sweep with its error; nothing where there was no sweep."""
+    path = folder / "sweep.json"
+    points = files.read(path)["points"] if path.exists() else {}
+    return ", ".join(
+        f"{name.partition('=')[2]}: {100 * point.get(sweep.CLEAN, np.inf):.2f}"
+        for name, point in points.items()
+    )
 
 
 def table(histories: Mapping[str, History], folder: Path) -> str:
     plain = histories[_PLAIN]
     rows = {}
     for name, (gradients, errors) in histories.items():
-        rate, trials = tried(folder / name / "rates")
+        config = files.read(next((folder / name / "seeds" / "points").glob("*/config.json")))
         # The last report before the rate falls, after 30 % of training, and the last of all.
         early, last = max(int(0.3 * len(gradients)), 1) - 1, errors[:, -1]
         rows[name] = {
-            "rate": rate,
+            "rate": config["train"]["learning_rate"],
             f"% error after {gradients[early]}": curves.spread(errors[:, early]),
             f"after {gradients[-1]}": curves.spread(last),
             "minus SGD's": curves.spread(last - plain[1][:, -1]),
             "gradients to SGD's last": first((gradients, errors), plain[1][:, -1].mean()),
-            "rates tried": trials,
+            "rates tried, % error": tried(folder / name / "rates"),
         }
     return curves.to_markdown(rows)
 
@@ -104,11 +106,14 @@ def main(argv: list[str]) -> None:
     }
     networks = {network: found for network, found in networks.items() if _PLAIN in found}
     parts = [f"**{network}**\n\n{table(of, runs / network)}" for network, of in networks.items()]
-    trained = {
-        network: files.read(runs / network / _PLAIN / "seeds" / "sweep.json")["about"]
-        for network in networks
+    about = storage.about() | {
+        "trained": {
+            f"{network},{name}": files.read(runs / network / name / "seeds" / "sweep.json")["about"]
+            for network, found in networks.items()
+            for name in found
+        }
     }
-    text = "\n\n".join([*parts, f"`{json.dumps(trained | {'table': storage.about()})}`"]) + "\n"
+    text = "\n\n".join([*parts, f"`{json.dumps(about)}`"]) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     files.write(out / "table.md", text)
     print(text)

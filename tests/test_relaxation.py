@@ -17,9 +17,9 @@ def program(monkeypatch):
     return importlib.import_module("relaxation")
 
 
-def write(folder, errors, **rates):
+def write(folder, errors, rate, tried):
     """A sweep over rates, and one over seeds whose runs validate at 30, 60 and 90 gradients."""
-    points = {f"learning_rate={rate[1:]}": {"validation_error": e} for rate, e in rates.items()}
+    points = {f"learning_rate={rate}": {"validation_error": e} for rate, e in tried.items()}
     for name in ("rates", "seeds"):
         (folder / name).mkdir(parents=True)
         (folder / name / "sweep.json").write_text(json.dumps({"points": points, "about": {}}))
@@ -28,18 +28,19 @@ def write(folder, errors, **rates):
         run.mkdir(parents=True)
         rows = [{"step": 10, "gradients": 10, "loss": 1.0}]
         rows += [{"step": n, "gradients": n, "validation_error": e} for n, e in row]
+        (run / "config.json").write_text(json.dumps({"train": {"learning_rate": rate}}))
         (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
 def test_the_table_pairs_seeds_and_counts_the_gradients_to_sgds_last_error(program, tmp_path):
     at = lambda *errors: list(zip((30, 60, 90), errors, strict=True))
-    write(tmp_path / "sgd", [at(0.5, 0.3, 0.1), at(0.5, 0.3, 0.2)], _1=0.2, _3=0.1)
-    write(tmp_path / "hj", [at(0.4, 0.1, 0.05), at(0.4, 0.2, 0.15)], _1=0.3)
+    write(tmp_path / "sgd", [at(0.5, 0.3, 0.1), at(0.5, 0.3, 0.2)], 3.0, {1.0: 0.2, 3.0: 0.1})
+    write(tmp_path / "hj", [at(0.4, 0.1, 0.05), at(0.4, 0.2, 0.15)], 1.0, {1.0: 0.3})
     histories = {name: program.history(tmp_path / name / "seeds") for name in ("sgd", "hj")}
     *_, sgd, hj = program.table(histories, tmp_path).splitlines()
     assert sgd.split(" | ")[1:6] == ["3", "50 ± 0", "15 ± 7.1", "0 ± 0", "90"]
     assert hj.split(" | ")[1:6] == ["1", "40 ± 0", "10 ± 7.1", "-5 ± 0", "60"]
-    assert "1: 20.00, 3: 10.00" in sgd
+    assert "1.0: 20.00, 3.0: 10.00" in sgd
     panel = program.figure({"mlp": histories}).axes[0]
     assert [line.get_label() for line in panel.lines] == ["sgd", "hj"]
 
