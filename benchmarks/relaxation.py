@@ -106,13 +106,13 @@ def main(argv: list[str]) -> None:
     }
     networks = {network: found for network, found in networks.items() if _PLAIN in found}
     parts = [f"**{network}**\n\n{table(of, runs / network)}" for network, of in networks.items()]
-    about = storage.about() | {
-        "trained": {
-            f"{network},{name}": files.read(runs / network / name / "seeds" / "sweep.json")["about"]
-            for network, found in networks.items()
-            for name in found
-        }
+    trained = {
+        f"{network},{name}": files.read(runs / network / name / "seeds" / "sweep.json")["about"]
+        for network, found in networks.items()
+        for name in found
     }
+    commits = {row: about["commit"] for row, about in trained.items()}
+    about = storage.about() | {"trained by": commits}
     text = "\n\n".join([*parts, f"`{json.dumps(about)}`"]) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     files.write(out / "table.md", text)
