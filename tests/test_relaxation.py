@@ -28,6 +28,7 @@ def write(folder, errors, rate, tried):
         run.mkdir(parents=True)
         rows = [{"step": 10, "gradients": 10, "loss": 1.0}]
         rows += [{"step": n, "gradients": n, "validation_error": e} for n, e in row]
+        (run / "point.json").write_text('{"validation_error": 0, "validation_error_pgd": 0}')
         (run / "config.json").write_text(json.dumps({"train": {"learning_rate": rate}}))
         (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
@@ -36,10 +37,13 @@ def test_the_table_pairs_seeds_and_counts_the_gradients_to_sgds_last_error(progr
     at = lambda *errors: list(zip((30, 60, 90), errors, strict=True))
     write(tmp_path / "sgd", [at(0.5, 0.3, 0.1), at(0.5, 0.3, 0.2)], 3.0, {1.0: 0.2, 3.0: 0.1})
     write(tmp_path / "hj", [at(0.4, 0.1, 0.05), at(0.4, 0.2, 0.15)], 1.0, {1.0: 0.3})
-    histories = {name: program.history(tmp_path / name / "seeds") for name in ("sgd", "hj")}
+    unpaired = tmp_path / "hj" / "seeds" / "points" / "seed=2"
+    unpaired.mkdir()
+    (unpaired / "point.json").write_text('{"validation_error": 0, "validation_error_pgd": 0}')
+    histories = program.histories(tmp_path)
     *_, sgd, hj = program.table(histories, tmp_path).splitlines()
-    assert sgd.split(" | ")[1:6] == ["3", "50 ± 0", "15 ± 7.1", "0 ± 0", "90"]
-    assert hj.split(" | ")[1:6] == ["1", "40 ± 0", "10 ± 7.1", "-5 ± 0", "60"]
+    assert sgd.split(" | ")[1:7] == ["3", "50 ± 0", "0 ± 0", "15 ± 7.1", "0 ± 0", "90"]
+    assert hj.split(" | ")[1:7] == ["1", "40 ± 0", "-10 ± 0", "10 ± 7.1", "-5 ± 0", "60"]
     assert "1.0: 20.00, 3.0: 10.00" in sgd
     panel = program.figure({"mlp": histories}).axes[0]
     assert [line.get_label() for line in panel.lines] == ["sgd", "hj"]
