@@ -103,6 +103,8 @@ def figure(networks: Mapping[str, Mapping[str, History]]) -> Figure:
             axes.plot(gradients, errors.mean(0), label=name, **look)
             band = errors.min(0), errors.max(0)
             axes.fill_between(gradients, *band, alpha=0.15, color=look["color"])
+        axes.set_title(network)
+        axes.set_xlabel("gradients")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
