@@ -39,3 +39,4 @@ for seed in "$@"; do
     train "$layer-gloro" "$seed" j0,lipschitz_cnn "${options[@]}" --config.loss="gloro(eps=0.5)"
   done
 done
+python results/certified.py runs/certified results/certified
