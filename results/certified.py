@@ -44,7 +44,7 @@ def measured(run: Path) -> dict:
     for eps in RADII:
         outcome = evaluation.autoattack(KEY, f, x, y, eps, norm=L2)
         numbers[f"% AutoAttack error at {eps}"] = 100 * float(outcome.error)
-        least = np.asarray(curves.distance(f, x, y, outcome.x_adv, norm=L2))
+        least = np.asarray(curves.distance(f, x, y, jnp.asarray(outcome.x_adv), norm=L2))
         distance = np.minimum(distance, least)
     inside = radius[:ATTACKED] > distance * (1 + 1e-4)  # distances are measured in float32
     return {
