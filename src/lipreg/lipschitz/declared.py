@@ -79,7 +79,7 @@ def read_as(form: Callable) -> Callable[[Callable], Callable]:
         def run(*args: Array) -> Array:
             return f(*args)
 
-        run.__name__ = f"read_as_{f.__module__}_{f.__qualname__}"
+        run.__name__ = f"read_as_{len(FORMS)}_{f.__name__}"
         FORMS[run.__name__] = form
         return wraps(f)(jax.jit(run))
 

@@ -157,7 +157,8 @@ def centred(name: str, roots: list) -> Array | None:
     """A bound of `||dv|| / ||dx||` for `v = w + c sum(w)`, or None where v has another form.
 
     Sums are over groups of n entries, each added to its own: `1 + c 1 1^T` has the eigenvalues 1
-    and `1 + c n`. So `w - mean(w)` is a projection, of norm 1.
+    and `1 + c n`. So `w - mean(w)` is a projection, of norm 1. Factors that differ from c by up to
+    r add `r n`.
     """
     if name not in ("add", "sub") or any(root is None for root in roots):
         return None
@@ -166,10 +167,13 @@ def centred(name: str, roots: list) -> Array | None:
         if whole.sums is None or whole.sums[0] is not way or (name == "sub" and k == 1):
             continue
         group = whole.sums[1]
-        if index.ndim != group.ndim or not (index == group).all():
+        if index.ndim != group.ndim or np.broadcast_shapes(index.shape, group.shape) != group.shape:
+            continue
+        if not group.size or not (index == group).all():
             continue
         n = group.size // whole.rows.size
-        factor = product(roots[other].slope, (-n, -n) if name == "sub" else (n, n))
-        bound = jnp.maximum(1.0, largest(most((1 + factor[0], 1 + factor[1]))))
-        return times(times(way.lip, largest(most(way.slope))), upper(bound))
+        low, high = roots[other].slope if name == "add" else negative(roots[other].slope)
+        c, r = (high.max() + low.min()) / 2, (high.max() - low.min()) / 2
+        bound = upper(jnp.maximum(1.0, jnp.abs(1 + n * c)) + n * r)
+        return times(times(way.lip, largest(most(way.slope))), bound)
     return None
