@@ -1,7 +1,7 @@
 """Clean, certified and attacked errors of the runs that certified.sh has trained, in one table.
 
 `python results/certified.py RUNS OUT`: every folder of RUNS, LAYER-LOSS-SEED. Certified are all
-test images, by the proved constants of margins, and attacked the first 100, by DDN.
+test images, by the proved constants of margins, and attacked the first 100: by DDN and AutoAttack.
 What a run was measured at is kept in its folder, and not measured again.
 """
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipreg import attacks, curves, datasets, files, runs
+from lipreg import attacks, curves, datasets, evaluation, files, runs
 from lipreg.certificates import margin_lipschitz
 from lipreg.lipschitz.bounds import lipschitz
 from lipreg.norms import L2
@@ -42,7 +42,10 @@ def measured(run: Path) -> dict:
     found = jax.jit(partial(attacks.ddn, logits_fn=f, norm=L2, steps=100))(KEY, x=x, y=y)
     distance = np.asarray(curves.distance(f, x, y, found, norm=L2))
     for eps in RADII:
-        numbers[f"% error under DDN at {eps}"] = 100 * float((distance <= eps).mean())
+        outcome = evaluation.autoattack(KEY, f, x, y, eps, norm=L2)
+        numbers[f"% AutoAttack error at {eps}"] = 100 * float(outcome.error)
+        least = np.asarray(curves.distance(f, x, y, jnp.asarray(outcome.x_adv), norm=L2))
+        distance = np.minimum(distance, least)
     inside = radius[:ATTACKED] > distance * (1 + 1e-4)  # distances are measured in float32
     return {
         "columns": numbers | {"proved constant": float(bound.output[0])},

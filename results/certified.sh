@@ -40,6 +40,3 @@ for seed in "$@"; do
   done
 done
 python results/certified.py runs/certified results/certified
-for run in "runs/certified/"{sandwich,cayley,j2_lip,pgd_at}"-$first"; do
-  python experiments/evaluate.py --silent --run="$run" --protocol=autoattack --norms=l2 --examples=100
-done
