@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lipreg.lipschitz import residuals
 from lipreg.lipschitz.mixing import weighted
 from lipreg.lipschitz.singular import largest_singular
-from lipreg.lipschitz.slopes import largest, most, times
+from lipreg.lipschitz.slopes import largest, most, times, upper
 from lipreg.lipschitz.values import Linear, Root, entries, part_of
 
 __all__ = ["convolution"]
@@ -92,7 +93,14 @@ def convolution(params: dict, apply: Callable, w: Array, root: Root, left: bool)
         source = found and (found[0], once)
         own = times(lip, largest(mask))
         made = Linear(source, own, kernel[0], alone, place, numbers.out_spec[1])
-    return weighted(apply, w, root, norm, None, made)
+
+    def least(c: Array) -> Array:
+        if made is None:
+            return norm(c)
+        scaled = kernel[0] * by_channel(c, numbers.out_spec).reshape(-1, *(1,) * (w.ndim - 1))
+        return jnp.minimum(upper(norm(c)), upper(residuals.sandwich_on_torus(made, scaled)))
+
+    return weighted(apply, w, root, least, None, made)
 
 
 def _phases(kernel: Array, phases: Sequence[tuple[int, int]]) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lipreg.lipschitz import residuals
@@ -125,7 +126,15 @@ def total(params: dict, apply: Callable, value: Value) -> Root:
     lip = root.lip * jnp.sqrt(largest(apply(mask)) * largest(mask) * often)
     found = plain(*_both(image, root), lip, rows)
     squared = _squared(value)
-    return dataclasses.replace(found, squares=(settle(squared), often)) if squared else found
+    squares = (settle(squared), often) if squared else None
+    sums = (root, _groups(params["axes"], root.rows.shape)) if "axes" in params else None
+    return dataclasses.replace(found, squares=squares, sums=sums)
+
+
+def _groups(axes: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """The entry of the sum over axes that each entry is added to."""
+    kept = [1 if k in axes else n for k, n in enumerate(shape)]
+    return np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), shape)
 
 
 def _squared(value: Value) -> Value | None:

@@ -1,4 +1,4 @@
-"""Two linear maps with units between them, as one: `x - A^T D A x` and `B D A x`, D diagonal."""
+"""Several linear maps as one: `x - A^T D A x`, `B D A x`, D diagonal, and `x - mean(x)`."""
 
 import math
 
@@ -9,9 +9,9 @@ from jax import Array
 
 from lipreg.lipschitz.singular import largest_eigenvalue
 from lipreg.lipschitz.slopes import Box, largest, most, negative, product, times, upper
-from lipreg.lipschitz.values import Linear, Root, Value, bound, entries, settle
+from lipreg.lipschitz.values import Linear, Root, Value, bound, entries, part_of, settle
 
-__all__ = ["sandwich", "symmetric"]
+__all__ = ["centred", "sandwich", "sandwich_on_torus", "symmetric"]
 
 
 def symmetric(name: str, args: list) -> Array | None:
@@ -106,17 +106,74 @@ def sandwich(root: Root, b: Array) -> Array:
     first, slope = root.units[0].linear, root.units[1]
     if first.place is not None or b.shape[1] != len(first.weight):
         return jnp.asarray(jnp.inf)
-    m = jnp.sqrt(jnp.maximum(slope[1].reshape(-1), 0.0))
-    a, b = times(m[:, None], first.weight), times(b, m[None])
+    return _between(first, slope, slope[1].reshape(-1), first.weight, b)
+
+
+def sandwich_on_torus(second: Linear, b: Array) -> Array:
+    """`sandwich` of circular convolutions: `s A A^* + B^* B / s` for each frequency.
+
+    b `[O, I, ...]` is the kernel of `second`, scaled by output. Where a kernel begins moves all of
+    its image, and neither product knows of that.
+    """
+    inner = second.source and second.source[0]
+    if inner is None or inner.units is None or not _same(second.source, entries(inner)):
+        return jnp.asarray(jnp.inf)
+    first, slope = inner.units[0].linear, inner.units[1]
+    if first is None or first.place is None or second.place is None:
+        return jnp.asarray(jnp.inf)
+    sides = [[n for _, n in linear.place or ()] for linear in (first, second)]
+    if sides[0] != sides[1] or not all(sides[0]) or b.shape[1] != len(first.weight):
+        return jnp.asarray(jnp.inf)
+    axes = tuple(range(2, b.ndim))
+
+    def by_frequency(kernel: Array) -> Array:
+        waves = jnp.fft.fftn(kernel, sides[0], axes)
+        return jnp.moveaxis(waves, (0, 1), (-2, -1)).reshape(-1, *kernel.shape[:2])
+
+    steepest = first.by_output(slope[1], jnp.max)
+    return _between(first, slope, steepest, by_frequency(first.weight), by_frequency(b))
+
+
+def _between(first: Linear, slope: Box, steepest: Array, a: Array, b: Array) -> Array:
+    """The bound of `sandwich` for stacks of matrices, with slopes of units up to `steepest`."""
+    m = jnp.sqrt(jnp.maximum(steepest, 0.0)).astype(a.dtype)
+    stack = (1,) * (a.ndim - 2)
+    a, b = times(m.reshape(*stack, -1, 1), a), times(b, m.reshape(*stack, 1, -1))
     sizes = [largest(jnp.abs(w)) for w in (a, b)]
     sizes = [jnp.where(size > 0, size, 1.0) for size in sizes]
-    a, b = a / sizes[0], b / sizes[1]
-    grams = a @ a.T, b.T @ b
+    a, b = (w / size.astype(w.dtype) for w, size in zip((a, b), sizes, strict=True))
+    grams = a @ a.conj().mT, b.conj().mT @ b
     # The s that makes both as large, by their traces, and that of the layer as it is written.
-    p, q = map(jnp.trace, grams)
+    p, q = (jnp.trace(gram, axis1=-2, axis2=-1).real.sum() for gram in grams)
     even = jnp.sqrt(jnp.where((p > 0) & (q > 0), q / jnp.where(p > 0, p, 1.0), 1.0))
-    scales = jnp.stack([even, sizes[0] / sizes[1]])[:, None, None]
-    sums = scales * grams[0][None] + grams[1][None] / scales
-    half = jax.vmap(largest_eigenvalue)(sums).min() / 2
+    scales = jnp.stack([even, sizes[0] / sizes[1]]).astype(a.dtype)
+    sums = lambda s: s * grams[0] + grams[1] / s
+    half = jax.vmap(lambda s: largest_eigenvalue(sums(s)))(scales).min() / 2
     bound = times(first.lip * sizes[0] * sizes[1], half)
     return jnp.where((slope[0] >= 0).all(), bound, jnp.inf)
+
+
+def centred(name: str, roots: list) -> Array | None:
+    """A bound of `||dv|| / ||dx||` for `v = w + c sum(w)`, or None where v has another form.
+
+    Sums are over groups of n entries, each added to its own: `1 + c 1 1^T` has the eigenvalues 1
+    and `1 + c n`. So `w - mean(w)` is a projection, of norm 1. Factors that differ from c by up to
+    r add `r n`.
+    """
+    if name not in ("add", "sub") or any(root is None for root in roots):
+        return None
+    for k, other in ((0, 1), (1, 0)):
+        way, (whole, index) = roots[k], part_of(roots[other])
+        if whole.sums is None or whole.sums[0] is not way or (name == "sub" and k == 1):
+            continue
+        group = whole.sums[1]
+        if index.ndim != group.ndim or np.broadcast_shapes(index.shape, group.shape) != group.shape:
+            continue
+        if not group.size or not (index == group).all():
+            continue
+        n = group.size // whole.rows.size
+        low, high = roots[other].slope if name == "add" else negative(roots[other].slope)
+        c, r = (high.max() + low.min()) / 2, (high.max() - low.min()) / 2
+        bound = upper(jnp.maximum(1.0, jnp.abs(1 + n * c)) + n * r)
+        return times(times(way.lip, largest(most(way.slope))), bound)
+    return None

@@ -85,7 +85,8 @@ class Root:
     A matrix or convolution also has `norm(c)`, a bound of `||diag(c) dh|| / ||dx||` for constants
     `c >= 0`, which replaces lip, and `linear`; their slope is 1. The root that is settled next has
     `units`: that root and the slope of w in it. `ellipsoid` is one of dw. `squares` is the root
-    whose squares were added, and how often each of them.
+    whose squares were added, and how often each of them; `sums` the root whose entries were added,
+    and where each of them went.
 
     What was cut out of another root, its `whole`, knows where: `dh_i = dh_whole[index_i]`, or 0 for
     index -1. So pieces that are put together again are one vector, which counts once. If w, too,
@@ -102,6 +103,7 @@ class Root:
     linear: Linear | None = None
     units: tuple["Root", Box] | None = None
     squares: tuple["Root", int] | None = None
+    sums: tuple["Root", np.ndarray] | None = None
     whole: "Root | None" = None
     index: np.ndarray | None = None
     origin: "Root | None" = None

@@ -7,8 +7,8 @@ draws others than in its batch.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from lipreg import convolution
 from lipreg.lipschitz import convolutions, joint, mixing, residuals
-from lipreg.lipschitz.declared import declared
+from lipreg.lipschitz.declared import FORMS, declared
 from lipreg.lipschitz.kinds import (
     CALLS,
     COMPARED,
@@ -75,13 +75,12 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any, seen: dict) -> li
             outputs = platforms(walk, eqn.params["branches"], inputs[1:], eps, seen)
         elif moving and declared(eqn):
             outputs = [Value(_trimmed(_declared(eqn, inputs), eps))]
+        elif moving and (form := _other_form(eqn)):
+            inner = jax.make_jaxpr(form)(*(v.aval for v in eqn.invars))
+            outputs = walk(inner.jaxpr, inner.consts, inputs, eps, seen)
         elif name in CALLS:
             inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-            outputs = walk(inner.jaxpr, inner.consts, inputs, eps, seen)
-        elif eqn.primitive is convolution.partial_p and moving:
-            form = partial(convolution.in_lax, **eqn.params)
-            inner = jax.make_jaxpr(form)(*(v.aval for v in eqn.invars))
             outputs = walk(inner.jaxpr, inner.consts, inputs, eps, seen)
         elif not moving:
             for noise in RANDOM & primitives(eqn):
@@ -93,6 +92,13 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any, seen: dict) -> li
             outputs = _once(eqn, inputs, eps, seen)
         known.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _other_form(eqn: Any) -> Callable | None:
+    """The same function of the same arrays, in primitives that have rules."""
+    if eqn.primitive is convolution.partial_p:
+        return partial(convolution.in_lax, **eqn.params)
+    return FORMS.get(str(eqn.params.get("name"))) if eqn.primitive.name in CALLS else None
 
 
 def _typed(constant: Any, v: Any) -> Array:
@@ -202,8 +208,10 @@ def _declared(eqn: Any, inputs: list) -> Root:
 
 def _combined(name: str, rule: Any, args: list, shape: tuple[int, ...], seen: dict) -> Root:
     root = joint.combine(name, rule, args, shape, seen)
-    lip = residuals.symmetric(name, args)
-    return root if lip is None else dataclasses.replace(root, lip=jnp.minimum(upper(root.lip), lip))
+    settled = [settle(a) if isinstance(a, Value) else None for a in args]
+    lips = residuals.symmetric(name, args), residuals.centred(name, settled)
+    least = reduce(jnp.minimum, [upper(lip) for lip in (root.lip, *lips) if lip is not None])
+    return dataclasses.replace(root, lip=least)
 
 
 def _chosen(name: str, inputs: list, eps: Any, seen: dict) -> Value:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lipreg.lipschitz.declared import read_as
 from lipreg.models.layers import windows
 from lipreg.norms import wide
 
@@ -56,6 +57,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@read_as(lambda x: jnp.sqrt(jnp.square(windows(x)).sum((2, 4))))
 def l2_pooled(x: Array) -> Array:
     """`sqrt(sum of squares)` of 2 x 2 windows, for each channel; an odd last row is left out.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from lipreg.lipschitz.declared import read_as
 from lipreg.norms import wide
 
 __all__ = ["circular", "transform"]
@@ -31,10 +32,23 @@ def transform(kernel: Array, sides: tuple[int, ...]) -> Array:
     return jnp.einsum(form, rows, columns, kernel.astype(dtype), precision=lax.Precision.HIGHEST)
 
 
+def _as_convolution(x: Array, w: Array) -> Array:
+    """The same in float64 as a convolution of the image, which wraps around, with one kernel."""
+    rows, columns = sides = x.shape[1:3]
+    kernel = jnp.fft.irfft2(w.astype(jnp.complex128), sides, axes=(0, 1))
+    padded = ((0, 0), (rows - 1, 0), (columns - 1, 0), (0, 0))
+    image = jnp.pad(x.astype(kernel.dtype), padded, mode="wrap")
+    numbers = ("NHWC", "HWIO", "NHWC")
+    kernel = jnp.flip(kernel, (0, 1))
+    return lax.conv_general_dilated(image, kernel, (1, 1), "VALID", dimension_numbers=numbers)
+
+
+@read_as(_as_convolution)
 def circular(x: Array, w: Array) -> Array:
     """`F^-1 w F x`: images `[B, H, W, in]`, matrices `[H, W // 2 + 1, in, out]`.
 
-    Of norm `max ||w||_2` over the frequencies. Computed in float32 or wider.
+    Of norm at most `max ||w||_2` over the frequencies, as proved bounds see. Computed in float32 or
+    wider.
 
     >>> kernel = jnp.zeros((3, 3, 1, 1)).at[0, 1].set(1.0)  # from the pixel above
     >>> x = jnp.arange(3.0).reshape(1, 3, 1, 1)

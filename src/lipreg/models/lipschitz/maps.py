@@ -1,8 +1,7 @@
 """1-Lipschitz maps of examples, from weights of norm at most 1.
 
-Each is one function of x, so that a walk that has no rule for its inside (the Fourier transform, a
-residual) can be told its constant: `residual` and `sandwich` are 1-Lipschitz as wholes, though the
-product of their parts' constants is 3 and 2.
+`residual` and `sandwich` are 1-Lipschitz as wholes, though the product of their parts' constants is
+3 and 2; `lipschitz.bounds` knows both.
 """
 
 import math
