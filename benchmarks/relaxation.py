@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from lipreg import curves, files
-from lipreg.reports import plots
+from lipreg.reports import style
 from lipreg.runs import logs, storage, sweep
 
 _RUNS = flags.DEFINE_string("runs", "runs/relaxation", "folder of the sweeps, NETWORK/OPTIMIZER")
@@ -94,12 +94,13 @@ def table(of: Mapping[str, History], folder: Path) -> str:
     return curves.to_markdown(rows)
 
 
+@style.drawn
 def figure(networks: Mapping[str, Mapping[str, History]]) -> Figure:
     drawn = Figure(figsize=(4.6 * len(networks), 3.6), layout="constrained")
     panels = drawn.subplots(1, len(networks), squeeze=False)[0]
     for axes, (network, of) in zip(panels, networks.items(), strict=True):
         for number, (name, (gradients, errors)) in enumerate(of.items()):
-            look = plots.style(number)
+            look = style.look(number)
             axes.plot(gradients, errors.mean(0), label=name, **look)
             band = errors.min(0), errors.max(0)
             axes.fill_between(gradients, *band, alpha=0.15, color=look["color"])
@@ -109,9 +110,8 @@ def figure(networks: Mapping[str, Mapping[str, History]]) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-        axes.grid(alpha=0.25)
+        style.legend(axes)
     panels[0].set_ylabel("validation error (%)")
-    panels[0].legend(frameon=False)
     return drawn
 
 
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files.write(out / "table.md", text)
     print(text)
-    plots.save(figure(networks), out / "curves")
+    style.save(figure(networks), out / "curves")
 
 
 if __name__ == "__main__":
