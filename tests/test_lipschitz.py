@@ -437,7 +437,7 @@ def test_where_nothing_changes_the_quotient_is_zero_and_a_number():
         (linear, P, {"steps": 0}, "steps = 0"),
         (linear, P, {"eps": 0.0}, "eps = 0.0"),
         (linear, 2 * P, {}, "outside bounds"),
-        (linear, P.at[0, 0].set(jnp.nan), {}, "outside bounds"),
+        (linear, P.at[0, 0].set(jnp.nan), {}, "x has values of nan: 1 of 30"),
         (linear, P, {"bounds": (1.0, 0.0)}, "the first must be less"),
         (linear, jnp.ones((2, 5), jnp.int32), {}, "x has dtype int32"),
         (lambda x: x.sum(), P, {}, r"must return \[6\] or \[6, K\]; it returned \[\]"),

@@ -246,7 +246,7 @@ def test_the_verdict_is_the_worst_status_and_the_table_has_a_line_for_each():
     checks = [answered("steps", count, 100) for count in (0, 4, 50)]
     assert [verdict(checks[:n]) for n in (1, 2, 3)] == ["pass", "warn", "fail"]
     *_, line = to_markdown(checks[2:]).splitlines()
-    assert line == f"| steps | fail | 0.5 | {checks[2].sentence} |"
+    assert line == f"| steps | fail | 0.5 | 0.03 | 0.06 | {checks[2].sentence} |"
 
 
 def test_what_is_wrong_is_named_in_one_line():
@@ -255,7 +255,7 @@ def test_what_is_wrong_is_named_in_one_line():
     for change, said in (
         ({"x": 255 * X}, r"x has values from 0 to 255, outside bounds \(0.0, 1.0\)"),
         ({"y": Y[:4]}, r"y has shape \[4\], dtype int32; want classes \[96\]"),
-        ({"logits_fn": lambda x: x}, r"must return \[96, K\]; it returned \(96, 8, 8, 1\)"),
+        ({"logits_fn": lambda x: x}, r"must return \[96, K\]; it returned \[96, 8, 8, 1\]"),
         ({"eps": 0.0}, "eps = 0.0; it must be greater than 0"),
         ({"eps": float("nan")}, "eps = nan; it must be greater than 0"),
         ({"steps": 0}, "masking_report: steps = 0; it must be at least 1"),

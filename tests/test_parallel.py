@@ -54,7 +54,10 @@ def test_two_and_eight_devices_train_the_parameters_of_one():
 
 
 def test_several_steps_in_one_program_are_the_same_steps():
-    chex.assert_trees_all_close(fifty_steps(per_dispatch=4)[0], fifty_steps()[0], rtol=1e-6)
+    # Up to rounding: each is a program of its own.
+    chex.assert_trees_all_close(
+        fifty_steps(per_dispatch=4)[0], fifty_steps()[0], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_devices_find_the_adversarial_images_of_one():

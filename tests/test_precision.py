@@ -167,6 +167,7 @@ def test_a_run_from_before_these_settings_is_taken_up_and_read_with_the_defaults
     before = now.copy_and_resolve_references()
     del before.train.precision, before.model.settings.dtype
     storage.claim(tmp_path, before.to_dict())
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     assert complete(storage.read_config(tmp_path)).to_dict() == now.to_dict()
     storage.check_workdir(tmp_path, now.to_dict())
     changed = config(**{"train.precision": "highest"})

@@ -37,7 +37,8 @@ OBJECTIVES: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("lip_excess", {"method": method}) for method in ("gradient", "pairs")),
     *(("tikhonov", {"method": method}) for method in ("penalty", "difference")),
     ("grad_lp", {"p": 4.0}),
-    *((name, {}) for name in ("jacobian", "fgsm_rs", "n_fgsm", "grad_align", "elle", "cure")),
+    *((name, {}) for name in ("jacobian", "fgsm_rs", "n_fgsm", "free_at")),
+    *((name, {}) for name in ("grad_align", "elle", "cure")),
     *((name, {"attack": "pgd(steps=3)"}) for name in ("pgd_at", "mart")),
     *((name, {"steps": 3}) for name in ("trades", "llr")),
 )
