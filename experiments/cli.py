@@ -6,7 +6,6 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import jax
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from lipreg import parallel
 from lipreg.progress import lines
-from lipreg.runs.config import leaves
+from lipreg.runs.config import leaves, no_field
 from lipreg.training import cpu
 
 _CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "lipreg")
@@ -120,10 +119,7 @@ def _no_field(argv: list[str], error: Exception) -> str:
     wrong = [end[0] for first, *end in given if first == "config" and end and end[0] not in names]
     if not wrong:
         return _reason(error)  # the config file's own
-    known = {n if "." in wrong[0] else n.rpartition(".")[2]: n for n in names}
-    near = get_close_matches(wrong[0], known, 1, 0.75)
-    meant = f"Did you mean {known[near[0]]}? " if near else ""
-    return f"--config.{wrong[0]}: no such field. {meant}--help lists all of them."
+    return f"--config.{wrong[0]}: {no_field(wrong[0], names)}"
 
 
 def _unraisable(raised: Any) -> None:

@@ -1,6 +1,6 @@
 """What a minute of training buys: every recipe, the same seconds, trials and attacks.
 
-    python experiments/compare.py --config=experiments/configs/mnist.py --norm=linf --eps=0.1 \
+    python experiments/compare.py --config=experiments/configs/mnist.py --norm=linf --eps=0.1 \\
         --seconds=60 --trials=4 --workdir=runs/compare
 
 Each recipe of experiments/configs/compare.py gets `--trials` settings, of which the least error
@@ -28,7 +28,7 @@ from configs.compare import recipes
 from lipreg import datasets
 from lipreg.norms import NORMS
 from lipreg.reports import comparison
-from lipreg.runs import compare
+from lipreg.runs import compare, storage
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the comparison's folder", required=True)
@@ -78,6 +78,8 @@ def _guest(name: str) -> compare.Trained:
     """A run that is in the table as it is."""
     folder = Path(name)
     seeds = sorted(folder.glob("seed-*")) or [folder]
+    for seed in seeds:
+        storage.read_config(seed)  # or ValueError, before anything is trained
     return compare.Trained(compare.Recipe("", [{}]), 0, seeds, {})
 
 
@@ -94,6 +96,9 @@ def main(_: list[str]) -> None:
         norm, eps, _SECONDS.value, _TRIALS.value, trial_seconds, _SEEDS.value, _BEST.value
     )
     chosen = _recipes(config, eps)
+    test = datasets.load(config.data.name, "test", dir=config.data.dir, bounds=config.data.bounds)
+    if _EXAMPLES.value > len(test.y):
+        raise ValueError(f"--examples={_EXAMPLES.value}; the test split has {len(test.y)}.")
     guests = {Path(name).name: _guest(name) for name in _GUESTS.value}
     if taken := [name for name in guests if name in chosen]:
         raise ValueError(f"--guests: there is another {taken[0]!r}; rename the folder.")

@@ -1,7 +1,7 @@
 """Train a config at many points: `experiments/sweep.py --config=FILE.py:ROW --workdir=DIR ...`.
 
-    python experiments/sweep.py --config=experiments/configs/digits.py:j2_lip --workdir=runs/sweep \
-        --sweep 'strengths.lam=0,0.01,0.1,1' --sweep 'seed=0:5'
+    python experiments/sweep.py --config=experiments/configs/digits.py:j2_lip \\
+        --workdir=runs/sweep --sweep 'strengths.lam=0,0.01,0.1,1' --sweep 'seed=0:5'
 
 Every combination of the `--sweep` axes is trained; without them, those of the config file's
 `get_sweep()`. Then DIR gets one table, a picture of clean error against error under attack, and the

@@ -196,7 +196,7 @@ def test_a_folder_of_another_comparison_is_refused_even_if_nothing_but_its_pace_
     [
         (compare.Recipe("j0", [{}]), "odd has 1 settings; give one for each of 2 trials"),
         (compare.Recipe("j2", [{}, {}]), "strengths.eps = nan: it is not given"),
-        (compare.Recipe("j0", [{"train.lr": 1}] * 2), "j0: no field 'train.lr'; choose of "),
+        (compare.Recipe("j0", [{"train.lr": 1}] * 2), "j0: train.lr: no such field"),
         (compare.Recipe("j0", [{"train.epochs": "x"}] * 2), "j0: train.epochs = x: "),
         (compare.Recipe("j9", [{}, {}]), "No objective 'j9'"),
     ],

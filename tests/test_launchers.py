@@ -192,6 +192,22 @@ BAD = {
         [DIGITS, "--workdir={out}", "--trials=1", "--own=j2 name=mine"],
         ["config.strengths.eps = nan", "j2 needs it"],
     ),
+    "more images than the test split has": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j0", "--examples=361"],
+        ["--examples=361", "the test split has 360"],
+    ),
+    "an empty recipe": (COMPARE, [DIGITS, "--workdir={out}", "--own="], ["--own=", "OBJECTIVE"]),
+    "a guest that is no run": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j0", "--guests={out}-guest"],
+        ["-guest is not a run", "config.json"],
+    ),
+    "axis that is near a field": (
+        SWEEP,
+        [f"{DIGITS}:j2", "--workdir={out}", "--sweep=train.epoch=1,2"],
+        ["Axis train.epoch: no such field. Did you mean train.epochs?"],
+    ),
     "no radius": (COMPARE, [DIGITS, "--workdir={out}", "--eps=0"], ["--eps=0"]),
     "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),
 }

@@ -23,7 +23,7 @@ import numpy as np
 from lipreg import files, parallel, runs, training
 from lipreg.runs import build, logs, storage, sweep
 from lipreg.runs.build import ROBUST
-from lipreg.runs.config import Config, leaves, options, strengths
+from lipreg.runs.config import Config, leaves, no_field, options, strengths
 from lipreg.runs.experiment import Experiment, key_for
 from lipreg.runs.train import fit_options
 
@@ -97,7 +97,9 @@ def own(text: str) -> tuple[str, Recipe]:
     >>> name, recipe.objective, recipe.settings[1]
     ('trades', 'my_parts:trades', {'strengths.beta': 1, 'strengths.eps': 0.1})
     """
-    objective, *words = text.split()
+    objective, *words = text.split() or [""]
+    if not objective:
+        raise ValueError("--own=; write OBJECTIVE FIELD=VALUE,VALUE ...")
     axes = sweep.parse(words)
     told = {name: str(axes.pop(name, (default,))[0]) for name, default in _TOLD.items()}
     name = told["name"] or objective.rpartition(":")[2]
@@ -139,7 +141,7 @@ def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed:
             config.model.settings = dict(given.pop("model.settings"))
     for name, value in {**fields, **given}.items():
         if name not in leaves(config):
-            raise ValueError(f"{row}: no field {name!r}; choose of {', '.join(leaves(config))}.")
+            raise ValueError(f"{row}: {name}: {no_field(name, leaves(config))}")
         number = isinstance(value, int) and isinstance(leaves(config)[name], float)
         try:
             config.update_from_flattened_dict({name: float(value) if number else value})

@@ -5,7 +5,8 @@ The files in `experiments/configs` start from `base_config` and set the values o
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,6 +22,7 @@ __all__ = [
     "differing",
     "label",
     "leaves",
+    "no_field",
     "objective",
     "options",
     "strengths",
@@ -228,6 +230,19 @@ def leaves(config: Config, prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, ConfigDict | Mapping)
         fields |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return fields
+
+
+def no_field(name: str, fields: Collection[str]) -> str:
+    """What to say of a name that is none of the fields: the nearest of them, or else all.
+
+    >>> no_field("epoch", ["seed", "train.epochs"])
+    'no such field. Did you mean train.epochs?'
+    """
+    known = {field if "." in name else field.rpartition(".")[2]: field for field in fields}
+    near = get_close_matches(name, known, 1, 0.75)
+    if near:
+        return f"no such field. Did you mean {known[near[0]]}?"
+    return f"no such field; choose one of {', '.join(fields)}."
 
 
 def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:

@@ -21,7 +21,7 @@ import numpy as np
 from lipreg import files, parallel, runs, training
 from lipreg.runs import build, logs, storage
 from lipreg.runs.build import CLEAN, ROBUST
-from lipreg.runs.config import Config, leaves
+from lipreg.runs.config import Config, leaves, no_field
 from lipreg.training import cpu
 
 __all__ = ["CLEAN", "ENGINES", "ROBUST", "combinations", "outcome", "parse", "points", "run"]
@@ -90,7 +90,6 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
     if not axes:
         raise ValueError("No axes; give one, {NAME: (VALUE, VALUE)}.")
     short = [name.rpartition(".")[2] for name in axes]
-    fields = ", ".join(leaves(config))
     # The short name "seed" is for the training seed only: the report averages over its values.
     clear = len(set(short)) == len(short) and ("seed" in axes or "seed" not in short)
     labels = short if clear else list(axes)
@@ -103,7 +102,7 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
         point = config.copy_and_resolve_references()
         for name, value in values.items():
             if name not in leaves(config):
-                raise ValueError(f"Axis {name}: no such field; choose one of {fields}.")
+                raise ValueError(f"Axis {name}: {no_field(name, leaves(config))}")
             try:
                 point.update_from_flattened_dict({name: value})
             except TypeError as error:
