@@ -105,7 +105,9 @@ def _file(argv: list[str]) -> str:
 def _reason(error: Exception) -> str:
     # ml_collections quotes the whole traceback of a config file; its last line is the message.
     message = str(error)
-    return message.strip().splitlines()[-1] if "Traceback" in message else message
+    if "Traceback" not in message:
+        return message
+    return message.strip().splitlines()[-1].removeprefix("ValueError: ")
 
 
 def _no_field(argv: list[str], error: Exception) -> str:

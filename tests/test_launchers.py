@@ -53,7 +53,11 @@ BAD = {
         ["--config=experiments/configs/nope.py", "--workdir={out}"],
         ["nope.py"],
     ),
-    "unknown row": (TRAIN, [f"{DIGITS}:j9", "--workdir={out}"], ["'j9'", "j0, j1, j2, j2_lip"]),
+    "unknown row": (
+        TRAIN,
+        [f"{DIGITS}:j9", "--workdir={out}"],
+        ["train.py: No row 'j9'", "j0, j1, j2, j2_lip"],
+    ),
     "unknown model after the row": (
         TRAIN,
         [f"--config={CONFIGS}/cifar10.py:j2,vgg", "--workdir={out}"],
