@@ -39,7 +39,9 @@ _TRIALS = flags.DEFINE_integer("trials", 4, "settings that a recipe may try", lo
 _SHARE = flags.DEFINE_float("trial_share", 1.0, "of the seconds, for a trial", 0.01, 1.0)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "of the best recipes", lower_bound=1)
 _BEST = flags.DEFINE_integer("best", 6, "recipes with all seeds", lower_bound=0)
-_EXAMPLES = flags.DEFINE_integer("examples", 500, "test images attacked", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", None, "test images attacked; default: 500, or all of fewer", lower_bound=1
+)
 _NORMS = flags.DEFINE_list("norms", ["l2", "linf"], "of the attacks in the table")
 _ROWS = flags.DEFINE_list("rows", [], "some of the recipes; default: all")
 _OWN = flags.DEFINE_multi_string("own", [], "'OBJECTIVE FIELD=VALUE,VALUE ...'; may be repeated")
@@ -97,8 +99,9 @@ def main(_: list[str]) -> None:
     )
     chosen = _recipes(config, eps)
     test = datasets.load(config.data.name, "test", dir=config.data.dir, bounds=config.data.bounds)
-    if _EXAMPLES.value > len(test.y):
-        raise ValueError(f"--examples={_EXAMPLES.value}; the test split has {len(test.y)}.")
+    examples = _EXAMPLES.value or min(500, len(test.y))
+    if examples > len(test.y):
+        raise ValueError(f"--examples={examples}; the test split has {len(test.y)}.")
     guests = {Path(name).name: _guest(name) for name in _GUESTS.value}
     if taken := [name for name in guests if name in chosen]:
         raise ValueError(f"--guests: there is another {taken[0]!r}; rename the folder.")
@@ -109,7 +112,7 @@ def main(_: list[str]) -> None:
             plan,
             _WORKDIR.value,
             norms=[norm, *(other for other in _NORMS.value if other != norm)],
-            examples=_EXAMPLES.value,
+            examples=examples,
             note=_NOTE.value,
             progress=progress,
         )
