@@ -57,6 +57,7 @@ ONE_LOGIT = "one logit per image.*two_logits"
 CLASSES = "y has values from 0 to 3; logits have 0 to 2"
 SHAPES = r"logits of shape \[6, 3\] and y of shape"
 BAD = {
+    "weight of a hinge": (lambda: losses.hkr(net(X), Y, alpha=-1.0), "alpha = -1.0 of hkr"),
     "norm of an attack": (lambda: attacks.pgd(KEY, net, X, Y, 0.1, norm="l7"), NO_NORM),
     "norm that is a number": (lambda: attacks.fmn(KEY, net, X, Y, norm=2), "No norm 2; choose one"),
     "norm of a distance": (lambda: curves.distance(net, X, Y, X, norm="l7"), NO_NORM),

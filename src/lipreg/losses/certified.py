@@ -11,6 +11,7 @@ distribution over classes.
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.losses.classification import cross_entropy, distribution
@@ -48,6 +49,8 @@ def hkr(logits: Array, y: Array, *, alpha: float = 0.9, margin: float = 1.0) -> 
     >>> hkr(jnp.array([[0.25, -0.25]]), jnp.array([0]), alpha=0.5)
     Array([-0.125], dtype=float32)
     """
+    if not isinstance(alpha, Tracer) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha = {alpha} of hkr; it must be in [0, 1].")
     logits = wide(logits)
     is_y = distribution(y, logits)
     others = (1 - is_y) / max(logits.shape[-1] - 1, 1)
