@@ -41,7 +41,7 @@ def slopes(f, x):
     """The Jacobian; jax has none of dilated windows: 0, and only pairs of points judge those."""
     try:
         return jax.jacrev(f)(x)
-    except NotImplementedError:
+    except NotImplementedError:  # by jax itself, of reduce_window with a base dilation
         return jnp.zeros((*f(x).shape, *x.shape), x.dtype)
 
 
