@@ -11,6 +11,7 @@ see `stages/`:
     against_torch  training steps and attacks beside PyTorch's on the same card
     sweep          many small networks vmapped against one after the other
     deck           J0 to J2-Lip trained on CIFAR-10, attacked, tabled
+    comparison     what equal seconds of training buy, by recipe
 
 OUT/STAGE.md is written after each part of a stage, so that one which fails or runs out of time
 leaves the report so far; OUT/stages.md says how each ended. Without an accelerator all are of toy
@@ -37,6 +38,7 @@ STAGES = {
     "against_torch": 0.1,
     "sweep": 0.05,
     "deck": 0.3,
+    "comparison": 0.2,
 }
 
 # Compiled programs are kept for the next stage and the next call, as by the launchers; jax leaves

@@ -2,17 +2,20 @@
 
 J0, J1, J2 and J2-Lip, each with and without a tanh on the logits: ResNeXt34 (2x32) on CIFAR-10 in
 bfloat16, with a cosine schedule over as many steps as fit. Each row has a process, all at once on
-the same card, so that some compile while others train. Then every row is measured by PGD on 1,000
-test images and by AutoAttack on 200. Without an accelerator: digits and the small CNN.
+the same card, so that some compile while others train, and is then measured by PGD on 1,000 test
+images and by AutoAttack on 200. The programs of these attacks are compiled meanwhile, on a run of
+one step. Without an accelerator: digits and the small CNN.
 """
 
 import os
+import queue
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import steps
@@ -27,9 +30,11 @@ from stages.clock import Clock, toy
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 ROWS = tuple(f"{name}{head}" for head in ("", "_tanh") for name in ("j0", "j1", "j2", "j2_lip"))
-TRAIN, MEASURE = 0.55, 0.85  # shares of the time at which training and measuring should end
+TRAIN = 0.5  # the share of the time at which training should end
 EPOCH_STEPS = 45_000 // 128
 START_S = 60.0  # to import, decode images and compile a row
+NORMS = ("l2", "linf")
+PARTS = ("train", "pgd", *(f"autoattack {norm}" for norm in NORMS))
 
 
 class Size(NamedTuple):
@@ -46,12 +51,15 @@ def size() -> Size:
     if toy():
         options = ("train.epochs=1", "model.settings.channels=(4,8)")
         return Size(ROWS[:2], "digits", options, 20, 4)
-    options = ("train.schedule=cosine", "model.settings.dtype=bfloat16")
+    options = (
+        *("train.schedule=cosine", "train.per_dispatch=1", "model.settings.dtype=bfloat16"),
+        *("report.validate_every_epochs=5", "evaluation.batch_size=800"),
+    )
     return Size(tuple(flags.FLAGS.rows) or ROWS, "cifar10", options, 1000, 200)
 
 
 def run(clock: Clock, folder: Path) -> Iterator[str]:
-    """The report after training, after PGD and after AutoAttack."""
+    """The report after each part of a row."""
     total_s, made = clock.left, size()
     options, about = list(made.overrides), "one epoch of digits, small CNNs"
     if not toy():
@@ -61,57 +69,121 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
             epochs = round(steps / EPOCH_STEPS, 1)
         options.append(f"train.steps={steps}" if steps else f"train.epochs={epochs}")
         about = f"{epochs} epochs of {made.config}, ResNeXt34 (2x32), bfloat16, cosine schedule"
+    heading = f"# The deck\n\n{len(made.rows)} rows at once on one device: {about}. One seed.\n"
     places = {row: folder / "runs" / row for row in made.rows}
-    lines = [f"# The deck\n\n{len(made.rows)} rows at once on one device: {about}. One seed.\n"]
+    done: dict[str, dict[str, str]] = {row: {} for row in made.rows}
+    drawn, end = "", Clock(clock.end - min(20.0, clock.left / 10))  # the rest is for the table
+    for row, part, how in at_once(places, made, options, end):
+        done[row][part] = how
+        if part == "pgd" and all(part in parts for parts in done.values()):
+            drawn = tabled(places.values(), folder)
+        yield "\n".join([heading, *ended(done), drawn, *attacked(places, made)])
 
-    def commands(launcher: str, *arguments: str) -> dict[str, list[str]]:
-        return {row: [launcher, f"--run={run}", *arguments] for row, run in places.items()}
 
-    config = f"--config={EXPERIMENTS}/configs/{made.config}.py"
-    fields = [f"--config.{option}" for option in options]
-    training = {
-        row: ["train", f"{config}:{row}", f"--workdir={run}", *fields]
-        for row, run in places.items()
-    }
-    start = time.monotonic()
-    lines.append(said("Training", at_once(training, clock.left), start))
-    yield "\n".join(lines)
-    start = time.monotonic()
-    images = f"--examples={made.examples}"
-    lines.append(said("PGD", at_once(commands("evaluate", images), clock.left), start))
-    evaluated = [str(run) for run in places.values() if record(run, "pgd")]
-    if evaluated:
-        argv = [*command("table"), *evaluated, f"--out={folder}/table"]
-        made_table = subprocess.run(argv, capture_output=True, text=True)
-        lines.append(made_table.stdout or made_table.stderr.strip())
-    yield "\n".join(lines)
-    start = time.monotonic()
-    chosen = ("--protocol=autoattack", f"--examples={made.attacked}")
-    lines.append(said("AutoAttack", at_once(commands("evaluate", *chosen), clock.left), start))
-    done = {row: errors(run) for row, run in places.items()}
-    if rows := [{"row": row} | cells for row, cells in done.items() if cells]:
-        lines.append(f"% error under AutoAttack, {made.attacked} test images:\n\n{table(rows)}\n")
-    yield "\n".join(lines)
+def at_once(
+    places: Mapping[str, Path], made: Size, options: Sequence[str], clock: Clock
+) -> Iterator[tuple[str, str, str]]:
+    """Train and measure all rows: (row, part, its seconds or why it failed), as they end."""
+    heads = {row.endswith("_tanh"): row for row in reversed(list(places))}
+    results: queue.Queue[tuple[str, str, str]] = queue.Queue()
+    processes = len(places) + len(PARTS) * len(heads)
+    env = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / processes:.3f}"}
+
+    def commands(row: str, place: Path, *more: str) -> dict[str, list[str]]:
+        config = f"--config={EXPERIMENTS}/configs/{made.config}.py:{row}"
+        fields = [f"--config.{option}" for option in (*options, *more)]
+        evaluate = ["evaluate", f"--run={place}"]
+        chosen = ["--protocol=autoattack", f"--examples={made.attacked}"]
+        return {
+            "train": ["train", config, f"--workdir={place}", *fields],
+            "pgd": [*evaluate, f"--examples={made.examples}"],
+            **{f"autoattack {n}": [*evaluate, *chosen, f"--norms={n}"] for n in NORMS},
+        }
+
+    def compiled(row: str, place: Path) -> None:
+        """Attack a run of one step, so that the programs lie in the cache."""
+        train, *attacks = commands(row, place, "train.steps=1").values()
+        if not launched(train, clock, env):
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda command: launched(command, clock, env), attacks))
+
+    def chain(row: str, place: Path) -> None:
+        for part, command in commands(row, place).items():
+            if part != "train":
+                waiting[row.endswith("_tanh")].result()
+            start = time.monotonic()
+            failure = launched(command, clock, env)
+            results.put((row, part, failure or f"{time.monotonic() - start:.0f}"))
+
+    with ThreadPoolExecutor(processes) as pool:
+        waiting = {
+            head: pool.submit(compiled, row, places[row].parent / f"compiled_{row}")
+            for head, row in heads.items()
+        }
+        for row, place in places.items():
+            pool.submit(chain, row, place)
+        for _ in range(len(PARTS) * len(places)):
+            yield results.get()
+
+
+def launched(command: Sequence[str], clock: Clock, env: Mapping[str, str]) -> str:
+    """Run a launcher while there is time; why it failed, or nothing."""
+    launcher, *rest = command
+    argv = [sys.executable, str(EXPERIMENTS / f"{launcher}.py"), *rest, "--silent"]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "env": env}
+    try:
+        done = subprocess.run(argv, timeout=max(clock.left, 0.1), **options)
+    except subprocess.TimeoutExpired:
+        return "no time left"
+    return (done.stderr.strip().splitlines() or ["no word"])[-1][:200] if done.returncode else ""
+
+
+def ended(done: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The seconds of each part of a row, and why a part failed."""
+    failures = [
+        f"{row}, {part}: {how}."
+        for row, parts in done.items()
+        for part, how in parts.items()
+        if not how.isdigit()
+    ]
+    cells = lambda parts: {part: how if how.isdigit() else "" for part, how in parts.items()}
+    rows = [{"row": row} | dict.fromkeys(PARTS, "") | cells(done[row]) for row in done]
+    return [f"Seconds, all beside each other:\n\n{table(rows)}\n", *failures]
+
+
+def tabled(places: Iterable[Path], folder: Path) -> str:
+    """The table of the PGD distances, and its pictures in `folder`."""
+    runs = [str(run) for run in places if record(run, "pgd_test_*")]
+    argv = [sys.executable, str(EXPERIMENTS / "table.py"), *runs, f"--out={folder}/table"]
+    made = subprocess.run(argv, capture_output=True, text=True)
+    return made.stdout or made.stderr.strip()
 
 
 def record(run: Path, protocol: str) -> Path | None:
     """The file of a run's evaluation by a protocol, where there is one."""
-    return next(run.glob(f"evaluations/{protocol}_test_*/evaluation.json"), None)
+    return next(run.glob(f"evaluations/{protocol}/evaluation.json"), None)
+
+
+def attacked(places: Mapping[str, Path], made: Size) -> list[str]:
+    """The table of the AutoAttack errors by norm and radius, with the masking checks that fail."""
+    rows = [{"row": row} | cells for row, run in places.items() if (cells := errors(run))]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    lines = [dict.fromkeys(columns, "") | row for row in rows]
+    heading = f"% error under AutoAttack, {made.attacked} test images"
+    return [f"{heading}:\n\n{table(lines)}\n"] if rows else []
 
 
 def errors(run: Path) -> dict[str, str]:
     """A run's AutoAttack errors by norm and radius, and how many masking checks do not pass."""
-    path = record(run, "autoattack")
-    if not path:
-        return {}
-    norms = files.read(path)["norms"]
-    cells = {
-        f"{norm} {float(eps):.3g}": f"{100 * list(after.values())[-1]:.3g}"
-        for norm, measured in norms.items()
-        for eps, after in measured["errors"].items()
-    }
-    checks = [check for measured in norms.values() for check in measured["checks"]]
-    return cells | {"masking flags": str(sum(check["status"] != "pass" for check in checks))}
+    cells = {}
+    for norm in NORMS:
+        if path := record(run, f"autoattack_test_*_{norm}"):
+            measured = files.read(path)["norms"][norm]
+            for eps, after in measured["errors"].items():
+                cells[f"{norm} {float(eps):.3g}"] = f"{100 * list(after.values())[-1]:.3g}"
+            flags = sum(check["status"] != "pass" for check in measured["checks"])
+            cells[f"{norm} masking flags"] = str(flags)
+    return cells
 
 
 def fitting(seconds: float) -> int:
@@ -124,45 +196,3 @@ def fitting(seconds: float) -> int:
         for row in size().rows
     ]
     return compare.fitting(seconds, step * sum(prices) / 3)
-
-
-def command(launcher: str) -> list[str]:
-    return [sys.executable, str(EXPERIMENTS / f"{launcher}.py")]
-
-
-def at_once(commands: Mapping[str, Sequence[str]], seconds: float) -> dict[str, str]:
-    """Run launchers side by side for at most `seconds`; the messages of those that fail or stop."""
-    share = 0.9 / len(commands)
-    env = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.3f}"}
-    end = time.monotonic() + seconds
-    processes = {
-        row: subprocess.Popen(
-            [*command(launcher), *rest, "--silent"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
-        for row, (launcher, *rest) in commands.items()
-    }
-    failures = {}
-    try:
-        for row, process in processes.items():
-            try:
-                _, words = process.communicate(timeout=max(end - time.monotonic(), 0.1))
-                if process.returncode:
-                    failures[row] = (words.strip().splitlines() or ["no word"])[-1][:200]
-            except subprocess.TimeoutExpired:
-                failures[row] = "no time left"
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.communicate()
-    return failures
-
-
-def said(what: str, failures: Mapping[str, str], start: float) -> str:
-    seconds = time.monotonic() - start
-    sentences = [f"{what}: {seconds:.0f} s."]
-    sentences += [f"{row}: {why}." for row, why in failures.items()]
-    return "\n".join(sentences) + "\n"

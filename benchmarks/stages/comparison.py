@@ -1,0 +1,57 @@
+"""What equal seconds of training buy: recipes of experiments/compare.py on PreActResNet-18.
+
+CIFAR-10 in bfloat16, in l_2 at 128/255 and in l_inf at 8/255: each recipe with its papers'
+strengths, one seed, PGD-20 and AutoAttack on 200 test images. As many recipes as get half a minute
+each, and at most 90 s. Without an accelerator: digits and the small CNN.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from stages.clock import Clock, toy
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RADII = {"l2": 128 / 255, "linf": 8 / 255}
+# In order of importance.
+RECIPES = {
+    "l2": ("j2_penalty", "pgd_at", "j0", "n_fgsm", "j2_lip", "trades", "j2"),
+    "linf": ("j1_penalty", "pgd_at", "j0", "n_fgsm", "j1", "trades", "grad_align"),
+}
+LEAST_S, MOST_S = 30.0, 90.0
+MORE_S = 60.0  # for compiling and attacking a recipe
+
+
+def run(clock: Clock, folder: Path) -> Iterator[str]:
+    """The table after each norm."""
+    text = "# What equal seconds buy\n"
+    norms = ["l2"] if toy() or clock.left < 2 * (MORE_S + LEAST_S) * len(RADII) else list(RADII)
+    for number, norm in enumerate(norms):
+        seconds_s = clock.left / (len(norms) - number)
+        made = subprocess.run(
+            [sys.executable, str(EXPERIMENTS / "compare.py"), *arguments(norm, seconds_s, folder)],
+            capture_output=True,
+            text=True,
+            timeout=max(seconds_s, 0.1),
+        )
+        text += f"\n## {norm} {RADII[norm]:.3g}\n\n{made.stdout or made.stderr.strip()}\n"
+        yield text
+
+
+def arguments(norm: str, seconds_s: float, folder: Path) -> list[str]:
+    """Those of compare.py, for what fits into so many seconds."""
+    shared = ["--trials=1", "--seeds=1", "--best=0", "--silent", f"--norms={norm}"]
+    shared += [f"--norm={norm}", f"--eps={RADII[norm]}", f"--workdir={folder}/comparison/{norm}"]
+    if toy():
+        shared += ["--rows=j0,j2", "--seconds=0.2", "--examples=4"]
+        config = f"--config={EXPERIMENTS}/configs/digits.py"
+        return [*shared, config, "--config.model.settings.channels=(4,8)"]
+    count = max(1, min(len(RECIPES[norm]), int(seconds_s / (LEAST_S + MORE_S))))
+    each = min(MOST_S, max(LEAST_S, seconds_s / count - MORE_S))
+    return [
+        *(*shared, f"--config={EXPERIMENTS}/configs/cifar10.py:j0"),
+        *("--config.model.name=ResNet18", "--config.model.settings.dtype=bfloat16"),
+        *(f"--rows={','.join(RECIPES[norm][:count])}", f"--seconds={each:.0f}", "--examples=200"),
+        *("--config.train.schedule=cosine", "--config.evaluation.batch_size=1000"),
+    ]
