@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lipreg import files
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -73,3 +75,34 @@ def test_every_objective_and_attack_is_compared_with_the_cpu(accelerator):
 
     assert {name for name, _ in sound.OBJECTIVES} == set(objectives.__all__)
     assert {name for name, *_ in points.ATTACKS} == set(attacks.__all__)
+
+
+def test_the_decks_rows_end_one_by_one_and_a_failure_leaves_the_others(
+    accelerator, monkeypatch, tmp_path
+):
+    from stages import deck
+    from stages.clock import Clock
+
+    begun = []
+
+    def launched(command, clock, env):
+        launcher, run = command[0], Path(command[1].partition("=")[2])
+        begun.append((launcher, run.name, command[-1]))
+        if run.name == "j1" and "--norms=linf" in command:
+            return "no time left"
+        if "--norms=l2" in command:
+            errors = {"0.5": {"clean": 0.25, "square": 0.75}}
+            measured = {"errors": errors, "checks": [{"status": "pass"}, {"status": "fail"}]}
+            record = run / "evaluations" / "autoattack_test_4_l2" / "evaluation.json"
+            record.parent.mkdir(parents=True)
+            files.write_json(record, {"norms": {"l2": measured}})
+        return ""
+
+    monkeypatch.setattr(deck, "launched", launched)
+    monkeypatch.setattr(deck, "tabled", lambda places, folder: f"PGD of {len(places)} runs")
+    *_, report = deck.run(Clock.lasting(600.0), tmp_path)
+    attacked = [run for launcher, run, flag in begun if flag.startswith("--examples")]
+    assert attacked == ["j0", "j1"]  # the first row of its head compiles for the other
+    assert "PGD of 2 runs" in report
+    assert "j1, autoattack linf: no time left." in report
+    assert report.count("| 75 | 1 |") == 2

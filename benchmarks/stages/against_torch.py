@@ -53,12 +53,12 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     for line in work:
         if clock.left < 0:
             break
-        kind = line.func.__name__
+        title = TITLES[line.func]
         try:
             row = line()
-            rows.setdefault(kind, []).append(row)
+            rows.setdefault(title, []).append(row)
         except Exception as error:
-            failures.append(f"{kind} {line.args}: {reason(error)}")
+            failures.append(f"{title} {line.args}: {reason(error)}")
         yield report(rows, failures, torch.__version__)
 
 
@@ -236,7 +236,7 @@ def plain_pgd(network: Any, x: Any, y: Any, eps: float, steps_: int = 20) -> Any
     return x_adv
 
 
-TITLES = {"trained": "Steps", "attacking": "Attacks", "agreeing": "The same gradients"}
+TITLES = {trained: "Steps", attacking: "Attacks", agreeing: "The same gradients"}
 
 
 def report(rows: dict[str, list[dict[str, str]]], failures: list[str], version: str) -> str:
@@ -249,6 +249,6 @@ autocast there. Eager is channels_last; "compile" is torch.compile of the networ
 derivatives only. Medians of 5 turns; ratios within a turn. "The same gradients": relative, on a
 softplus network of the same form with full float32 in both.
 """
-    for kind, lines in rows.items():
-        text += f"\n## {TITLES[kind]}\n\n{table(lines)}\n"
+    for title, lines in rows.items():
+        text += f"\n## {title}\n\n{table(lines)}\n"
     return text + "".join(f"\n{failure}\n" for failure in failures)

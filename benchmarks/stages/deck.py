@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ def at_once(
     results: queue.Queue[tuple[str, str, str]] = queue.Queue()
     env = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / len(places):.3f}"}
     heads = {row.endswith("_tanh"): row for row in reversed(list(places))}
-    measured = {(row, part): threading.Event() for row in heads.values() for part in PARTS[1:]}
+    measured = {row: {part: threading.Event() for part in PARTS} for row in heads.values()}
 
     def commands(row: str, place: Path) -> dict[str, list[str]]:
         config = f"--config={EXPERIMENTS}/configs/{made.config}.py:{row}"
@@ -103,20 +104,25 @@ def at_once(
 
     def chain(row: str, place: Path) -> None:
         first = heads[row.endswith("_tanh")]
-        for part, command in commands(row, place).items():
-            if part != "train" and row != first:
-                measured[first, part].wait()  # its programs then lie in the cache
-            start = time.monotonic()
-            failure = launched(command, clock, env)
-            results.put((row, part, failure or f"{time.monotonic() - start:.0f}"))
-            if part != "train" and row == first:
-                measured[row, part].set()
+        with ExitStack() as stack:
+            for event in measured.get(row, {}).values():
+                stack.callback(event.set)  # whatever happens
+            for part, command in commands(row, place).items():
+                if part != "train" and row != first:
+                    measured[first][part].wait()  # its programs are then kept
+                start = time.monotonic()
+                failure = launched(command, clock, env)
+                results.put((row, part, failure or f"{time.monotonic() - start:.0f}"))
+                if row == first:
+                    measured[row][part].set()
 
     with ThreadPoolExecutor(len(places)) as pool:
-        for row, place in places.items():
-            pool.submit(chain, row, place)
-        for _ in range(len(PARTS) * len(places)):
-            yield results.get()
+        chains = [pool.submit(chain, row, place) for row, place in places.items()]
+        while not (all(one.done() for one in chains) and results.empty()):
+            with suppress(queue.Empty):
+                yield results.get(timeout=0.5)
+    for one in chains:
+        one.result()  # or the exception that ended it
 
 
 def launched(command: Sequence[str], clock: Clock, env: Mapping[str, str]) -> str:
