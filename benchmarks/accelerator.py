@@ -52,6 +52,7 @@ _MINUTES = flags.DEFINE_float("minutes", 9.0, "for all stages", lower_bound=0.01
 _OUT = flags.DEFINE_string("out", "results/accelerator", "folder of the reports")
 _STAGES = flags.DEFINE_list("stages", list(STAGES), f"of {', '.join(STAGES)}")
 flags.DEFINE_list("rows", [], "of the deck; default: all eight")
+flags.DEFINE_multi_string("field", [], "of the deck's configs, model.activation=silu for instance")
 flags.DEFINE_integer("epochs", 0, "of the deck's rows; 0: as many as fit", lower_bound=0)
 _ALONE = flags.DEFINE_string("alone", "", "run this stage in this process, for --minutes")
 
@@ -77,7 +78,8 @@ def alone(name: str, seconds: float, out: Path) -> None:
 def stage(name: str, seconds: float, out: Path) -> str:
     """Run a stage in a process, killed when its time is up; returns how it ended, in one line."""
     argv = [sys.executable, __file__, f"--alone={name}", f"--minutes={seconds / 60}"]
-    argv += [f"--out={out}", *(a for a in sys.argv[1:] if a.startswith(("--epochs", "--rows")))]
+    passed = ("--epochs", "--field", "--rows")
+    argv += [f"--out={out}", *(a for a in sys.argv[1:] if a.startswith(passed))]
     start = time.monotonic()
     with subprocess.Popen(
         argv,

@@ -56,6 +56,7 @@ def size() -> Size:
     options = (
         *("train.schedule=cosine", "train.per_dispatch=1", "model.settings.dtype=bfloat16"),
         *("report.validate_every_epochs=5", "evaluation.batch_size=800"),
+        *flags.FLAGS.field,
     )
     return Size(tuple(flags.FLAGS.rows) or ROWS, "cifar10", options, 1000, 200)
 
@@ -70,7 +71,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
             steps = fitting(TRAIN * total_s - START_S)
             epochs = round(steps / EPOCH_STEPS, 1)
         options.append(f"train.steps={steps}" if steps else f"train.epochs={epochs}")
-        about = f"{epochs} epochs of {made.config}, ResNeXt34 (2x32), bfloat16, cosine schedule"
+        about = f"{epochs} epochs of {made.config}, ResNeXt34 (2x32), {', '.join(options)}"
     heading = f"# The deck\n\n{len(made.rows)} rows at once on one device: {about}. One seed.\n"
     places = {row: folder / "runs" / row for row in made.rows}
     done: dict[str, dict[str, str]] = {row: {} for row in made.rows}
