@@ -1,20 +1,14 @@
 """benchmarks/accelerator.py: its stages at toy size, and how failures are reported."""
 
 import time
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def accelerator(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import accelerator
-
+def accelerator(benchmark, monkeypatch):
     monkeypatch.setattr("sys.argv", ["accelerator.py"])
-    return accelerator
+    return benchmark("accelerator")
 
 
 @pytest.fixture
