@@ -27,7 +27,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # Modules of few and long tests: begun last, they would keep one worker while the others wait.
-LONG = ("test_notebooks.py", "test_sweep.py", "test_parallel.py")
+LONG = tuple(
+    f"test_{name}.py" for name in ("docs", "notebooks", "pages", "parallel", "sweep", "your_own")
+)
 
 
 def pytest_collection_modifyitems(items):
