@@ -1,13 +1,17 @@
 """Strict arithmetic, warnings as errors (pyproject.toml) and eight CPU devices for every test."""
 
 import gc
+import importlib
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 import pytest
+from absl.flags import FLAGS
 
 from lipreg.training import cpu
 
@@ -23,7 +27,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # Modules of few and long tests: begun last, they would keep one worker while the others wait.
-LONG = ("test_notebooks.py", "test_sweep.py", "test_parallel.py")
+LONG = tuple(
+    f"test_{name}.py" for name in ("docs", "notebooks", "pages", "parallel", "sweep", "your_own")
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -41,3 +47,16 @@ def forget_programs():
     """Thousands of compiled programs are more memory maps than Linux gives a process."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a program of benchmarks/ for one test: their flags have the same names."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module
+    rooms = {path.stem for path in folder.iterdir()}
+    for name in [name for name in sys.modules if name.partition(".")[0] in rooms]:
+        del sys.modules[name]
+        for flag in list(FLAGS.flags_by_module_dict().get(name, ())):
+            delattr(FLAGS, flag.name)

@@ -7,16 +7,11 @@ import pytest
 
 from lipreg import files
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def accelerator(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import accelerator
-
+def accelerator(benchmark, monkeypatch):
     monkeypatch.setattr("sys.argv", ["accelerator.py"])
-    return accelerator
+    return benchmark("accelerator")
 
 
 @pytest.fixture

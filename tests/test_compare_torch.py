@@ -1,7 +1,5 @@
 """benchmarks/compare_torch.py: the network goes there and back; attacks stay where they may."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -10,15 +8,11 @@ from lipreg import datasets, models, runs
 from lipreg.runs.config import base_config
 
 torch = pytest.importorskip("torch")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def theirs(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import compare_torch  # pyright: ignore[reportMissingImports]
-
-    return compare_torch
+def theirs(benchmark):
+    return benchmark("compare_torch")
 
 
 @pytest.mark.parametrize(("batch_norm", "head"), [(False, "linear"), (True, "tanh")])

@@ -3,14 +3,11 @@
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import pickle
 import resource
-import runpy
 import shutil
 import signal
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from forked import EXPERIMENTS, FORKED, launch
 from test_storage import CONFIG, a_state, assert_same
 
 from lipreg import datasets, reports, runs
@@ -25,7 +23,6 @@ from lipreg.evaluation.store import Store
 from lipreg.runs import logs, storage
 from lipreg.runs.config import base_config
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 TRAIN = (
     str(EXPERIMENTS / "train.py"),
     f"--config={EXPERIMENTS}/configs/digits.py:j0",
@@ -40,24 +37,16 @@ TRAIN = (
 IDENTITY = {"seed": 0}
 PER_EPOCH = 20  # of 1,294 images in batches of 64
 
-# Children are forked from one process that has paid for the imports and not touched jax.
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["lipreg.runs", "sklearn.datasets", "tensorboardX"])
 
-
-def launch(argv: list[str], log: str, largest_file: int) -> None:
-    """In a child: what `python argv` does, its output in a file."""
-    for stream in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+def limited(argv: list[str], log: str, largest_file: int) -> None:
+    """In a child: `python argv` with a limit on what it may write."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.path.insert(0, str(EXPERIMENTS))
-    sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")
+    launch(argv, log)
 
 
 def start(workdir: Path, *arguments: str, largest_file: int = resource.RLIM_INFINITY):
     argv = [*TRAIN, f"--workdir={workdir}", *arguments]
-    process = FORKED.Process(target=launch, args=(argv, f"{workdir}.log", largest_file))
+    process = FORKED.Process(target=limited, args=(argv, f"{workdir}.log", largest_file))
     process.start()
     return process
 

@@ -17,7 +17,7 @@ DIGITS = f"--config={CONFIGS}/digits.py"
 # Starts the launchers in forked children of one process that has paid for the imports.
 DRIVER = """
 import json, os, runpy, sys
-import absl.app, matplotlib.figure, orbax.checkpoint
+import absl.app, matplotlib.figure, optax.contrib, orbax.checkpoint, sklearn.datasets
 from lipreg import reports, runs
 sys.path.insert(0, "experiments")
 for argv, out in json.load(sys.stdin):

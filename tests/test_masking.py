@@ -98,6 +98,7 @@ PLANTED = {
 }
 
 
+@jax.jit  # each report traces the attacks anew, but not the networks
 def family(member, weights, x):
     """Every network of this file, by number: one program, compiled once."""
     linear, tanh = weights

@@ -108,6 +108,12 @@ def parsed_only(argv):
     )
 
 
+def first(page):
+    """The first page that runs the same commands, once for all of them."""
+    ran = {p: [argv for argv in found if not parsed_only(argv)] for p, found in LAUNCHED.items()}
+    return next(p for p in ran if ran[p] == ran[page])
+
+
 def smaller(argv, page):
     """A command as the test runs it; its runs are the page's own."""
     script, *flags = [argument.replace("runs/", f"runs/{page}/") for argument in argv]
@@ -126,8 +132,12 @@ def launched(tmp_path_factory):
     (folder / "my_parts.py").write_text(
         next(b for name, b in FENCED.findall(OWN) if name == "python")
     )
-    smalls = [smaller(argv, page) for page, found in LAUNCHED.items() for argv in found]
-    calls = [(argv, str(folder / f"log{i}")) for i, argv in enumerate(smalls)]
+    smalls = {
+        page: [tuple(smaller(argv, first(page))) for argv in found]
+        for page, found in LAUNCHED.items()
+    }
+    every = dict.fromkeys(argv for found in smalls.values() for argv in found)
+    calls = [(argv, str(folder / f"log{i}")) for i, argv in enumerate(every)]
     settings = {
         "PYTHONPATH": str(ROOT / "src"),
         "XLA_FLAGS": QUICK,
@@ -135,7 +145,7 @@ def launched(tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", "import sklearn.datasets\n" + DRIVER],
+        [sys.executable, "-W", "ignore", "-c", DRIVER],
         input=json.dumps(calls),
         capture_output=True,
         text=True,
@@ -144,8 +154,8 @@ def launched(tmp_path_factory):
         check=True,
     )
     ends = [(argv, Path(f"{log}.stderr").read_text()) for argv, log in calls]
-    outcomes = iter(zip(map(int, done.stdout.split()), ends, strict=True))
-    return {page: [next(outcomes) for _ in found] for page, found in LAUNCHED.items()}
+    outcomes = dict(zip(every, zip(map(int, done.stdout.split()), ends, strict=True), strict=True))
+    return {page: [outcomes[argv] for argv in found] for page, found in smalls.items()}
 
 
 @pytest.mark.parametrize("page", [page for page, found in LAUNCHED.items() if found])

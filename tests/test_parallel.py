@@ -1,14 +1,10 @@
 """One program on many devices and on several processes: the same numbers."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import chex
 import jax
@@ -16,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import QUICK
+from forked import EXPERIMENTS, FORKED, launch
 
 from lipreg import attacks, batching, datasets, models, objectives, optimizers, parallel, training
 from lipreg.evaluation import Stage, cascade
 from lipreg.norms import L2, LINF
 
-ROOT = Path(__file__).parents[1]
 KEY = jax.random.key(0)
 X = np.asarray(jax.random.randint(jax.random.fold_in(KEY, 1), (96, 6, 6, 1), 0, 256), np.uint8)
 Y = np.asarray(jax.random.randint(jax.random.fold_in(KEY, 2), (96,), 0, 3), np.int32)
@@ -112,37 +108,44 @@ def test_what_names_the_processes_is_checked(processes, message):
 # Two real processes, one device each, that talk over the loopback.
 
 SMALL = (
-    *("--config=experiments/configs/digits.py:j2_lip_tanh", "--silent"),
+    *(f"--config={EXPERIMENTS}/configs/digits.py:j2_lip_tanh", "--silent"),
     *("--config.train.epochs=3", "--config.train.batch_size=64"),
     *("--config.model.settings.channels=(4,)", "--config.report.every_steps=5"),
 )
 
 
-def processes(script, *arguments, count):
-    """One command started `count` times as the processes of one run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": QUICK}
-    together = lambda n: [f"--processes={address},{count},{n}"] if count > 1 else []
-    return [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", script, *arguments, *together(number)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(count)
-    ]
+@pytest.fixture
+def launched(tmp_path):
+    """Starts one command `count` times, as the processes of one run; returns each and its log."""
+    started = []
+
+    def start(script, *arguments, count):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        running = []
+        for number in range(count):
+            log = tmp_path / f"log{len(started)}"
+            argv = [str(EXPERIMENTS / script), *arguments]
+            argv += [f"--processes={address},{count},{number}"] if count > 1 else []
+            options = {"flags": QUICK, "cache": str(tmp_path / "cache")}
+            process = FORKED.Process(target=launch, args=(argv, str(log)), kwargs=options)
+            process.start()
+            started.append(process)
+            running.append((process, log))
+        return running
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 def finish(running):
-    outputs = [process.communicate(timeout=240) for process in running]
-    for process, (_, err) in zip(running, outputs, strict=True):
-        assert process.returncode == 0, err
-    return [out for out, _ in outputs]
+    for process, log in running:
+        process.join(240)
+        assert process.exitcode == 0, log.read_text()
+    return [log.read_text() for _, log in running]
 
 
 PGD = "evaluations/pgd_test_50/distances.npz"
@@ -153,25 +156,24 @@ def last(run):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this platform")
-def test_two_processes_train_resume_after_a_kill_and_evaluate_as_one(tmp_path):
+def test_two_processes_train_resume_after_a_kill_and_evaluate_as_one(launched, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(processes("experiments/train.py", *SMALL, f"--workdir={one}", count=1))
+    finish(launched("train.py", *SMALL, f"--workdir={one}", count=1))
 
-    broken = processes("experiments/train.py", *SMALL, f"--workdir={two}", count=2)
-    while not list((two / "checkpoints").glob("[0-9]*")) and broken[0].poll() is None:
+    broken = launched("train.py", *SMALL, f"--workdir={two}", count=2)
+    while not list((two / "checkpoints").glob("[0-9]*")) and broken[0][0].is_alive():
         time.sleep(0.05)
-    broken[1].kill()
-    broken[0].kill()  # a scheduler does the same when one is gone
-    for process in broken:
-        process.communicate()
+    for process, _ in reversed(broken):  # a scheduler does the same when one is gone
+        process.kill()
+        process.join()
     assert last(two)["step"] < last(one)["step"]
 
-    finish(processes("experiments/train.py", *SMALL, f"--workdir={two}", count=2))
+    finish(launched("train.py", *SMALL, f"--workdir={two}", count=2))
     assert last(two).keys() == last(one).keys()
     for name, value in last(one).items():
         np.testing.assert_allclose(last(two)[name], value, rtol=1e-3, atol=2e-2, err_msg=name)
 
-    evaluate = partial(processes, "experiments/evaluate.py", "--silent", "--examples=50")
+    evaluate = partial(launched, "evaluate.py", "--silent", "--examples=50")
     finish(evaluate(f"--run={one}", count=1))
     said = finish(evaluate(f"--run={two}", count=2))
     assert "l2" in said[0]

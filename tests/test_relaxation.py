@@ -1,6 +1,5 @@
 """benchmarks/relaxation.py: what its table says of sweeps whose errors are known."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -12,9 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("relaxation")
+def program(benchmark):
+    return benchmark("relaxation")
 
 
 def write(folder, errors, rate, tried):

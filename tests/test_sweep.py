@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import chex
@@ -13,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import QUICK
+from forked import EXPERIMENTS, FORKED, launch
 from matplotlib.text import Text
 
 from lipreg import datasets, objectives, parallel, runs, training
 from lipreg.reports import plots, sweeps
 from lipreg.runs import build, logs, storage, sweep
 from lipreg.runs.config import base_config
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -275,30 +274,35 @@ def test_there_is_no_picture_of_nothing():
         plots.pareto({"gone": []}, front=())
 
 
-def launch(*arguments):
-    command = [sys.executable, "-W", "ignore", "experiments/sweep.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 DIGITS = (
-    *("--config=experiments/configs/digits.py:j2", "--silent", "--config.train.epochs=1"),
+    *(f"--config={EXPERIMENTS}/configs/digits.py:j2", "--silent", "--config.train.epochs=1"),
     *("--config.model.settings.channels=(2,)", "--config.report.pgd.steps=1"),
 )
 
 
 def test_one_index_trains_one_point_and_the_command_without_it_reports(tmp_path):
-    sweep_ = (*DIGITS, f"--workdir={tmp_path}", "--sweep=strengths.eps=0,0.4")
-    first = launch(*sweep_, "--sweep_index=1")
-    assert first.stdout.strip() == "Point 1: eps=0.4", first.stderr
-    assert [run.name for run in (tmp_path / "points").iterdir()] == ["eps=0.4"]
-    whole = launch(*sweep_)
-    assert "error under attack, validation split" in whole.stdout, whole.stderr
-    assert (tmp_path / "pareto.png").stat().st_size > 1000
+    folder, log = tmp_path / "sweep", tmp_path / "log"
+
+    def said(*more):
+        argv = [str(EXPERIMENTS / "sweep.py"), *DIGITS, f"--workdir={folder}", *more]
+        argv.append("--sweep=strengths.eps=0,0.4")
+        options = {"flags": QUICK, "cache": str(tmp_path / "cache")}
+        process = FORKED.Process(target=launch, args=(argv, str(log)), kwargs=options)
+        process.start()
+        process.join()
+        return log.read_text()
+
+    assert said("--sweep_index=1").strip() == "Point 1: eps=0.4"
+    assert [run.name for run in (folder / "points").iterdir()] == ["eps=0.4"]
+    assert "error under attack, validation split" in said()
+    assert (folder / "pareto.png").stat().st_size > 1000
 
 
 def test_ray_trains_every_point_in_a_process_of_its_own(tmp_path):
     pytest.importorskip("ray")
-    done = launch(*DIGITS, f"--workdir={tmp_path}", "--sweep=strengths.eps=0,0.4", "--engine=ray")
+    command = [sys.executable, "-W", "ignore", str(EXPERIMENTS / "sweep.py"), *DIGITS]
+    command += [f"--workdir={tmp_path}", "--sweep=strengths.eps=0,0.4", "--engine=ray"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "error under attack, validation split" in done.stdout
     for name in ("eps=0", "eps=0.4"):

@@ -46,10 +46,6 @@ def test_the_file_is_short_and_so_is_its_objective():
     assert trades.end_lineno - trades.lineno + 1 <= 25
 
 
-# What every command imports is imported once.
-FORKING = "import sklearn.datasets, lipreg.reports, lipreg.runs\n" + DRIVER
-
-
 def run(folder, commands):
     """Run launchers in forked children of one process that works in `folder`; all succeed."""
     cases = [(argv, str(folder / f"{i}")) for i, argv in enumerate(commands)]
@@ -61,7 +57,7 @@ def run(folder, commands):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     done = subprocess.run(
-        [sys.executable, "-P", "-c", FORKING],  # -P: the folder is not on sys.path
+        [sys.executable, "-P", "-c", DRIVER],  # -P: the folder is not on sys.path
         input=json.dumps(cases),
         capture_output=True,
         text=True,
