@@ -76,6 +76,56 @@ def test_fields_that_differ_are_named_with_both_values():
     }
 
 
+IDLE = [  # (what would not be read, what lets it be read, what is said)
+    ({"data.dir": "a"}, {"data.name": "mnist"}, "data.dir = a; no folder is read for digits"),
+    (
+        {"data.dir": "a", "data.synthetic": "m:f"},
+        {"data.synthetic": "a.npz"},
+        "data.dir = a; no folder is read for digits and m:f",
+    ),
+    ({"data.workers": 2}, {"data.side": 8}, "data.workers = 2; only a streamed set"),
+    ({"data.threads": 2}, {"data.side": 8}, "data.threads = 2; only a streamed set"),
+    (
+        {"train.per_dispatch": 4, "data.side": 8, "data.name": "mnist"},
+        {"data.side": 0},
+        "train.per_dispatch = 4; a streamed set is trained on a step at a time",
+    ),
+    (
+        {"data.synthetic_share": 0.5},
+        {"data.synthetic": "a.npz"},
+        "data.synthetic_share = 0.5; there is no second set, config.data.synthetic",
+    ),
+    (
+        {"train.optimizer": "adam", "train.nesterov": True},
+        {"train.optimizer": "sam"},
+        r"train.nesterov = True; only sgd reads it: .* into its name, adam\(",
+    ),
+    (
+        {"train.momentum": 0.0, "train.nesterov": True},
+        {"train.momentum": 0.5},
+        "train.nesterov = True; config.train.momentum is 0",
+    ),
+    (
+        {"train.ema_statistics": "averaged"},
+        {"train.ema": 0.9},
+        "train.ema_statistics = averaged; .*: config.train.ema is 0",
+    ),
+    (
+        {"train.ramped": "eps"},
+        {"train.ramp": 0.5},
+        "train.ramped = eps; .*: config.train.ramp is 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("idle", "other", "told"), IDLE)
+def test_a_setting_that_nothing_reads_beside_the_others_is_refused(idle, other, told):
+    with pytest.raises(ValueError, match=f"config.{told}") as refused:
+        check(config(**idle))
+    assert "\n" not in str(refused.value)
+    check(config(**idle | other))
+
+
 def test_a_set_that_must_be_streamed_is_told_the_field_that_does_it():
     with pytest.raises(ValueError, match=r"No data set 'folder'; .*, or set config.data.side"):
         datasets.load("folder", "train")

@@ -188,13 +188,12 @@ def _loss(text: str) -> Callable[[Array, Array], Array]:
 
 def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
     *outer, (name, options) = optimizers.nested(train.optimizer)
-    for field in {"weight_decay", "clip", "accumulate"} & {*options}:
+    own = {"momentum": train.momentum, "nesterov": train.nesterov} if name == "sgd" else {}
+    for field in {"weight_decay", "clip", "accumulate", *own} & {*options}:
         raise ValueError(
             f"config.train.optimizer = {train.optimizer}; write config.train.{field} = "
             f"{options[field]}."
         )
-    if name == "sgd":
-        options = {"momentum": train.momentum, "nesterov": train.nesterov} | options
     moves = -(-steps // train.accumulate)
     for around in outer:
         moves = optimizers.updates(*around, moves)
@@ -206,6 +205,7 @@ def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
         clip=train.clip,
         accumulate=train.accumulate,
         around=optimizers.wrapper(*outer[0], rate) if outer else None,
+        **own,
         **options,
     )
 

@@ -90,9 +90,16 @@ def prepare(config: Config) -> Experiment:
             f"config.train.optimizer = {t.optimizer}; its first move is after {period} steps, and "
             f"the run has {steps}."
         )
+    if t.ramp and not round(t.ramp * steps):
+        raise ValueError(f"config.train.ramp = {t.ramp}; of the run's {steps} steps that is none.")
     program = build.program(parts, validation, steps)
     with told(f"The network {config.model.name} cannot be initialised"):
         state = program.init(key_for(config, "init"), key_for(config, "step"))
+    if t.ema_statistics != "running" and not jax.tree.leaves(state.model_state):
+        raise ValueError(
+            f"config.train.ema_statistics = {t.ema_statistics}; {config.model.name} keeps none: it "
+            "has no batch normalisation, or has it off."
+        )
     x = jax.ShapeDtypeStruct((t.batch_size, *validation.x.shape[1:]), validation.x.dtype)
     batch = (x, jax.ShapeDtypeStruct(x.shape[:1], np.int32))
     with told(f"A step of {config.objective} with {config.model.name} cannot be traced"):
