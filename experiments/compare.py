@@ -15,8 +15,6 @@ Your own recipe is an objective and fields of the config, those with several val
 are runs that something else has trained (benchmarks/compare_torch.py).
 """
 
-import runpy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +49,15 @@ _SILENT = flags.DEFINE_bool("silent", False, "no progress bars")
 flags.mark_flag_as_required("config")
 
 
-def _known() -> dict[str, Mapping[str, float]]:
-    """The strengths that the config file knows for its data."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    return runpy.run_path(path).get("STRENGTHS", {})
-
-
 def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:
     d = config.data
     if d.side:
         raise ValueError(f"config.data.side = {d.side}; recipes are compared on a set in memory.")
     options = {name: d[name] for name in ("dir", "seed", "validation", "bounds")}
     pixels = datasets.load(d.name, "validation", **options).x[0].size
-    every = recipes(_NORM.value, eps, pixels, _known())
+    with cli.in_config_file() as defined:
+        known = defined.get("STRENGTHS", {})
+    every = recipes(_NORM.value, eps, pixels, known)
     for name in _ROWS.value:
         if name not in every:
             raise ValueError(f"--rows={name}; choose some of {', '.join(every)}.")

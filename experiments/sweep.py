@@ -11,8 +11,6 @@ unless `--engine` says otherwise. `--engine=ray` gives each a process of its own
 trains the N-th point alone, for SLURM arrays; the command without it writes the report.
 """
 
-import runpy
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -32,10 +30,12 @@ flags.mark_flag_as_required("config")
 def _axes() -> dict:
     if _SWEEP.value:
         return sweep.parse(_SWEEP.value)
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    axes = runpy.run_path(path).get("get_sweep", dict)()
+    with cli.in_config_file() as defined:
+        axes = defined.get("get_sweep", dict)()
     if not axes:
-        raise ValueError(f"No axes: give --sweep=NAME=VALUE,VALUE, or {path} a get_sweep().")
+        raise ValueError(
+            "No axes: give --sweep=NAME=VALUE,VALUE, or the config file a get_sweep()."
+        )
     return axes
 
 

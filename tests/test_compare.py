@@ -212,6 +212,8 @@ def test_a_recipe_may_have_a_network_of_its_own():
     made = compare.point(config(), compare.Recipe("j0", [{}], fields), 0, PLAN, steps=1)
     assert made.model.settings.to_dict() == {"channels": (2, 3)}
     build.parts(made)
+    bare = compare.Recipe("j0", [{}], {"model.name": "CNN"})
+    assert {*compare.point(config(), bare, 0, PLAN, steps=1).model.settings} == set()
 
 
 def test_a_recipe_may_have_the_tanh_head_and_nothing_else_of_the_configs_row():

@@ -4,7 +4,7 @@ import pytest
 
 from lipreg import datasets, objectives
 from lipreg.runs.checks import check
-from lipreg.runs.config import base_config, complete, differing
+from lipreg.runs.config import base_config, complete, differing, drop_settings, no_field
 
 
 def config(row="j2_lip", **changes):
@@ -61,6 +61,40 @@ def test_the_sizes_of_a_model_are_whole_numbers(channels):
     found.model.settings.channels = channels
     with pytest.raises(ValueError, match=r"config.model.settings.channels = .*whole numbers"):
         check(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "left"),
+    [
+        ("MLP", (), {"dtype"}),
+        ("ResNet18(stages=(1, 1))", ("train.steps",), {"dtype"}),  # its channels are others
+        ("MLP", ("model.settings.channels",), {"dtype", "channels"}),
+        ("MLP", ("model.settings",), {"dtype", "channels", "batch_norm"}),
+        ("CNN(hidden=8)", (), {"dtype", "channels", "batch_norm"}),
+        ("my_parts:Net", (), {"dtype"}),
+    ],
+)
+def test_another_network_has_none_of_the_settings_of_the_files_own(name, given, left):
+    found = config()
+    found.model.settings.update({"channels": (8,), "batch_norm": False})
+    found.lock().model.name = name
+    drop_settings(found, "CNN", given)
+    assert {*found.model.settings} == left
+
+
+def test_settings_that_an_outsiders_network_would_not_get_are_refused():
+    found = config(**{"model.name": "my_parts:Net(width=3)"})
+    with pytest.raises(ValueError, match=r"config.model.settings.dtype: .* name, my_parts:Net\("):
+        drop_settings(found, "CNN", ("model.settings.dtype",))
+
+
+def test_what_to_say_of_a_name_that_is_no_field():
+    fields = ("seed", "model.name", "model.settings.dtype", "train.epochs", "data.seed")
+    assert no_field("trian.epoch", fields).endswith("Did you mean train.epochs?")
+    assert no_field("data.seeds", fields).endswith("Did you mean data.seed?")
+    assert no_field("train.lr", fields).endswith("choose one of train.epochs.")
+    assert no_field("lr", fields).endswith("data.seed.")
+    assert no_field("model.settings.width", fields).endswith("model.name='NAME(width=...)'.")
 
 
 def test_a_seed_is_one_of_those_that_differ():

@@ -165,6 +165,68 @@ BAD = {
         ["--config={made}/none.py", "--workdir={out}"],
         ["none.py: it defines no get_config()."],
     ),
+    "config file with a name that is not defined": (
+        TRAIN,
+        ["--config={made}/undefined.py", "--workdir={out}"],
+        ["undefined.py, line 2: NameError: name 'rate' is not defined"],
+    ),
+    "config file with a key that is not there": (
+        SWEEP,
+        ["--config={made}/key.py", "--workdir={out}"],
+        ["key.py, line 2: KeyError: 'rate'"],
+    ),
+    "config file that is no Python": (
+        COMPARE,
+        ["--config={made}/syntax.py", "--workdir={out}"],
+        ["syntax.py, line 1: SyntaxError: "],
+    ),
+    "config file with a number that is none": (
+        TRAIN,
+        ["--config={made}/number.py", "--workdir={out}"],
+        ["number.py, line 2: ValueError: ", "'three'"],
+    ),
+    "config file that returns no config": (
+        TRAIN,
+        ["--config={made}/nothing.py", "--workdir={out}", "--config.seed=1"],
+        ["nothing.py: get_config() returns None"],
+    ),
+    "config file that takes no row": (
+        TRAIN,
+        ["--config={made}/nothing.py:j0", "--workdir={out}"],
+        ["nothing.py: TypeError: get_config() takes 0 positional arguments but 1 was given"],
+    ),
+    "axes that break": (
+        SWEEP,
+        ["--config={made}/axes.py", "--workdir={out}"],
+        ["axes.py, line 4: ZeroDivisionError: division by zero"],
+    ),
+    "empty config": (TRAIN, ["--config=", "--workdir={out}"], ["--config=", "no such file"]),
+    "epochs and steps": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epochs=2", "--config.train.steps=9"],
+        ["--config.train.epochs=2", "--config.train.steps=9", "one of the two"],
+    ),
+    "what only another network of the flags' would tell": (
+        TRAIN,
+        [
+            f"{DIGITS}:j2",
+            "--workdir={out}",
+            "--config.model.name=MLP",
+            "--config.train.ema=0.9",
+            "--config.train.ema_statistics=averaged",
+        ],
+        ["--config.train.ema_statistics=averaged; MLP keeps none"],
+    ),
+    "a setting that the network of the flags does not have": (
+        TRAIN,
+        [
+            f"{DIGITS}:j2",
+            "--workdir={out}",
+            "--config.model.name=MLP",
+            "--config.model.settings.channels=(4,)",
+        ],
+        ["--config.model.settings.channels=(4,)", "another network: MLP has activation,", "widths"],
+    ),
     "engine of one point": (
         SWEEP,
         [f"{DIGITS}:j2", "--workdir={out}", "--sweep=seed=0:2", "--sweep_index=0", "--engine=loop"],
@@ -278,6 +340,12 @@ def foreign(folder: Path) -> Path:
         "numbers/config.json": '{"seed": 0, "train": 1}',
         "about/about.json": "[]",
         "none.py": "",
+        "undefined.py": "def get_config():\n    return rate\n",
+        "key.py": "def get_config():\n    return {}['rate']\n",
+        "syntax.py": "def get_config(:\n",
+        "number.py": "def get_config():\n    return int('three')\n",
+        "nothing.py": "def get_config():\n    pass\n",
+        "axes.py": "from configs.digits import get_config\n\ndef get_sweep():\n    return 1 / 0\n",
     }
     shutil.copytree(ROOT / GOLDEN, folder / "about")
     for name, text in texts.items():

@@ -157,6 +157,12 @@ def _network(model: Config, precision: str, classes: int, shape: tuple[int, ...]
         if ":" in name:
             x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
             return models.outsider(make, x, precision=precision, **options)
+        known = models.fields(name)
+        for setting in sorted({*model.settings} - {*known}):
+            raise ValueError(
+                f"config.model.settings.{setting} = {model.settings[setting]}; the settings are "
+                f"those of another network: {name} has {', '.join(known)}."
+            )
         return models.network(make(**{**model.settings, **options}), precision=precision)
 
 
