@@ -91,9 +91,17 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(_no_field(argv, own, error))
     except (flags.Error, ValueError, TypeError) as error:
         _fail(error)
+    empty = [name for name in _PLACES if name in flags.FLAGS and flags.FLAGS[name].value == ""]
+    if empty:
+        _fail(f"--{empty[0]}=: it is empty; name a folder.")
+    if "" in positional:
+        _fail("An argument is empty; name a folder.")
     if own is not None:
         _settle(own)
     return positional
+
+
+_PLACES = ("run", "workdir", "out", "surrogate")  # flags of launchers
 
 
 def _file() -> tuple[str, list[str]] | None:

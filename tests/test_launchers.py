@@ -200,6 +200,10 @@ BAD = {
         ["--config={made}/axes.py", "--workdir={out}"],
         ["axes.py, line 4: ZeroDivisionError: division by zero"],
     ),
+    "empty run": (EVALUATE, ["--run="], ["--run=: it is empty; name a folder."]),
+    "empty workdir": (TRAIN, [f"{DIGITS}:j2", "--workdir="], ["--workdir=: it is empty"]),
+    "empty folder of a table": (TABLE, [GOLDEN, "--out="], ["--out=: it is empty"]),
+    "empty run of a table": (TABLE, [GOLDEN, "", "--out={out}"], ["An argument is empty"]),
     "empty config": (TRAIN, ["--config=", "--workdir={out}"], ["--config=", "no such file"]),
     "epochs and steps": (
         TRAIN,
