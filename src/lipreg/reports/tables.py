@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lipreg import curves, files
-from lipreg.reports import certified, evaluations, plots
+from lipreg.reports import certified, kept, plots
 from lipreg.runs import storage
 from lipreg.runs.config import Config, differing, label
 
@@ -50,7 +50,7 @@ def _choices(workdir: Path, wanted: _Wanted) -> list[tuple[str, int]]:
     Raises: ValueError, with those that there are and the command to run, for a run without any.
     """
     storage.read_config(workdir)  # says what is no run
-    there = evaluations.places(workdir, wanted.norms)
+    there = kept.places(workdir, wanted.norms)
     choices = [
         (split, n)
         for protocol, split, n in there
@@ -64,7 +64,7 @@ def _choices(workdir: Path, wanted: _Wanted) -> list[tuple[str, int]]:
         raise ValueError(
             f"{workdir} has not been evaluated by {wanted.protocol} in {', '.join(wanted.norms)}"
             f"{f' on {images}' if images != 'images' else ''}{f', it has {had}' if had else ''}: "
-            f"run {evaluations.command(workdir, wanted.protocol, wanted.norms)}."
+            f"run {kept.command(workdir, wanted.protocol, wanted.norms)}."
         )
     return choices
 
@@ -91,13 +91,13 @@ def _one_of_all(workdirs: Sequence[Path], wanted: _Wanted) -> tuple[str, int]:
 
 def _run(workdir: Path, split: str, n: int, wanted: _Wanted) -> _Run:
     """The evaluation on this split and number of images, and AutoAttack's on the same."""
-    there = evaluations.places(workdir, wanted.norms)
+    there = kept.places(workdir, wanted.norms)
     robust = {
-        protocol: evaluations.read(there[protocol, split, n])[1]
+        protocol: kept.read(there[protocol, split, n])[1]
         for protocol in AUTOATTACK
         if (protocol, split, n) in there
     }
-    config, record, distances = evaluations.read(there[wanted.protocol, split, n])
+    config, record, distances = kept.read(there[wanted.protocol, split, n])
     radii = certified.proved(workdir, split, n, record["step"])
     return _Run(workdir, config, record, distances, robust, radii)
 
@@ -205,7 +205,7 @@ def table(
     out: str | Path,
     *,
     protocol: str = "pgd",
-    norms: Sequence[str] = evaluations.USUAL,
+    norms: Sequence[str] = kept.USUAL,
     split: str = "",
     examples: int = 0,
     radii: Mapping[str, Sequence[float]] | None = None,
