@@ -1,4 +1,4 @@
-"""Where a run's evaluations are kept, as `reports.evaluations` writes them, and reading one back."""
+"""Where the evaluations of a run are kept, `reports.evaluations`, and one of them read back."""
 
 import re
 from collections.abc import Sequence
