@@ -6,6 +6,8 @@ image is already misclassified, inf where every attack failed. All functions are
 jitted; radii are traced, so a curve compiles once.
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 from collections.abc import Callable, Mapping

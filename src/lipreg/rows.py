@@ -1,5 +1,7 @@
 """Rows of numbers by name, as Markdown and as CSV; several seeds as mean ± standard deviation."""
 
+from __future__ import annotations
+
 import csv
 import io
 import math

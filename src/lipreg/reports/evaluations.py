@@ -15,6 +15,8 @@ RUN/evaluations/PROTOCOL_SPLIT_N/   N images; _NORMS is added where they are not
     step_STEP/            what a killed evaluation of these weights resumes from
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -5,6 +5,8 @@ OUT/table.md, .csv      a row for each config, mean ± standard deviation over i
 OUT/curves_NORM.*        the error curves, PNG and SVG
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """A run trained in its folder, and several runs trained at once by one vmapped step."""
 
+from __future__ import annotations
+
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
