@@ -90,7 +90,7 @@ def _parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         _fail(_no_field(argv, own, error))
     except (flags.Error, ValueError, TypeError) as error:
-        _fail(error)
+        _fail(_in_words(error))
     empty = [name for name in _PLACES if name in flags.FLAGS and flags.FLAGS[name].value == ""]
     if empty:
         _fail(f"--{empty[0]}=: it is empty; name a folder.")
@@ -102,6 +102,14 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 _PLACES = ("run", "workdir", "out", "surrogate")  # flags of launchers
+
+
+def _in_words(error: Exception) -> str:
+    """What absl says of a flag that is missing, or neither true nor false, as one would say it."""
+    missing = re.match(r"flag --(\w+)=None: Flag --\1 must have a value", str(error))
+    if missing:
+        return f"--{missing[1]} is missing; --help lists the flags."
+    return re.sub(r"\('Non-boolean .*\)$", "it is neither true nor false.", str(error))
 
 
 def _file() -> tuple[str, list[str]] | None:

@@ -15,6 +15,7 @@ Your own recipe is an objective and fields of the config, those with several val
 are runs that something else has trained (benchmarks/compare_torch.py).
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lipreg import datasets
 from lipreg.norms import NORMS
 from lipreg.reports import comparison
 from lipreg.runs import compare, storage
+from lipreg.runs.checks import check_fields
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the comparison's folder", required=True)
@@ -81,9 +83,10 @@ def _guest(name: str) -> compare.Trained:
 
 def main(_: list[str]) -> None:
     config, norm = _CONFIG.value, _NORM.value
+    check_fields(config)
     eps = config.evaluation[norm].table if _EPS.value is None else _EPS.value
-    if not eps > 0:
-        raise ValueError(f"--eps={eps}; it must be greater than 0.")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"--eps={eps}; it must be greater than 0, and finite.")
     for other in _NORMS.value:
         if other not in NORMS:
             raise ValueError(f"--norms={other}; choose some of {', '.join(NORMS)}.")

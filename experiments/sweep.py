@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import cli
+from lipreg.files import check_writable
 from lipreg.reports import sweeps
 from lipreg.runs import sweep
 
@@ -41,6 +42,7 @@ def _axes() -> dict:
 
 def main(_: list[str]) -> None:
     axes, workdir, silent = _axes(), _WORKDIR.value, _SILENT.value
+    check_writable(workdir)  # before anything is said
     points = sweep.points(_CONFIG.value, axes)
     if _INDEX.value is not None:
         if flags.FLAGS["engine"].present:

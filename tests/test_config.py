@@ -97,6 +97,12 @@ def test_what_to_say_of_a_name_that_is_no_field():
     assert no_field("model.settings.width", fields).endswith("model.name='NAME(width=...)'.")
 
 
+def test_settings_in_a_name_are_checked_as_all_others_are():
+    with pytest.raises(ValueError, match=r"config.model.settings.hidden = 0; it must be greater"):
+        check(config(**{"model.name": "CNN(hidden=0)"}))
+    check(config(**{"model.name": "my_parts:Net(hidden=0)"}))
+
+
 def test_a_seed_is_one_of_those_that_differ():
     check(config(seed=2**32 - 1))
     with pytest.raises(ValueError, match=r"config.seed = 4294967296; it must be less than 2\^32"):
@@ -110,6 +116,7 @@ def test_fields_that_differ_are_named_with_both_values():
     }
 
 
+STREAMED = {"data.name": "folder", "data.side": 8}
 IDLE = [  # (what would not be read, what lets it be read, what is said)
     ({"data.dir": "a"}, {"data.name": "mnist"}, "data.dir = a; no folder is read for digits"),
     (
@@ -117,8 +124,8 @@ IDLE = [  # (what would not be read, what lets it be read, what is said)
         {"data.synthetic": "a.npz"},
         "data.dir = a; no folder is read for digits and m:f",
     ),
-    ({"data.workers": 2}, {"data.side": 8}, "data.workers = 2; only a streamed set"),
-    ({"data.threads": 2}, {"data.side": 8}, "data.threads = 2; only a streamed set"),
+    ({"data.workers": 2}, STREAMED, "data.workers = 2; only a streamed set"),
+    ({"data.threads": 2}, STREAMED, "data.threads = 2; only a streamed set"),
     (
         {"train.per_dispatch": 4, "data.side": 8, "data.name": "mnist"},
         {"data.side": 0},

@@ -170,11 +170,6 @@ BAD = {
         ["--config={made}/undefined.py", "--workdir={out}"],
         ["undefined.py, line 2: NameError: name 'rate' is not defined"],
     ),
-    "config file with a key that is not there": (
-        SWEEP,
-        ["--config={made}/key.py", "--workdir={out}"],
-        ["key.py, line 2: KeyError: 'rate'"],
-    ),
     "config file that is no Python": (
         COMPARE,
         ["--config={made}/syntax.py", "--workdir={out}"],
@@ -201,8 +196,32 @@ BAD = {
         ["axes.py, line 4: ZeroDivisionError: division by zero"],
     ),
     "empty run": (EVALUATE, ["--run="], ["--run=: it is empty; name a folder."]),
-    "empty workdir": (TRAIN, [f"{DIGITS}:j2", "--workdir="], ["--workdir=: it is empty"]),
-    "empty folder of a table": (TABLE, [GOLDEN, "--out="], ["--out=: it is empty"]),
+    "a table in no norm": (TABLE, [GOLDEN, "--norms=", "--out={out}"], ["--norms=; name one"]),
+    "a comparison of what is no experiment": (
+        COMPARE,
+        [f"--config={CONFIGS}/theory.py:clean", "--workdir={out}"],
+        ["config.data.bounds is missing"],
+    ),
+    "a network that is none, among others": (
+        SWEEP,
+        [f"{DIGITS}:j2", "--workdir={out}", "--sweep=model.name=CNN,VGG"],
+        ["No model 'VGG'; choose one of CNN,"],
+    ),
+    "a sweep in a file": (
+        SWEEP,
+        [f"{DIGITS}:j2", "--workdir=setup.cfg", "--sweep=seed=0:2"],
+        ["setup.cfg is a file"],
+    ),
+    "a config without its flag": (
+        TRAIN,
+        [f"{CONFIGS}/digits.py:j2", "--workdir={out}"],
+        ["--config is missing; --help"],
+    ),
+    "neither true nor false": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--silent=perhaps"],
+        ["--silent=perhaps: it is neither true nor false"],
+    ),
     "empty run of a table": (TABLE, [GOLDEN, "", "--out={out}"], ["An argument is empty"]),
     "empty config": (TRAIN, ["--config=", "--workdir={out}"], ["--config=", "no such file"]),
     "epochs and steps": (
@@ -278,12 +297,20 @@ BAD = {
         [f"{DIGITS}:j2", "--workdir={out}", "--sweep=train.epoch=1,2"],
         ["Axis train.epoch: no such field. Did you mean train.epochs?"],
     ),
-    "no radius": (COMPARE, [DIGITS, "--workdir={out}", "--eps=0"], ["--eps=0"]),
+    "no radius": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--eps=0"],
+        ["--eps=0.0; it must be greater than 0, and finite"],
+    ),
     "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),
 }
 # Values of config fields: (override, what the line must contain)
 FIELDS = [
     ("model.name=VGG", ["'VGG'", "CNN", "MLP"]),
+    ("model.name=CNN(classes=3)", ["--config.model.name=CNN(classes=3)", "the data has"]),
+    ("model.name=CNN(head='tanh')", ["write config.model.head = tanh"]),
+    ("data.name=", ["No data set ''; choose one of cifar10"]),
+    ("data.side=8", ["--config.data.side=8; digits is held in memory"]),
     ("model.head=sigmoid", ["'sigmoid'", "linear", "tanh"]),
     ("model.activation=swoosh", ["'swoosh'", "relu", "softplus"]),
     ("objective=j9", ["'j9'", "j0", "j2_lip"]),
@@ -345,7 +372,6 @@ def foreign(folder: Path) -> Path:
         "about/about.json": "[]",
         "none.py": "",
         "undefined.py": "def get_config():\n    return rate\n",
-        "key.py": "def get_config():\n    return {}['rate']\n",
         "syntax.py": "def get_config(:\n",
         "number.py": "def get_config():\n    return int('three')\n",
         "nothing.py": "def get_config():\n    pass\n",

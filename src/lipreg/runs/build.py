@@ -115,6 +115,7 @@ def _parts(config: Config) -> Parts:
         t.batch_size,
     )
     made.optimizer(1)  # refused now, not when the data have been read
+    _maker(called(config.model.name)[0])
     return made
 
 
@@ -147,11 +148,15 @@ def network(config: Config) -> Callable[[int, tuple[int, ...]], models.Network]:
     return partial(_network, FrozenConfigDict(config.model), config.train.precision)
 
 
+def _maker(name: str) -> Callable[..., Any]:
+    return named("model", name, {known: partial(models.build, known) for known in models.NAMES})
+
+
 # One function for equal configs: its identity is a key of jit's cache.
 @lru_cache(maxsize=64)
 def _network(model: Config, precision: str, classes: int, shape: tuple[int, ...]) -> models.Network:
     name, options = called(model.name)
-    make = named("model", name, {known: partial(models.build, known) for known in models.NAMES})
+    make = _maker(name)
     options = {"classes": classes, "head": model.head, "activation": model.activation} | options
     with told(f"The network {model.name} cannot be made for inputs {list(shape)}"):
         if ":" in name:

@@ -6,10 +6,11 @@ from typing import Any
 
 from lipreg import optimizers
 from lipreg.datasets import arrays
+from lipreg.doors import called
 from lipreg.runs.config import Config, base_config, leaves, options, strengths
 from lipreg.runs.logs import LOGS
 
-__all__ = ["check"]
+__all__ = ["check", "check_fields"]
 
 PRECISIONS = ("default", "highest")
 STATISTICS = ("running", "averaged", "recomputed")
@@ -36,15 +37,13 @@ def check(config: Config) -> None:
     A ConfigDict accepts None for any field, so it is refused here, as is a field that a config file
     has added and that nothing would read. The names of parts are looked up in `build.parts`.
     """
-    odd = sorted(_names(config) ^ _names(base_config("j0", {"j0": {}})))
-    if odd:
-        known = odd[0] not in leaves(config)
-        raise ValueError(f"config.{odd[0]} {'is missing' if known else 'is no field'}.")
+    check_fields(config)
     _check_objective(config)
     outside = ":" in config.objective
     for name, value in leaves(config).items():
         if not (outside and name.startswith("options.")):  # an outsider's own
             _check_value(name, value)
+    _check_network(config.model)
     low, high = _pair(config.data.bounds)
     if not -math.inf < low < high < math.inf:
         raise ValueError(
@@ -74,6 +73,29 @@ def check(config: Config) -> None:
     _check_read(config)
 
 
+def check_fields(config: Config) -> None:
+    """ValueError for a config without a field that an experiment's has, or with another one."""
+    odd = sorted(_names(config) ^ _names(base_config("j0", {"j0": {}})))
+    if odd:
+        known = odd[0] not in leaves(config)
+        raise ValueError(f"config.{odd[0]} {'is missing' if known else 'is no field'}.")
+
+
+def _check_network(model: Config) -> None:
+    """Options in a name are a network's settings; what the config or the data has is not theirs."""
+    name, options = called(model.name)
+    if ":" in name:  # an outsider's own
+        return
+    for option, value in options.items():
+        if option in ("head", "activation"):
+            raise ValueError(
+                f"config.model.name = {model.name}; write config.model.{option} = {value}."
+            )
+        if option == "classes":
+            raise ValueError(f"config.model.name = {model.name}; the data has its classes.")
+        _check_value(f"model.settings.{option}", value)
+
+
 def _check_read(config: Config) -> None:
     """A field that nothing reads beside the others' values keeps its default."""
     d, t = config.data, config.train
@@ -85,9 +107,11 @@ def _check_read(config: Config) -> None:
         "only sgd reads it: write the options of another optimizer into its name, "
         f"{t.optimizer}(...)",
     )
+    in_memory = f"{d.name} is held in memory, whose images have their own size"
     streamed = (d.side, "only a streamed set is read by it, one with a config.data.side")
     read = {
         "data.dir": (any(map(_in_a_folder, sets)), f"no folder is read for {' and '.join(sets)}"),
+        "data.side": (d.name != "digits" and not arrays.is_outside(d.name), in_memory),
         "data.threads": streamed,
         "data.workers": streamed,
         "data.synthetic_share": (d.synthetic, "there is no second set, config.data.synthetic"),
