@@ -83,9 +83,11 @@ def _fields(argv: list[str], own: Any) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """The positional arguments. What config files and ml_collections raise becomes one line."""
-    own = _own_config() if "config" in flags.FLAGS else None
-    _help(argv, own)
+    own = None
     try:
+        argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+        own = _own_config(argv) if "config" in flags.FLAGS else None
+        _help(argv, own)
         positional = flags.FLAGS(argv)[1:]
     except (AttributeError, KeyError) as error:
         _fail(_no_field(argv, own, error))
@@ -112,9 +114,9 @@ def _in_words(error: Exception) -> str:
     return re.sub(r"\('Non-boolean .*\)$", "it is neither true nor false.", str(error))
 
 
-def _file() -> tuple[str, list[str]] | None:
+def _file(argv: list[str]) -> tuple[str, list[str]] | None:
     """The file that the flag `--config` names, and its row where it has one."""
-    for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config" and argument.startswith("-"):
             path, colon, row = (value if equals else following).partition(":")
@@ -122,15 +124,15 @@ def _file() -> tuple[str, list[str]] | None:
     return None
 
 
-def _own_config() -> Any:
+def _own_config(argv: list[str]) -> Any:
     """The config as its file has it, without the other flags; None where no file is named."""
-    named = _file()
+    named = _file(argv)
     if named is None:
         return None
     path, row = named
     if not os.path.isfile(path):
         _fail(f"--config={path}: no such file.")
-    with in_config_file() as defined:
+    with in_config_file(path) as defined:
         if "get_config" not in defined:
             _fail(f"--config={path}: it defines no get_config().")
         config = defined["get_config"](*row)
@@ -140,12 +142,12 @@ def _own_config() -> Any:
 
 
 @contextmanager
-def in_config_file() -> Iterator[dict[str, Any]]:
+def in_config_file(path: str = "") -> Iterator[dict[str, Any]]:
     """What the config file defines. Whatever it raises, in the block too, is one line with a place.
 
     A ValueError that was raised in so many words is for whoever chose the row: it needs no place.
     """
-    path, _ = _file() or ("", [])
+    path = path or config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     try:
         yield runpy.run_path(path)
     except Exception as error:
@@ -165,7 +167,11 @@ def _no_field(argv: list[str], own: Any, error: Exception) -> str:
     """The full name of a field that is not there, of which ml_collections says the last part."""
     names = list(leaves(own)) if own is not None else []
     given = [a.lstrip("-").partition("=")[0].split(".", 1) for a in argv]
-    wrong = [end[0] for first, *end in given if first == "config" and end and end[0] not in names]
+    wrong = [
+        end[0]
+        for first, *end in given
+        if first in ("config", "noconfig") and end and end[0] not in names
+    ]
     return f"--config.{wrong[0]}: {no_field(wrong[0], names)}" if wrong else str(error)
 
 
@@ -178,7 +184,7 @@ def _settle(own: Any) -> None:
             f"--config.train.epochs={given['train.epochs']}: the run has "
             f"--config.train.steps={given['train.steps']} instead; give one of the two."
         )
-    if "model.name" in given:
+    if any(field.startswith("model.") for field in given):
         try:
             drop_settings(config.value, own.model.name, given)
         except ValueError as error:

@@ -83,6 +83,11 @@ BAD = {
         [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epoch=3"],
         ["--config.train.epoch: no such field. Did you mean train.epochs?"],
     ),
+    "mistyped field that is switched off": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--noconfig.train.nesterow"],
+        ["--config.train.nesterow: no such field. Did you mean train.nesterov?"],
+    ),
     "text for a number": (
         TRAIN,
         [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epochs=three"],
