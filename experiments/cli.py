@@ -4,17 +4,19 @@ import os
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from lipreg import parallel
 from lipreg.progress import lines
-from lipreg.runs.config import leaves, no_field
+from lipreg.runs.config import drop_settings, leaves, no_field
 from lipreg.training import cpu
 
 _CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "lipreg")
@@ -48,7 +50,7 @@ def _fail(message: object) -> NoReturn:
 _HELP = ("h", "?", "help", "helpshort", "helpfull")
 
 
-def _help(argv: list[str]) -> None:
+def _help(argv: list[str], own: Any) -> None:
     """Print what the program does, its flags and, of a config that is named, the fields; exit."""
     asked = [a for a in argv[1:] if a.startswith("-") and a.lstrip("-") in _HELP]
     if not asked:
@@ -56,24 +58,24 @@ def _help(argv: list[str]) -> None:
     full = any(a.endswith("helpfull") for a in asked)
     app.usage(shorthelp=not full, writeto_stdout=True)
     print("" if full else "\n--helpfull: also the flags that all programs share.")
-    if "config" in flags.FLAGS:
-        _fields([a for a in argv if a not in asked])
+    if own is not None:
+        _fields([a for a in argv if a not in asked], own)
+    elif "config" in flags.FLAGS:
+        print("--config=FILE.py:ROW --help: also the fields of that config.")
     sys.exit(0)
 
 
-def _fields(argv: list[str]) -> None:
+def _fields(argv: list[str], own: Any) -> None:
     """Print the fields of the config that the arguments name, as they have them."""
     config = flags.FLAGS["config"]
     try:
         flags.FLAGS(argv)
-    except flags.IllegalFlagValueError as error:
-        if config.value is None and _file(argv):  # else a required flag, which help does not need
-            _fail(_reason(error))
     except (AttributeError, KeyError) as error:
-        _fail(_no_field(argv, error))
-    if config.value is None:
-        print("--config=FILE.py:ROW --help: also the fields of that config.")
-        return
+        _fail(_no_field(argv, own, error))
+    except flags.IllegalFlagValueError as error:
+        if config.value is None:  # else a required flag, which help does not need
+            _fail(error)
+    _settle(own)
     print("\nFields of the config, each with its value and type:")
     for name, value in leaves(config.value).items():
         print(f"  --config.{name}={value}  ({type(value).__name__})")
@@ -81,47 +83,112 @@ def _fields(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """The positional arguments. What config files and ml_collections raise becomes one line."""
-    path = _file(argv).partition(":")[0]
-    if path and not os.path.isfile(path):
-        _fail(f"--config={path}: no such file.")
-    _help(argv)
+    own = None
     try:
-        return flags.FLAGS(argv)[1:]
+        argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+        own = _own_config(argv) if "config" in flags.FLAGS else None
+        _help(argv, own)
+        positional = flags.FLAGS(argv)[1:]
     except (AttributeError, KeyError) as error:
-        _fail(_no_field(argv, error))
-    except (flags.Error, ValueError, TypeError, SyntaxError, ImportError) as error:
-        _fail(_reason(error))
+        _fail(_no_field(argv, own, error))
+    except (flags.Error, ValueError, TypeError) as error:
+        _fail(_in_words(error))
+    empty = [name for name in _PLACES if name in flags.FLAGS and flags.FLAGS[name].value == ""]
+    if empty:
+        _fail(f"--{empty[0]}=: it is empty; name a folder.")
+    if "" in positional:
+        _fail("An argument is empty; name a folder.")
+    if own is not None:
+        _settle(own)
+    return positional
 
 
-def _file(argv: list[str]) -> str:
-    """`FILE.py:ROW` of the flag `--config`, or nothing."""
+_PLACES = ("run", "workdir", "out", "surrogate")  # flags of launchers
+
+
+def _in_words(error: Exception) -> str:
+    """What absl says of a flag that is missing, or neither true nor false, as one would say it."""
+    missing = re.match(r"flag --(\w+)=None: Flag --\1 must have a value", str(error))
+    if missing:
+        return f"--{missing[1]} is missing; --help lists the flags."
+    return re.sub(r"\('Non-boolean .*\)$", "it is neither true nor false.", str(error))
+
+
+def _file(argv: list[str]) -> tuple[str, list[str]] | None:
+    """The file that the flag `--config` names, and its row where it has one."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config" and argument.startswith("-"):
-            return value if equals else following
-    return ""
+            path, colon, row = (value if equals else following).partition(":")
+            return path, [row] if colon else []
+    return None
 
 
-def _reason(error: Exception) -> str:
-    # ml_collections quotes the whole traceback of a config file; its last line is the message.
-    message = str(error)
-    if "Traceback" not in message:
-        return message
-    return message.strip().splitlines()[-1].removeprefix("ValueError: ")
+def _own_config(argv: list[str]) -> Any:
+    """The config as its file has it, without the other flags; None where no file is named."""
+    named = _file(argv)
+    if named is None:
+        return None
+    path, row = named
+    if not os.path.isfile(path):
+        _fail(f"--config={path}: no such file.")
+    with in_config_file(path) as defined:
+        if "get_config" not in defined:
+            _fail(f"--config={path}: it defines no get_config().")
+        config = defined["get_config"](*row)
+    if not isinstance(config, ConfigDict):
+        _fail(f"--config={path}: get_config() returns {config!r}; it must return a config.")
+    return config
 
 
-def _no_field(argv: list[str], error: Exception) -> str:
+@contextmanager
+def in_config_file(path: str = "") -> Iterator[dict[str, Any]]:
+    """What the config file defines. Whatever it raises, in the block too, is one line with a place.
+
+    A ValueError that was raised in so many words is for whoever chose the row: it needs no place.
+    """
+    path = path or config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    try:
+        yield runpy.run_path(path)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise"):
+            _fail(error)
+        lines, what = [f.lineno for f in frames if f.filename == path], str(error)
+        if isinstance(error, SyntaxError):
+            path, lines, what = error.filename or path, [error.lineno], error.msg
+        place = f"{path}, line {lines[-1]}" if lines else f"--config={path}"
+        _fail(f"{place}: {type(error).__name__}: {what}")
+
+
+def _no_field(argv: list[str], own: Any, error: Exception) -> str:
     """The full name of a field that is not there, of which ml_collections says the last part."""
-    path, _, row = _file(argv).partition(":")
-    defined = runpy.run_path(path)
-    if "get_config" not in defined:
-        return f"--config={path}: it defines no get_config()."
-    names = list(leaves(defined["get_config"](*filter(None, [row]))))
+    names = list(leaves(own)) if own is not None else []
     given = [a.lstrip("-").partition("=")[0].split(".", 1) for a in argv]
-    wrong = [end[0] for first, *end in given if first == "config" and end and end[0] not in names]
-    if not wrong:
-        return _reason(error)  # the config file's own
-    return f"--config.{wrong[0]}: {no_field(wrong[0], names)}"
+    wrong = [
+        end[0]
+        for first, *end in given
+        if first in ("config", "noconfig") and end and end[0] not in names
+    ]
+    return f"--config.{wrong[0]}: {no_field(wrong[0], names)}" if wrong else str(error)
+
+
+def _settle(own: Any) -> None:
+    """The flags' config without what the file has set for a network that the flags replace."""
+    config = flags.FLAGS["config"]
+    given = config_flags.get_override_values(config)
+    if given.get("train.steps") and "train.epochs" in given:
+        _fail(
+            f"--config.train.epochs={given['train.epochs']}: the run has "
+            f"--config.train.steps={given['train.steps']} instead; give one of the two."
+        )
+    if any(field.startswith("model.") for field in given):
+        try:
+            drop_settings(config.value, own.model.name, given)
+        except ValueError as error:
+            _fail(error)
 
 
 def _unraisable(raised: Any) -> None:

@@ -15,8 +15,7 @@ Your own recipe is an objective and fields of the config, those with several val
 are runs that something else has trained (benchmarks/compare_torch.py).
 """
 
-import runpy
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from lipreg import datasets
 from lipreg.norms import NORMS
 from lipreg.reports import comparison
 from lipreg.runs import compare, storage
+from lipreg.runs.checks import check_fields
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the comparison's folder", required=True)
@@ -51,19 +51,15 @@ _SILENT = flags.DEFINE_bool("silent", False, "no progress bars")
 flags.mark_flag_as_required("config")
 
 
-def _known() -> dict[str, Mapping[str, float]]:
-    """The strengths that the config file knows for its data."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    return runpy.run_path(path).get("STRENGTHS", {})
-
-
 def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:
     d = config.data
     if d.side:
         raise ValueError(f"config.data.side = {d.side}; recipes are compared on a set in memory.")
     options = {name: d[name] for name in ("dir", "seed", "validation", "bounds")}
     pixels = datasets.load(d.name, "validation", **options).x[0].size
-    every = recipes(_NORM.value, eps, pixels, _known())
+    with cli.in_config_file() as defined:
+        known = defined.get("STRENGTHS", {})
+    every = recipes(_NORM.value, eps, pixels, known)
     for name in _ROWS.value:
         if name not in every:
             raise ValueError(f"--rows={name}; choose some of {', '.join(every)}.")
@@ -87,9 +83,10 @@ def _guest(name: str) -> compare.Trained:
 
 def main(_: list[str]) -> None:
     config, norm = _CONFIG.value, _NORM.value
+    check_fields(config)
     eps = config.evaluation[norm].table if _EPS.value is None else _EPS.value
-    if not eps > 0:
-        raise ValueError(f"--eps={eps}; it must be greater than 0.")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"--eps={eps}; it must be greater than 0, and finite.")
     for other in _NORMS.value:
         if other not in NORMS:
             raise ValueError(f"--norms={other}; choose some of {', '.join(NORMS)}.")

@@ -11,12 +11,11 @@ unless `--engine` says otherwise. `--engine=ray` gives each a process of its own
 trains the N-th point alone, for SLURM arrays; the command without it writes the report.
 """
 
-import runpy
-
 from absl import flags
 from ml_collections import config_flags
 
 import cli
+from lipreg.files import check_writable
 from lipreg.reports import sweeps
 from lipreg.runs import sweep
 
@@ -32,15 +31,18 @@ flags.mark_flag_as_required("config")
 def _axes() -> dict:
     if _SWEEP.value:
         return sweep.parse(_SWEEP.value)
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    axes = runpy.run_path(path).get("get_sweep", dict)()
+    with cli.in_config_file() as defined:
+        axes = defined.get("get_sweep", dict)()
     if not axes:
-        raise ValueError(f"No axes: give --sweep=NAME=VALUE,VALUE, or {path} a get_sweep().")
+        raise ValueError(
+            "No axes: give --sweep=NAME=VALUE,VALUE, or the config file a get_sweep()."
+        )
     return axes
 
 
 def main(_: list[str]) -> None:
     axes, workdir, silent = _axes(), _WORKDIR.value, _SILENT.value
+    check_writable(workdir)  # before anything is said
     points = sweep.points(_CONFIG.value, axes)
     if _INDEX.value is not None:
         if flags.FLAGS["engine"].present:

@@ -24,6 +24,8 @@ _RADII = flags.DEFINE_multi_string("radii", [], "NORM=EPS,EPS,... of further col
 def main(workdirs: list[str]) -> None:
     if not workdirs:
         raise ValueError("No runs: python experiments/table.py RUN RUN ... --out=DIR.")
+    if not _NORMS.value:
+        raise ValueError("--norms=; name one or more.")
     text, files = reports.table(
         workdirs,
         _OUT.value,

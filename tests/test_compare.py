@@ -17,6 +17,7 @@ import pytest
 from lipreg import datasets, evaluation, objectives, optimizers, runs, training
 from lipreg.evaluation.cascade import Outcome
 from lipreg.reports import comparison, comparison_plots
+from lipreg.reports.compared import measure
 from lipreg.runs import build, compare, logs
 from lipreg.runs.config import base_config
 from lipreg.training.overfitting import FGSM, PGD, overfitted
@@ -212,6 +213,8 @@ def test_a_recipe_may_have_a_network_of_its_own():
     made = compare.point(config(), compare.Recipe("j0", [{}], fields), 0, PLAN, steps=1)
     assert made.model.settings.to_dict() == {"channels": (2, 3)}
     build.parts(made)
+    bare = compare.Recipe("j0", [{}], {"model.name": "CNN"})
+    assert {*compare.point(config(), bare, 0, PLAN, steps=1).model.settings} == set()
 
 
 def test_a_recipe_may_have_the_tanh_head_and_nothing_else_of_the_configs_row():
@@ -327,12 +330,12 @@ def test_a_proved_bound_of_the_loss_is_above_its_largest_gradient(tmp_path):
     prepared = runs.prepare(config(**{"train.steps": 2}))
     runs.train_run(prepared, tmp_path / "run", silent=True)
     with mock.patch.object(evaluation, "evaluate", judged):
-        found = comparison.measure(tmp_path / "run", norms=["l2"], examples=8)
+        found = measure(tmp_path / "run", norms=["l2"], examples=8)
     assert 0 < found["estimate"] <= found["certified"] < math.inf
     assert found["gap"] == {"error": 0.0, "loss": 0.0}  # the splits are the same images
     assert found["epochs"] == 2 / 3
     with pytest.raises(ValueError, match="examples = 99; the test split has 48"):
-        comparison.measure(tmp_path / "run", norms=["l2"], examples=99)
+        measure(tmp_path / "run", norms=["l2"], examples=99)
 
 
 def test_gaps_are_drawn_with_the_step_at_which_overfitting_begins():

@@ -4,7 +4,7 @@ import pytest
 
 from lipreg import datasets, objectives
 from lipreg.runs.checks import check
-from lipreg.runs.config import base_config, complete, differing
+from lipreg.runs.config import base_config, complete, differing, drop_settings, no_field
 
 
 def config(row="j2_lip", **changes):
@@ -63,6 +63,46 @@ def test_the_sizes_of_a_model_are_whole_numbers(channels):
         check(found)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "left"),
+    [
+        ("MLP", (), {"dtype"}),
+        ("ResNet18(stages=(1, 1))", ("train.steps",), {"dtype"}),  # its channels are others
+        ("MLP", ("model.settings.channels",), {"dtype", "channels"}),
+        ("MLP", ("model.settings",), {"dtype", "channels", "batch_norm"}),
+        ("CNN(hidden=8)", (), {"dtype", "channels", "batch_norm"}),
+        ("my_parts:Net", (), {"dtype"}),
+    ],
+)
+def test_another_network_has_none_of_the_settings_of_the_files_own(name, given, left):
+    found = config()
+    found.model.settings.update({"channels": (8,), "batch_norm": False})
+    found.lock().model.name = name
+    drop_settings(found, "CNN", given)
+    assert {*found.model.settings} == left
+
+
+def test_settings_that_an_outsiders_network_would_not_get_are_refused():
+    found = config(**{"model.name": "my_parts:Net(width=3)"})
+    with pytest.raises(ValueError, match=r"config.model.settings.dtype: .* name, my_parts:Net\("):
+        drop_settings(found, "CNN", ("model.settings.dtype",))
+
+
+def test_what_to_say_of_a_name_that_is_no_field():
+    fields = ("seed", "model.name", "model.settings.dtype", "train.epochs", "data.seed")
+    assert no_field("trian.epoch", fields).endswith("Did you mean train.epochs?")
+    assert no_field("data.seeds", fields).endswith("Did you mean data.seed?")
+    assert no_field("train.lr", fields).endswith("choose one of train.epochs.")
+    assert no_field("lr", fields).endswith("data.seed.")
+    assert no_field("model.settings.width", fields).endswith("model.name='NAME(width=...)'.")
+
+
+def test_settings_in_a_name_are_checked_as_all_others_are():
+    with pytest.raises(ValueError, match=r"config.model.settings.hidden = 0; it must be greater"):
+        check(config(**{"model.name": "CNN(hidden=0)"}))
+    check(config(**{"model.name": "my_parts:Net(hidden=0)"}))
+
+
 def test_a_seed_is_one_of_those_that_differ():
     check(config(seed=2**32 - 1))
     with pytest.raises(ValueError, match=r"config.seed = 4294967296; it must be less than 2\^32"):
@@ -74,6 +114,57 @@ def test_fields_that_differ_are_named_with_both_values():
         "seed": (0, 3),
         "train.epochs": (10, 2),
     }
+
+
+STREAMED = {"data.name": "folder", "data.side": 8}
+IDLE = [  # (what would not be read, what lets it be read, what is said)
+    ({"data.dir": "a"}, {"data.name": "mnist"}, "data.dir = a; no folder is read for digits"),
+    (
+        {"data.dir": "a", "data.synthetic": "m:f"},
+        {"data.synthetic": "a.npz"},
+        "data.dir = a; no folder is read for digits and m:f",
+    ),
+    ({"data.workers": 2}, STREAMED, "data.workers = 2; only a streamed set"),
+    ({"data.threads": 2}, STREAMED, "data.threads = 2; only a streamed set"),
+    (
+        {"train.per_dispatch": 4, "data.side": 8, "data.name": "mnist"},
+        {"data.side": 0},
+        "train.per_dispatch = 4; a streamed set is trained on a step at a time",
+    ),
+    (
+        {"data.synthetic_share": 0.5},
+        {"data.synthetic": "a.npz"},
+        "data.synthetic_share = 0.5; there is no second set, config.data.synthetic",
+    ),
+    (
+        {"train.optimizer": "adam", "train.nesterov": True},
+        {"train.optimizer": "sam"},
+        r"train.nesterov = True; only sgd reads it: .* into its name, adam\(",
+    ),
+    (
+        {"train.momentum": 0.0, "train.nesterov": True},
+        {"train.momentum": 0.5},
+        "train.nesterov = True; config.train.momentum is 0",
+    ),
+    (
+        {"train.ema_statistics": "averaged"},
+        {"train.ema": 0.9},
+        "train.ema_statistics = averaged; .*: config.train.ema is 0",
+    ),
+    (
+        {"train.ramped": "eps"},
+        {"train.ramp": 0.5},
+        "train.ramped = eps; .*: config.train.ramp is 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("idle", "other", "told"), IDLE)
+def test_a_setting_that_nothing_reads_beside_the_others_is_refused(idle, other, told):
+    with pytest.raises(ValueError, match=f"config.{told}") as refused:
+        check(config(**idle))
+    assert "\n" not in str(refused.value)
+    check(config(**idle | other))
 
 
 def test_a_set_that_must_be_streamed_is_told_the_field_that_does_it():

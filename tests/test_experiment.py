@@ -74,6 +74,12 @@ def tiny(name="digits", row="j2_lip_tanh", **changes):
         ({"train.optimizer": "local_entropy"}, r"local_entropy; its first move is after 20 steps"),
         ({"train.optimizer": "sam(rho=-1)"}, r"rho = -1 of sam; it must be greater than 0"),
         ({"train.ema_statistics": "mean"}, r"ema_statistics = mean; choose one of running, aver"),
+        (
+            {"train.ema": 0.9, "train.ema_statistics": "averaged", "model.head": "linear"},
+            r"ema_statistics = averaged; CNN keeps none",
+        ),
+        ({"train.ramp": 0.05}, r"config.train.ramp = 0.05; of the run's 6 steps that is none"),
+        ({"train.optimizer": "sgd(momentum=0)"}, r"write config.train.momentum = 0\."),
         ({"train.batch_size": 25}, r"config.train.batch_size = 25; digits has 24 training"),
         ({"data.cutout": 8}, r"config.data.cutout = 8; .* sides of the images, 8 x 8 pixels"),
         ({"data.pad": 9}, r"config.data.pad = 9; .* sides of the images, 8 x 8 pixels"),

@@ -83,6 +83,11 @@ BAD = {
         [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epoch=3"],
         ["--config.train.epoch: no such field. Did you mean train.epochs?"],
     ),
+    "mistyped field that is switched off": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--noconfig.train.nesterow"],
+        ["--config.train.nesterow: no such field. Did you mean train.nesterov?"],
+    ),
     "text for a number": (
         TRAIN,
         [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epochs=three"],
@@ -165,6 +170,91 @@ BAD = {
         ["--config={made}/none.py", "--workdir={out}"],
         ["none.py: it defines no get_config()."],
     ),
+    "config file with a name that is not defined": (
+        TRAIN,
+        ["--config={made}/undefined.py", "--workdir={out}"],
+        ["undefined.py, line 2: NameError: name 'rate' is not defined"],
+    ),
+    "config file that is no Python": (
+        COMPARE,
+        ["--config={made}/syntax.py", "--workdir={out}"],
+        ["syntax.py, line 1: SyntaxError: "],
+    ),
+    "config file with a number that is none": (
+        TRAIN,
+        ["--config={made}/number.py", "--workdir={out}"],
+        ["number.py, line 2: ValueError: ", "'three'"],
+    ),
+    "config file that returns no config": (
+        TRAIN,
+        ["--config={made}/nothing.py", "--workdir={out}", "--config.seed=1"],
+        ["nothing.py: get_config() returns None"],
+    ),
+    "config file that takes no row": (
+        TRAIN,
+        ["--config={made}/nothing.py:j0", "--workdir={out}"],
+        ["nothing.py: TypeError: get_config() takes 0 positional arguments but 1 was given"],
+    ),
+    "axes that break": (
+        SWEEP,
+        ["--config={made}/axes.py", "--workdir={out}"],
+        ["axes.py, line 4: ZeroDivisionError: division by zero"],
+    ),
+    "empty run": (EVALUATE, ["--run="], ["--run=: it is empty; name a folder."]),
+    "a table in no norm": (TABLE, [GOLDEN, "--norms=", "--out={out}"], ["--norms=; name one"]),
+    "a comparison of what is no experiment": (
+        COMPARE,
+        [f"--config={CONFIGS}/theory.py:clean", "--workdir={out}"],
+        ["config.data.bounds is missing"],
+    ),
+    "a network that is none, among others": (
+        SWEEP,
+        [f"{DIGITS}:j2", "--workdir={out}", "--sweep=model.name=CNN,VGG"],
+        ["No model 'VGG'; choose one of CNN,"],
+    ),
+    "a sweep in a file": (
+        SWEEP,
+        [f"{DIGITS}:j2", "--workdir=setup.cfg", "--sweep=seed=0:2"],
+        ["setup.cfg is a file"],
+    ),
+    "a config without its flag": (
+        TRAIN,
+        [f"{CONFIGS}/digits.py:j2", "--workdir={out}"],
+        ["--config is missing; --help"],
+    ),
+    "neither true nor false": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--silent=perhaps"],
+        ["--silent=perhaps: it is neither true nor false"],
+    ),
+    "empty run of a table": (TABLE, [GOLDEN, "", "--out={out}"], ["An argument is empty"]),
+    "empty config": (TRAIN, ["--config=", "--workdir={out}"], ["--config=", "no such file"]),
+    "epochs and steps": (
+        TRAIN,
+        [f"{DIGITS}:j2", "--workdir={out}", "--config.train.epochs=2", "--config.train.steps=9"],
+        ["--config.train.epochs=2", "--config.train.steps=9", "one of the two"],
+    ),
+    "what only another network of the flags' would tell": (
+        TRAIN,
+        [
+            f"{DIGITS}:j2",
+            "--workdir={out}",
+            "--config.model.name=MLP",
+            "--config.train.ema=0.9",
+            "--config.train.ema_statistics=averaged",
+        ],
+        ["--config.train.ema_statistics=averaged; MLP keeps none"],
+    ),
+    "a setting that the network of the flags does not have": (
+        TRAIN,
+        [
+            f"{DIGITS}:j2",
+            "--workdir={out}",
+            "--config.model.name=MLP",
+            "--config.model.settings.channels=(4,)",
+        ],
+        ["--config.model.settings.channels=(4,)", "another network: MLP has activation,", "widths"],
+    ),
     "engine of one point": (
         SWEEP,
         [f"{DIGITS}:j2", "--workdir={out}", "--sweep=seed=0:2", "--sweep_index=0", "--engine=loop"],
@@ -212,12 +302,20 @@ BAD = {
         [f"{DIGITS}:j2", "--workdir={out}", "--sweep=train.epoch=1,2"],
         ["Axis train.epoch: no such field. Did you mean train.epochs?"],
     ),
-    "no radius": (COMPARE, [DIGITS, "--workdir={out}", "--eps=0"], ["--eps=0"]),
+    "no radius": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--eps=0"],
+        ["--eps=0.0; it must be greater than 0, and finite"],
+    ),
     "no seeds": (DEMO, ["--workdir={out}", "--seeds=0"], ["--seeds=0", "at least 1"]),
 }
 # Values of config fields: (override, what the line must contain)
 FIELDS = [
     ("model.name=VGG", ["'VGG'", "CNN", "MLP"]),
+    ("model.name=CNN(classes=3)", ["--config.model.name=CNN(classes=3)", "the data has"]),
+    ("model.name=CNN(head='tanh')", ["write config.model.head = tanh"]),
+    ("data.name=", ["No data set ''; choose one of cifar10"]),
+    ("data.side=8", ["--config.data.side=8; digits is held in memory"]),
     ("model.head=sigmoid", ["'sigmoid'", "linear", "tanh"]),
     ("model.activation=swoosh", ["'swoosh'", "relu", "softplus"]),
     ("objective=j9", ["'j9'", "j0", "j2_lip"]),
@@ -278,6 +376,11 @@ def foreign(folder: Path) -> Path:
         "numbers/config.json": '{"seed": 0, "train": 1}',
         "about/about.json": "[]",
         "none.py": "",
+        "undefined.py": "def get_config():\n    return rate\n",
+        "syntax.py": "def get_config(:\n",
+        "number.py": "def get_config():\n    return int('three')\n",
+        "nothing.py": "def get_config():\n    pass\n",
+        "axes.py": "from configs.digits import get_config\n\ndef get_sweep():\n    return 1 / 0\n",
     }
     shutil.copytree(ROOT / GOLDEN, folder / "about")
     for name, text in texts.items():

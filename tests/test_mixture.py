@@ -81,6 +81,12 @@ def made_digits():
     return {"x_train": x, "y_train": np.full(8, 7)}
 
 
+def digits():
+    """The real data under another name."""
+    x, y, *_ = datasets.training("digits")
+    return {"x_train": x, "y_train": y}
+
+
 def config(**changes):
     config = base_config("j0", {"j0": {}})
     config.data.synthetic = f"{__name__}:made_digits"
@@ -110,6 +116,14 @@ def test_a_file_of_the_second_source_lies_in_the_folder_of_the_data(tmp_path):
     [
         ({"data.synthetic": "none.npz"}, r"config.data.synthetic = none.npz: No data set 'none"),
         ({"data.synthetic_share": 1.5}, "config.data.synthetic_share = 1.5; it must be less than"),
+        (
+            {"data.synthetic": "digits"},
+            "synthetic = digits; 144 of the 144 validation ex.* of d",
+        ),
+        (
+            {"data.synthetic": f"{__name__}:digits"},
+            "digits; 144 of the 144 validation examples",
+        ),
         ({"data.synthetic_share": 0.001}, "synthetic_share = 0.001; a batch of 128 has no such"),
     ],
 )

@@ -1,6 +1,7 @@
 """What the Python API refuses: one line with the value and the choices, and no wrong number."""
 
 import inspect
+import re
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from jax import Array
 
 from lipreg import (
     attacks,
+    certificates,
     curves,
     datasets,
     evaluation,
@@ -176,6 +178,15 @@ def test_constants_take_their_norms_by_name():
 def test_norms_are_printed_as_they_are_written():
     assert repr([L1, L2, LINF, norms.lp(1.5)]) == "[L1, L2, LINF, lp(1.5)]"
     assert " = L2, bounds" in str(inspect.signature(attacks.pgd))
+
+
+ROOMS = (attacks, certificates, curves, evaluation, lipschitz, losses, norms, objectives, training)
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
+def test_help_calls_types_by_the_names_that_the_source_has(room):
+    for f in filter(inspect.isfunction, map(partial(getattr, room), room.__all__)):
+        assert not {"jaxlib", "collections"} & {*re.findall(r"\w+", str(inspect.signature(f)))}, f
 
 
 def test_a_curve_is_measured_in_the_norm_of_its_attack():

@@ -11,7 +11,7 @@ HOUSE = Path(__file__).parents[1] / "src/lipreg"
 # A room imports rooms of lines above its own.
 CORE = (
     {"convolution", "doors", "files", "float64", "keys", "norms", "parallel", "progress"}
-    | {"tracing", "trees"},
+    | {"rows", "tracing", "trees"},
     {"batching", "box", "losses"},
     {"contracts"},
     {"boundary"},

@@ -225,6 +225,12 @@ def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_
         assert logs.metrics(tmp_path / "points" / name)[-1]["step"] == 8
 
 
+def test_networks_of_a_sweep_are_not_given_each_others_settings():
+    found = sweep.points(config(), {"model.name": ("CNN", "MLP")})
+    assert {*found["name=MLP"].model.settings} == {"widths"}
+    assert {*found["name=CNN"].model.settings} == set()
+
+
 def test_points_of_several_shapes_are_not_trained_together(tmp_path):
     found = sweep.points(config(), {"train.momentum": (0.0, 0.9)})
     with pytest.raises(ValueError, match="differ in more than seed and strengths"):

@@ -1,5 +1,7 @@
 """Rows in batches: the permutations of an epoch, and a function over consecutive batches."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 

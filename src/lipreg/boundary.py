@@ -1,5 +1,7 @@
 """The decision boundary: which images are misclassified, and the last steps towards it."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -6,11 +6,11 @@ image is already misclassified, inf where every attack failed. All functions are
 jitted; radii are traced, so a curve compiles once.
 """
 
-import csv
+from __future__ import annotations
+
 import inspect
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from lipreg.box import Bounds
 from lipreg.contracts import LogitsFn, check_radius
 from lipreg.keys import example_keys, fold_in
 from lipreg.norms import L2, Norm, NormLike, by_name, select, wide
+from lipreg.rows import spread, to_csv, to_markdown
 
 __all__ = [
     "distance",
@@ -262,52 +263,3 @@ def summary(
     50.0
     """
     return row({"l2": l2, "linf": linf}, {"l2": eps_l2, "linf": eps_linf})
-
-
-def _cell(value: float | str) -> str:
-    return value if isinstance(value, str) else _number(value, 4)
-
-
-def _number(value: float, digits: int) -> str:
-    return "∞" if value == math.inf else f"{value:.{digits}g}"
-
-
-def spread(values: ArrayLike | Sequence[float]) -> float | str:
-    """One value, or several as mean ± sample standard deviation; ∞ if any is infinite.
-
-    >>> spread([0.25]), spread([1.0, 2.0, 3.0]), spread([0.5, math.inf])
-    (0.25, '2 ± 1', '∞')
-    """
-    array = np.asarray(values, float)
-    if array.size == 1:
-        return float(array[0])
-    if np.isinf(array).any():
-        return _number(float(array.mean()), 3)
-    return f"{array.mean():.3g} ± {array.std(ddof=1):.2g}"
-
-
-def to_markdown(rows: Mapping[str, Mapping[str, float | str]]) -> str:
-    """`{name: row}` as a Markdown table, four significant digits.
-
-    >>> print(to_markdown({"J0": {"l2 median": 0.09}}))
-    |  | l2 median |
-    |---|---|
-    | J0 | 0.09 |
-    """
-    columns = list(next(iter(rows.values())))
-    lines = [["", *columns], ["---"] * (len(columns) + 1)]
-    lines += [[name, *(_cell(row[c]) for c in columns)] for name, row in rows.items()]
-    head, rule, *body = lines
-    return "\n".join(
-        [f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|"] + [f"| {' | '.join(r)} |" for r in body]
-    )
-
-
-def to_csv(rows: Mapping[str, Mapping[str, float | str]]) -> str:
-    """`{name: row}` as CSV with a header line, in full precision."""
-    columns: Sequence[str] = list(next(iter(rows.values())))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", *columns])
-    writer.writerows([name, *(row[c] for c in columns)] for name, row in rows.items())
-    return out.getvalue()

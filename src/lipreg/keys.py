@@ -1,5 +1,7 @@
 """Keys of examples: what is drawn for an image depends neither on its batch nor on the devices."""
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax

@@ -5,6 +5,8 @@ Every attack, penalty and distance is written once, for any `Norm`. All function
 derivatives at `v = 0`, to second order.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable

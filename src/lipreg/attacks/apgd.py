@@ -1,5 +1,7 @@
 """Auto-PGD: projected gradient ascent that adapts its own step size."""
 
+from __future__ import annotations
+
 import math
 from functools import partial
 

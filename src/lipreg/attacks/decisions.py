@@ -4,6 +4,8 @@ Both move from a random misclassified image along the boundary towards x. An exa
 misclassified itself, or for which no such image is drawn, starts at x and stays there.
 """
 
+from __future__ import annotations
+
 import math
 
 import jax

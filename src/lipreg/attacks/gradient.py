@@ -1,5 +1,7 @@
 """Attacks that follow the gradient: one step (`fgsm`) and many (`pgd`)."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

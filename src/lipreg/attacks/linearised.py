@@ -1,5 +1,7 @@
 """Attacks that step to the boundary of the linearised model: DeepFool and FAB."""
 
+from __future__ import annotations
+
 import math
 
 import jax

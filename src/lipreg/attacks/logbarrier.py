@@ -1,5 +1,7 @@
 """The LogBarrier attack: descend the distance from the wrong side of the decision boundary."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -1,5 +1,7 @@
 """Minimum-norm attacks that weigh a norm against a penalty for being classified correctly."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

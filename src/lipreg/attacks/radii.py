@@ -1,5 +1,7 @@
 """Minimum-norm attacks that follow the gradient while the radius adapts to what they find."""
 
+from __future__ import annotations
+
 import math
 
 import jax

@@ -1,5 +1,7 @@
 """Attacks that see the logits of the points they try, and no gradient (`square`)."""
 
+from __future__ import annotations
+
 import math
 from functools import partial
 

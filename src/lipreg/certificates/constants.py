@@ -5,6 +5,8 @@ A radius is in the norm of its constant, and worth as much: it is "certified" wh
 certifies perturbations that stay in the box.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

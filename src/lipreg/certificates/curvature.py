@@ -4,6 +4,8 @@ Second derivatives say something about networks that have them: with `c2relu`, `
 Those of a relu network vanish where they exist, and it bends where they do not.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 

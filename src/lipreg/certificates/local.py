@@ -3,6 +3,8 @@
 Both take what `lipreg.lipschitz.bounds` has rules for, and certify perturbations inside `bounds`.
 """
 
+from __future__ import annotations
+
 import math
 
 import jax

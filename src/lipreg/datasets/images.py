@@ -1,5 +1,7 @@
 """Images as numbers in [0, 1], and their augmentation inside a compiled step."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ def builder(name: str, dir: str) -> Any:
 
     with quiet():
         try:
+            if not re.match(r"[A-Za-z]\w*([:/]|$)", name):  # TFDS would explain its syntax
+                raise tfds.core.DatasetNotFoundError
             # No file_format: TFDS would raise its own error for what is prepared as something else.
             prepared: Any = tfds.builder(name, data_dir=dir or None)
         except tfds.core.DatasetNotFoundError:

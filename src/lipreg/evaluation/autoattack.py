@@ -1,5 +1,7 @@
 """AutoAttack (2003.01690): its attacks with the authors' settings, as a cascade."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

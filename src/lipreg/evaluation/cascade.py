@@ -1,5 +1,7 @@
 """Attacks one after the other on the images that are left."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

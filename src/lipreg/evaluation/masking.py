@@ -6,6 +6,8 @@ Pintor et al. (2106.09947). A pass is no proof of robustness: it says that these
 misled in the ways that are known to be common.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 

@@ -1,5 +1,7 @@
 """One call that measures a model: clean error, distances, robust errors, and their worth."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial

@@ -1,5 +1,7 @@
 """How a model is measured: which attacks look for the nearest images, and what runs beside them."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,5 +1,7 @@
 """What an evaluation has measured, as a record, as JSON and as tables."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """A long evaluation's results so far, on disk, from which a killed one resumes."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Mapping

@@ -32,6 +32,8 @@ constant. Coarser rounding is refused: casts to integers, booleans and 16 bits, 
 those. So are random and complex numbers, and, by name, every primitive without a rule.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import partial, reduce

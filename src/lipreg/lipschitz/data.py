@@ -5,6 +5,8 @@ every pair from above, rounding included; the pairs whose bound reaches the best
 image are computed again in float64, from the data as handed in.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

@@ -1,6 +1,8 @@
 """Constants that a user states: for parts of a network whose primitives have no rule, or whose
 proof looks at what no rule sees, as that of the sandwich layer (2301.11526)."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Sequence

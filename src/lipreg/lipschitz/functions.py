@@ -5,6 +5,8 @@ A function is `f: [B, ...] -> [B]` or `[B, K]` and takes examples one by one. A 
 never more than the constant: an estimate certifies nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

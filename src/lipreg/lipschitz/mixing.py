@@ -14,9 +14,10 @@ from jax import Array
 from lipreg.lipschitz import residuals
 from lipreg.lipschitz.ellipsoids import LARGEST, Ellipsoid, linear, sphere
 from lipreg.lipschitz.joint import constant, plain
+from lipreg.lipschitz.roots import Linear, Root, entries
 from lipreg.lipschitz.singular import largest_singular
 from lipreg.lipschitz.slopes import Box, largest, most, outward, times, upper
-from lipreg.lipschitz.values import Linear, Root, Value, entries, settle
+from lipreg.lipschitz.values import Value, settle
 
 __all__ = ["dense", "either", "overlap", "total", "weighted"]
 

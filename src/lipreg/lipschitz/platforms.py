@@ -10,8 +10,9 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from lipreg.lipschitz import mixing
 from lipreg.lipschitz.kinds import CALLS, JOINS, MOVES, SAME, SUMS, WEIGHTED
+from lipreg.lipschitz.roots import Root, numbers
 from lipreg.lipschitz.slopes import largest, most
-from lipreg.lipschitz.values import Comparison, Root, Value, bound, numbers
+from lipreg.lipschitz.values import Comparison, Value, bound
 
 __all__ = ["platforms"]
 

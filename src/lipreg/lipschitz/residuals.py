@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lipreg.lipschitz.roots import Linear, Root, entries, part_of
 from lipreg.lipschitz.singular import largest_eigenvalue
 from lipreg.lipschitz.slopes import Box, largest, most, negative, product, times, upper
-from lipreg.lipschitz.values import Linear, Root, Value, bound, entries, part_of, settle
+from lipreg.lipschitz.values import Value, bound, settle
 
 __all__ = ["centred", "sandwich", "sandwich_on_torus", "symmetric"]
 

@@ -32,6 +32,7 @@ from lipreg.lipschitz.kinds import (
     WEIGHTED,
 )
 from lipreg.lipschitz.platforms import platforms
+from lipreg.lipschitz.roots import Root, numbers
 from lipreg.lipschitz.slopes import (
     CONDITIONS,
     ELEMENTWISE,
@@ -42,7 +43,7 @@ from lipreg.lipschitz.slopes import (
     times,
     upper,
 )
-from lipreg.lipschitz.values import Comparison, Root, Value, numbers, settle
+from lipreg.lipschitz.values import Comparison, Value, settle
 from lipreg.tracing import primitives
 
 __all__ = ["walk", "walk_from"]

@@ -8,6 +8,8 @@ eps then needs the margin `eps * margins`. y is a class; the losses without `mar
 distribution over classes.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -1,5 +1,7 @@
 """Losses of a classifier's logits, however they were trained: cross entropy, KL, margin, DLR."""
 
+from __future__ import annotations
+
 import warnings
 
 import jax

@@ -8,6 +8,7 @@ normalisation uses the batch's statistics. There are no strided convolutions: re
 `network` turns a model into two pure functions, an outsider's in nnx, linen or plain JAX as well.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -41,6 +42,7 @@ __all__ = [
     "build",
     "c2relu",
     "count_parameters",
+    "fields",
     "functional",
     "network",
     "outsider",
@@ -64,12 +66,22 @@ def build(name: str, *, classes: int, **settings: Any) -> nn.Module:
     >>> build("CNN", classes=10, head="tanh", channels=(8, 16)).channels
     (8, 16)
     """
+    known = fields(name)
+    for setting in settings:
+        check(f"field of {name}", setting, known)
+    return globals()[name](classes=classes, **settings)
+
+
+def fields(name: str) -> list[str]:
+    """The fields of the model called `name`, one of `NAMES`, beside its number of classes.
+
+    >>> fields("MLP")
+    ['activation', 'dtype', 'head', 'widths']
+    """
     check("model", name, NAMES)
     model = globals()[name]
-    fields = getattr(model, "func", model).__dataclass_fields__
-    for setting in settings:
-        check(f"field of {name}", setting, sorted(set(fields) - {"parent", "name"}))
-    return model(classes=classes, **settings)
+    own = {field.name for field in dataclasses.fields(getattr(model, "func", model))}
+    return sorted(own - {"classes", "parent", "name"})  # the last two are flax's
 
 
 def count_parameters(params: Any) -> int:

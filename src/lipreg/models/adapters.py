@@ -8,6 +8,8 @@ A network is told in its own terms whether it trains: an nnx module by its `trai
 and any network by those of the arguments `MODES` that its call has.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext

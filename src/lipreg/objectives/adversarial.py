@@ -2,6 +2,8 @@
 of clean and attacked ones, `trades`, `mart`.
 """
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax

@@ -1,5 +1,7 @@
 """The loss and a penalty on a Lipschitz constant, the batch's maximum: `j2_lip`, `lip_excess`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

@@ -1,5 +1,7 @@
 """What every objective is made of: the loss of a batch, its gradient in the input, directions."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,7 @@
 """Free adversarial training: one backward pass moves the weights and the perturbation."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -6,6 +6,8 @@ gradient at several points, in the frozen view, where both are the example's own
 are added to is that of the view in training.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

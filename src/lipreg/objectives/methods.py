@@ -4,6 +4,8 @@ A method without options is its name, `"attack"`, `"penalty"`, `"gradient"`; one
 value that carries them, `difference(h, order)`, `pairs(steps, bounds)`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -2,6 +2,8 @@
 of the logits: `jacobian`.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

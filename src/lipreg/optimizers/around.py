@@ -1,5 +1,7 @@
 """An optimiser around another one, by name: `sam(rho=0.1, inner='adamw(b2=0.95)')`."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,7 @@
 """An optimiser by its name, and its learning rate."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from typing import Any

@@ -7,6 +7,8 @@ u solves `u_t = -1/2 ||grad u||^2 + 1/(2 beta) Laplacian u` at time gamma, with 
 `coupling` is 1/gamma and `temperature` 1/beta.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -3,6 +3,8 @@
 RUN/certificates.md, .npz, .json    radii by rule beside the distances that attacks find
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,6 @@
 """The recipes that `runs.compare` has trained, attacked, and in one table.
 
-RUN/compared/           a killed evaluation of a step, images and radii goes on from here
-RUN/compared.json       what `measure` has found, command, commit and hardware
+RUN/compared.json       `reports.compared`
 DIR/compare.md, .csv    the table, that of the deck's three approaches, and what they are made of
 DIR/compare.json        the plan and all numbers, seed by seed
 DIR/errors.*            clean error and error under AutoAttack; the approaches have colours
@@ -9,107 +8,24 @@ DIR/gaps.*              errors under FGSM and PGD-10 over training
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lipreg import attacks, curves, datasets, evaluation, files, lipschitz, losses, runs
-from lipreg.lipschitz import bounds as proved
-from lipreg.reports import comparison_plots, plots
-from lipreg.runs import compare, logs, storage
-from lipreg.runs.build import ROBUST
+from lipreg import curves, files
+from lipreg.reports import compared, comparison_plots, plots
+from lipreg.reports.compared import AUTO, PGD
+from lipreg.runs import compare, storage
 from lipreg.training import overfitting
 
-__all__ = ["APPROACHES", "against_best", "measure", "report"]
+__all__ = ["APPROACHES", "against_best", "report"]
 
 APPROACHES = {
     "A": "a smooth class of functions",
     "B": "an algorithm that regularises",
     "C": "a penalty",
 }
-PGD, AUTO = "PGD-20", "AutoAttack"
-
-
-def measure(
-    workdir: str | Path,
-    *,
-    norms: Sequence[str],
-    examples: int,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """A run's test images attacked by PGD-20 and AutoAttack, and the constants of its loss.
-
-    At the radii of the config's table, in `norms`, with the masking report. `estimate` is the
-    largest l2 norm of the cross entropy's gradient at these images, `certified` a proved bound of
-    its Lipschitz constant in the whole box, None where there is none. `gap` is what test images
-    have more than training images of error and of loss. Kept in the run, and not done twice.
-    """
-    workdir = Path(workdir)
-    loaded = runs.load(workdir)
-    config, path = loaded.config, workdir / "compared.json"
-    radii = {norm: [config.evaluation[norm].table] for norm in norms}
-    named = [f"{norm}-{values[0]:g}" for norm, values in radii.items()]
-    asked = {"radii": radii, "examples": examples, "step": loaded.step}
-    kept = files.read(path) if path.is_file() else {}
-    if kept.get("asked") == asked:
-        return kept
-    if examples > len(loaded.dataset.y):
-        raise ValueError(f"examples = {examples}; the test split has {len(loaded.dataset.y)}.")
-    training = runs.load(workdir, "train").dataset
-    test, seen = (
-        (datasets.to_unit(split.x[:examples]), split.y[:examples])
-        for split in (loaded.dataset, training)
-    )
-    result = evaluation.evaluate(
-        loaded.logits_fn,
-        *test,
-        protocol="autoattack",
-        radii=radii,
-        attacks={PGD: partial(attacks.pgd, steps=20)},
-        bounds=config.data.bounds,
-        batch_size=config.evaluation.batch_size,
-        folder=workdir / "compared" / "_".join([str(loaded.step), str(examples), *named]),
-        progress=progress,
-    )
-    on_test, on_seen = (_losses(loaded.logits_fn, *images) for images in (test, seen))
-    found = {
-        "asked": asked,
-        "epochs": loaded.step / config.train.replay * config.train.batch_size / len(training.y),
-        "gap": {name: float(on_test[name] - on_seen[name]) for name in ("error", "loss")},
-        "estimate": float(on_test["slope"]),
-        "certified": _proved(loaded.logits_fn, test[0], config.data.bounds),
-        "evaluation": evaluation.to_json(result),
-        "about": storage.about(),
-    }
-    files.write_json(path, found)
-    return found
-
-
-@jax.jit
-def _losses(logits_fn: Callable, x: Any, y: Any) -> dict[str, Any]:
-    """Mean error and loss, and the largest input gradient of the loss."""
-    y = jnp.asarray(y)
-    loss = lambda x: losses.cross_entropy(logits_fn(x), y)
-    error = jnp.mean((jnp.argmax(logits_fn(x), -1) != y).astype(jnp.float32))
-    return {
-        "error": error,
-        "loss": loss(x).mean(),
-        "slope": lipschitz.gradient_norms(loss, x).max(),
-    }
-
-
-def _proved(logits_fn: Callable, x: Any, bounds: tuple[float, float]) -> float | None:
-    """`|grad loss| <= max_k Lip(z_k - z_y)`: cross entropy's gradient is a mean of margins'."""
-    try:
-        found = proved.lipschitz(logits_fn, x[:1], bounds=bounds)
-    except ValueError:  # a primitive without a rule
-        return None
-    bound = float(found.margins.max())
-    return bound if np.isfinite(bound) and found.kind != "estimate" else None
 
 
 def against_best(errors: Mapping[str, Sequence[float]]) -> dict[str, str]:
@@ -140,35 +56,6 @@ def against_best(errors: Mapping[str, Sequence[float]]) -> dict[str, str]:
     return {name: said(name) for name in errors}
 
 
-def _seed(workdir: Path, norms: Sequence[str], **options: Any) -> dict[str, Any]:
-    """A seed's numbers at its last epoch and, where that is another, at its best."""
-    rows = logs.metrics(workdir)
-    validated = [row for row in rows if ROBUST in row]
-    best = min(validated, key=lambda row: row[ROBUST])
-    last = measure(workdir, norms=norms, **options)
-    earlier = best["step"] < last["asked"]["step"] and (workdir / "best/config.json").is_file()
-    at_best = measure(workdir / "best", norms=norms, **options) if earlier else last
-    return {"workdir": str(workdir), "rows": rows, "last": last, "best": at_best}
-
-
-def _error(found: Mapping[str, Any], norm: str, attack: str) -> float:
-    """In %; attack is `PGD-20` or `AutoAttack`."""
-    numbers = found["evaluation"]["norms"][norm]
-    if attack == PGD:
-        return 100 * next(iter(numbers["others"][PGD].values()))
-    return 100 * list(next(iter(numbers["errors"].values())).values())[-1]
-
-
-def _clean(found: Mapping[str, Any]) -> float:
-    return 100 * found["evaluation"]["clean_error"]
-
-
-def _gaps(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """The error under PGD-10 less that under FGSM, in %, in every report."""
-    both = [row for row in rows if {overfitting.FGSM, overfitting.PGD} <= row.keys()]
-    return np.array([100 * (row[overfitting.PGD] - row[overfitting.FGSM]) for row in both])
-
-
 def _row(
     trained: compare.Trained, seeds: Sequence[Mapping[str, Any]], at: Mapping[str, str]
 ) -> dict[str, float | str]:
@@ -190,17 +77,21 @@ def _row(
         "compilation, s": trained.pace.get("compile_s", "-"),
         "epochs": each(lambda seed: seed["last"]["epochs"]),
         "best epoch": each(lambda seed: seed["best"]["epochs"]),
-        "% clean error": each(lambda seed: _clean(seed["last"])),
+        "% clean error": each(lambda seed: compared.clean(seed["last"])),
     }
     for norm, name in at.items():
         for attack in (PGD, AUTO):
-            row[f"% {attack} {name}"] = each(lambda s, n=norm, a=attack: _error(s["last"], n, a))
+            row[f"% {attack} {name}"] = each(
+                lambda s, n=norm, a=attack: compared.error(s["last"], n, a)
+            )
     norm, name = next(iter(at.items()))
-    row[f"% {AUTO} {name}, best epoch"] = each(lambda seed: _error(seed["best"], norm, AUTO))
-    row["PGD-10 less FGSM, %: last"] = each(lambda seed: _last(_gaps(seed["rows"])))
-    row["largest"] = each(lambda seed: _gaps(seed["rows"]).max(initial=-np.inf))
+    row[f"% {AUTO} {name}, best epoch"] = each(
+        lambda seed: compared.error(seed["best"], norm, AUTO)
+    )
+    row["PGD-10 less FGSM, %: last"] = each(lambda seed: _last(compared.gaps(seed["rows"])))
+    row["largest"] = each(lambda seed: compared.gaps(seed["rows"]).max(initial=-np.inf))
     row["overfitted"] = ", ".join(overfitted) or "-"
-    row["masking flags"] = each(lambda seed: _flags(seed["last"]))
+    row["masking flags"] = each(lambda seed: compared.flags(seed["last"]))
     return row
 
 
@@ -210,11 +101,6 @@ def _short(value: Any) -> str:
 
 def _last(values: np.ndarray) -> float:
     return float(values[-1]) if len(values) else float("nan")
-
-
-def _flags(found: Mapping[str, Any]) -> float:
-    norms = found["evaluation"]["norms"].values()
-    return float(sum(check["status"] != "pass" for norm in norms for check in norm["checks"]))
 
 
 def _approaches(
@@ -228,8 +114,8 @@ def _approaches(
         proofs = [one["certified"] for one in several]
         return {
             "approach": f"{approach}: {APPROACHES[approach]}",
-            "% clean error": each(several, _clean),
-            f"% {AUTO} {name}": each(several, lambda one: _error(one, norm, AUTO)),
+            "% clean error": each(several, compared.clean),
+            f"% {AUTO} {name}": each(several, lambda one: compared.error(one, norm, AUTO)),
             "Lipschitz, loss: estimate": each(several, lambda one: one["estimate"]),
             "proved": "-" if None in proofs else curves.spread(proofs),
             "gap, % error": each(several, lambda one: 100 * one["gap"]["error"]),
@@ -266,12 +152,12 @@ def report(
     for name, trained in found.items():
         whole = [run for run in trained.runs if np.isfinite(compare.error(run))]
         tell = (lambda line, name=name: progress(f"{name}: {line}")) if progress else None
-        seeds[name] = [_seed(run, norms, examples=examples, progress=tell) for run in whole]
+        seeds[name] = [compared.seed(run, norms, examples=examples, progress=tell) for run in whole]
     measured = [seed["last"] for several in seeds.values() for seed in several]
     radii = measured[0]["asked"]["radii"] if measured else {plan.norm: [plan.eps]}
     at = {norm: f"{norm} {values[0]:.3g}" for norm, values in radii.items()}
     robust = {
-        name: [_error(seed["last"], norms[0], AUTO) for seed in several]
+        name: [compared.error(seed["last"], norms[0], AUTO) for seed in several]
         for name, several in seeds.items()
     }
     against = against_best(robust)
@@ -293,7 +179,10 @@ def report(
     files.write_json(workdir / "compare.json", record | {"about": storage.about()})
     written = [workdir / f"compare.{kind}" for kind in ("md", "csv", "json")]
     errors = {
-        name: [(_clean(seed["last"]), _error(seed["last"], norms[0], AUTO)) for seed in several]
+        name: [
+            (compared.clean(seed["last"]), compared.error(seed["last"], norms[0], AUTO))
+            for seed in several
+        ]
         for name, several in seeds.items()
         if several
     }

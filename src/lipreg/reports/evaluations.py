@@ -15,8 +15,9 @@ RUN/evaluations/PROTOCOL_SPLIT_N/   N images; _NORMS is added where they are not
     step_STEP/            what a killed evaluation of these weights resumes from
 """
 
+from __future__ import annotations
+
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,18 +27,17 @@ import jax
 import numpy as np
 
 from lipreg import curves, datasets, evaluation, files, parallel
-from lipreg.attacks import __all__ as LIBRARY
 from lipreg.attacks import pgd
 from lipreg.evaluation.protocols import Protocol, grid
 from lipreg.norms import NORMS
 from lipreg.reports import plots
+from lipreg.reports.kept import USUAL, folder_of, read
 from lipreg.runs import storage
 from lipreg.runs.config import Config, label
 from lipreg.runs.experiment import Loaded
 
-__all__ = ["USUAL", "command", "evaluate", "evaluated", "places", "read"]
+__all__ = ["evaluate", "evaluated"]
 
-USUAL = ("l2", "linf")
 ROBUSTBENCH = {"l1": 12.0, "l2": 0.5, "linf": 8 / 255}
 
 
@@ -66,7 +66,7 @@ def evaluate(
         raise ValueError(f"examples = {n}; the split has {len(loaded.dataset.y)}.")
     x, y = np.asarray(datasets.to_unit(loaded.dataset.x[:n])), loaded.dataset.y[:n]
     plan = "+".join([protocol, *sorted(attacks or {})])
-    folder = _folder(workdir, plan, split, n, norms)
+    folder = folder_of(workdir, plan, split, n, norms)
     files.check_writable(folder)
     result = evaluation.evaluate(
         loaded.logits_fn,
@@ -103,43 +103,6 @@ def evaluate(
     return text
 
 
-def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
-    """The config of a run, and one of its evaluations: the record and the arrays.
-
-    Raises: ValueError, with the command to run, if there is none, if the files belong to different
-    evaluations, or if the evaluation was not of the last step.
-    """
-    workdir = folder.parents[1]
-    config = storage.read_complete(workdir)
-    protocol, _, _, suffix = _named(folder.name)
-    norms = suffix[1:].split("-") if suffix else USUAL
-    paths = folder / "evaluation.json", folder / "distances.npz"
-    again = f"run {command(workdir, protocol, norms)}"
-    if not all(path.is_file() for path in paths):
-        raise ValueError(f"{workdir} has not been evaluated by {protocol}: {again}.")
-    record, arrays = map(files.read, paths)
-    expected = {"row", "data", "split", "seed", "settings", "protocol", "n", "norms", "step"}
-    if not isinstance(record, dict) or not expected <= record.keys():
-        raise ValueError(f"{paths[0]} is not a run's evaluation: {again}.")
-    # Each is written atomically, but a kill may come between the two.
-    medians = {norm: record["row"].get(f"{norm} median") for norm in record["norms"]}
-    if any(median != _median(arrays.get(norm)) for norm, median in medians.items()):
-        raise ValueError(f"{' and '.join(map(str, paths))} are of two evaluations: {again}.")
-    if record["step"] != record["steps"]:
-        raise ValueError(
-            f"{workdir} was evaluated at step {record['step']} of {record['steps']}: let its "
-            f"training end, and {again}."
-        )
-    return config, record, arrays
-
-
-def _median(distances: np.ndarray | None) -> float | None:
-    """None where there are no distances, or what is there is something else."""
-    if distances is None or distances.ndim != 1 or distances.dtype.kind != "f":
-        return None
-    return float(curves.median_distance(distances))
-
-
 def evaluated(
     workdir: str | Path,
     *,
@@ -151,44 +114,11 @@ def evaluated(
     """Whether a folder already holds the evaluation that `evaluate` would write."""
     try:
         n = storage.read_complete(workdir).evaluation.examples
-        config, record, _ = read(_folder(workdir, protocol, split, n, norms))
+        config, record, _ = read(folder_of(workdir, protocol, split, n, norms))
     except ValueError:
         return False
     wanted = _described(config, protocol, split, seed, norms)
     return all(record[name] == value for name, value in wanted.items())
-
-
-def places(workdir: str | Path, norms: Sequence[str] = USUAL) -> dict[tuple[str, str, int], Path]:
-    """The folders of a run's evaluations in these norms, by protocol, split and number."""
-    folders = {}
-    for path in sorted(Path(workdir).glob("evaluations/*/evaluation.json")):
-        *key, there = _named(path.parent.name)
-        if there == _suffix(norms):
-            folders[tuple(key)] = path.parent
-    return folders
-
-
-def command(workdir: str | Path, protocol: str, norms: Sequence[str] = USUAL) -> str:
-    """What makes an evaluation anew; the module of an attack of one's own is not known here."""
-    protocol, *attacks = protocol.split("+")
-    flags = [f"--protocol={protocol}"] * (protocol != "pgd")
-    flags += [f"--attack={a}" if a in LIBRARY else f"--attack=MODULE:{a}" for a in attacks]
-    flags += [f"--norms={','.join(norms)}"] * bool(_suffix(norms))
-    return " ".join([f"python experiments/evaluate.py --run={workdir}", *flags])
-
-
-def _named(folder: str) -> tuple[str, str, int, str]:
-    """The protocol, split, number of images and norms that a folder's name says."""
-    match = re.fullmatch(r"(.+)_([a-z]+)_(\d+)((?:_l[a-z0-9-]+)?)", folder)
-    return (match[1], match[2], int(match[3]), match[4]) if match else (folder, "", 0, "")
-
-
-def _folder(workdir: str | Path, protocol: str, split: str, n: int, norms: Sequence[str]) -> Path:
-    return Path(workdir) / "evaluations" / f"{protocol}_{split}_{n}{_suffix(norms)}"
-
-
-def _suffix(norms: Sequence[str]) -> str:
-    return "" if set(norms) == set(USUAL) else "_" + "-".join(sorted(norms))
 
 
 def _source(attack: Any) -> str:

@@ -4,6 +4,8 @@ No function touches pyplot's global state: each returns a `Figure` in the one st
 `reports.style`, which a notebook shows and `save` writes as PNG and SVG.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

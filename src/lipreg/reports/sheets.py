@@ -3,6 +3,8 @@
 What a model gets wrong has a frame, whose colour is that of the class it names.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any

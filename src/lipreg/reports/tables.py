@@ -5,143 +5,20 @@ OUT/table.md, .csv      a row for each config, mean ± standard deviation over i
 OUT/curves_NORM.*        the error curves, PNG and SVG
 """
 
-import itertools
-import json
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lipreg import curves, files
-from lipreg.reports import certified, evaluations, plots
-from lipreg.runs import storage
-from lipreg.runs.config import Config, differing, label
+from lipreg.reports import alike, kept, plots
+from lipreg.reports.alike import Run
 
 __all__ = ["table"]
-
-AUTOATTACK = ("full", "autoattack")  # the protocols that include it, the stronger first
-
-
-class _Run(NamedTuple):
-    """A folder's contents: the config, the evaluation, AutoAttack's by protocol, proved radii."""
-
-    workdir: Path
-    config: Config
-    record: dict[str, Any]
-    distances: dict[str, np.ndarray]
-    robust: dict[str, dict[str, Any]]
-    radii: np.ndarray | None
-
-
-class _Wanted(NamedTuple):
-    """Which evaluation of each run the table is made of; "" and 0 are any."""
-
-    protocol: str
-    norms: Sequence[str]
-    split: str
-    examples: int
-
-
-def _choices(workdir: Path, wanted: _Wanted) -> list[tuple[str, int]]:
-    """The splits and numbers of images that a run has been evaluated on by the protocol.
-
-    Raises: ValueError, with those that there are and the command to run, for a run without any.
-    """
-    storage.read_config(workdir)  # says what is no run
-    there = evaluations.places(workdir, wanted.norms)
-    choices = [
-        (split, n)
-        for protocol, split, n in there
-        if protocol == wanted.protocol and wanted.split in ("", split) and wanted.examples in (0, n)
-    ]
-    if not choices:
-        had = ", ".join("_".join(map(str, key)) for key in there)
-        if not had and (workdir / "evaluation.json").is_file():
-            had = "that of an earlier version"
-        images = f"{wanted.examples or ''} {wanted.split} images".replace("  ", " ").strip()
-        raise ValueError(
-            f"{workdir} has not been evaluated by {wanted.protocol} in {', '.join(wanted.norms)}"
-            f"{f' on {images}' if images != 'images' else ''}{f', it has {had}' if had else ''}: "
-            f"run {evaluations.command(workdir, wanted.protocol, wanted.norms)}."
-        )
-    return choices
-
-
-def _one_of_all(workdirs: Sequence[Path], wanted: _Wanted) -> tuple[str, int]:
-    """The one split and number of images that all runs have been evaluated on.
-
-    Raises: ValueError for runs that have none in common, with both, and for several.
-    """
-    choices = [_choices(workdir, wanted) for workdir in workdirs]
-    common = [key for key in choices[0] if all(key in other for other in choices)]
-    if len(common) == 1:
-        return common[0]
-    if common:
-        several = ", ".join(f"{n} {split}" for split, n in common)
-        raise ValueError(
-            f"{workdirs[0]} has several evaluations by {wanted.protocol}: {several} images; "
-            "choose one by split and examples."
-        )
-    k = next(k for k, other in enumerate(choices) if choices[0][0] not in other)
-    a, b = ({"split": split, "n": n} for split, n in (choices[0][0], choices[k][0]))
-    raise _refusal(workdirs[0], workdirs[k], differing(a, b))
-
-
-def _run(workdir: Path, split: str, n: int, wanted: _Wanted) -> _Run:
-    """The evaluation on this split and number of images, and AutoAttack's on the same."""
-    there = evaluations.places(workdir, wanted.norms)
-    robust = {
-        protocol: evaluations.read(there[protocol, split, n])[1]
-        for protocol in AUTOATTACK
-        if (protocol, split, n) in there
-    }
-    config, record, distances = evaluations.read(there[wanted.protocol, split, n])
-    radii = certified.proved(workdir, split, n, record["step"])
-    return _Run(workdir, config, record, distances, robust, radii)
-
-
-def _measured(run: _Run, protocol: str | None) -> dict[str, Any]:
-    """What all runs of a table must share: images, attack and, with AutoAttack, its radii."""
-    data, record = run.config.data, run.record
-    outside = data.name == "folder" or data.name.endswith(".npz")  # `dir` says which
-    fields = ["name", "side", "bounds", *(["dir"] if outside else [])]
-    drawn = f" ({data.validation:g} of the images, by seed {data.seed})"
-    shared = {
-        "data": {name: data[name] for name in fields},
-        "split": record["split"] + drawn * (record["split"] == "validation"),
-        "n": record["n"],
-        "protocol": record["protocol"],
-        "attacks": record.get("attacks", {}),  # earlier versions did not record them
-        "evaluation": record["settings"],
-    }
-    if protocol:
-        norms = run.robust[protocol]["norms"]
-        shared["radii"] = {norm: list(numbers["errors"]) for norm, numbers in norms.items()}
-    return shared
-
-
-def _refusal(a: object, b: object, pairs: dict[str, tuple[Any, Any]]) -> ValueError:
-    fields = ", ".join(f"{name} is {x!r} and {y!r}" for name, (x, y) in pairs.items())
-    return ValueError(f"{a} and {b} do not go into one table: {fields}.")
-
-
-def _protocol(runs: Sequence[_Run]) -> str | None:
-    """The strongest protocol with AutoAttack that all runs have; None if some run has none.
-
-    Raises: ValueError for runs that have none in common.
-    """
-    if not all(run.robust for run in runs):
-        return None
-    common = [protocol for protocol in AUTOATTACK if all(protocol in run.robust for run in runs)]
-    if not common:
-        a, b = (
-            runs[0],
-            next(run for run in runs if not run.robust.keys() & runs[0].robust),
-        )
-        raise _refusal(a.workdir, b.workdir, {"protocol": (min(a.robust), min(b.robust))})
-    return common[0]
 
 
 def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
@@ -164,40 +41,10 @@ def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
     return columns | {"masking flags": flags}, points
 
 
-def _certified(run: _Run) -> dict[str, float]:
+def _certified(run: Run) -> dict[str, float]:
     eps = run.record["settings"]["l2"]["table"]
     (error,) = curves.error_at(np.asarray(run.radii), np.array([eps]))
     return {f"% certified error at l2 {eps:.3g}": round(100 * float(error), 4)}
-
-
-def _rows(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
-    """The runs of each row by its name: those whose configs differ only in their seeds.
-
-    Raises: ValueError for two runs of the same config and seed, which would count as two seeds.
-    """
-    rows: dict[str, list[_Run]] = {}
-    for run in runs:
-        identity = json.dumps(run.config.to_dict() | {"seed": None}, sort_keys=True)
-        members = rows.setdefault(identity, [])
-        for other in members:
-            if other.config.seed == run.config.seed:
-                raise ValueError(
-                    f"{other.workdir} and {run.workdir} are of one config and seed: name one."
-                )
-        members.append(run)
-    firsts = [members[0] for members in rows.values()]
-    return {_name(members[0], firsts): members for members in rows.values()}
-
-
-def _name(run: _Run, firsts: Sequence[_Run]) -> str:
-    """The objective's name; if rows share it, with the end of the path that distinguishes them."""
-    name, parts = label(run.config), run.workdir.absolute().parts
-    alike = [first.workdir.absolute().parts for first in firsts if label(first.config) == name]
-    if len(alike) == 1:
-        return name
-    alike.remove(parts)
-    ends = (n for n in itertools.count(1) if all(other[-n:] != parts[-n:] for other in alike))
-    return f"{name} ({'/'.join(parts[-next(ends) :])})"
 
 
 def table(
@@ -205,7 +52,7 @@ def table(
     out: str | Path,
     *,
     protocol: str = "pgd",
-    norms: Sequence[str] = evaluations.USUAL,
+    norms: Sequence[str] = kept.USUAL,
     split: str = "",
     examples: int = 0,
     radii: Mapping[str, Sequence[float]] | None = None,
@@ -229,18 +76,12 @@ def table(
     other data, another split, protocol, number of images, or other settings of the attack.
     """
     files.check_writable(out)
-    paths, wanted = [Path(w) for w in workdirs], _Wanted(protocol, norms, split, examples)
-    split, n = _one_of_all(paths, wanted)
-    runs = [_run(path, split, n, wanted) for path in paths]
-    auto = _protocol(runs)
-    first, *others = runs
-    for run in others:
-        pairs = differing(_measured(first, auto), _measured(run, auto))
-        if pairs:
-            raise _refusal(first.workdir, run.workdir, pairs)
+    wanted = alike.Wanted(protocol, norms, split, examples)
+    runs, auto = alike.read([Path(workdir) for workdir in workdirs], wanted)
+    first = runs[0]
     marks = _marks(first, radii or {})
     rows, distances, marked, proved = {}, {}, {}, {}
-    groups = _rows(runs)
+    groups = alike.rows(runs)
     sure = all(run.radii is not None for run in runs) and "l2" in first.record["norms"]
     for name, members in groups.items():
         robust = [_robust(run.robust[auto]) if auto else ({}, {}) for run in members]
@@ -275,7 +116,7 @@ def table(
     return text, written
 
 
-def _marks(run: _Run, radii: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+def _marks(run: Run, radii: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """The radii of each norm that has distances: the evaluation's own, and those asked for.
 
     Raises: ValueError for a norm without distances, and for a radius that was not searched.
@@ -292,7 +133,7 @@ def _marks(run: _Run, radii: Mapping[str, Sequence[float]]) -> dict[str, list[fl
     return {n: sorted({s["table"], *radii.get(n, ())}) for n, s in settings.items()}
 
 
-def _errors(run: _Run, radii: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def _errors(run: Run, radii: Mapping[str, Sequence[float]]) -> dict[str, float]:
     cells = {}
     for norm, values in radii.items():
         for eps in values:
@@ -314,7 +155,7 @@ def _told_apart(distances: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     return f" The rows differ most at {', '.join(said)}." if said else ""
 
 
-def _caption(first: _Run, groups: dict[str, list[_Run]]) -> str:
+def _caption(first: Run, groups: dict[str, list[Run]]) -> str:
     record, settings = first.record, first.record["settings"]
     seeds = sorted({len(members) for members in groups.values()})
     several = seeds != [1]

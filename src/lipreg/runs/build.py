@@ -115,6 +115,7 @@ def _parts(config: Config) -> Parts:
         t.batch_size,
     )
     made.optimizer(1)  # refused now, not when the data have been read
+    _maker(called(config.model.name)[0])
     return made
 
 
@@ -147,16 +148,26 @@ def network(config: Config) -> Callable[[int, tuple[int, ...]], models.Network]:
     return partial(_network, FrozenConfigDict(config.model), config.train.precision)
 
 
+def _maker(name: str) -> Callable[..., Any]:
+    return named("model", name, {known: partial(models.build, known) for known in models.NAMES})
+
+
 # One function for equal configs: its identity is a key of jit's cache.
 @lru_cache(maxsize=64)
 def _network(model: Config, precision: str, classes: int, shape: tuple[int, ...]) -> models.Network:
     name, options = called(model.name)
-    make = named("model", name, {known: partial(models.build, known) for known in models.NAMES})
+    make = _maker(name)
     options = {"classes": classes, "head": model.head, "activation": model.activation} | options
     with told(f"The network {model.name} cannot be made for inputs {list(shape)}"):
         if ":" in name:
             x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
             return models.outsider(make, x, precision=precision, **options)
+        known = models.fields(name)
+        for setting in sorted({*model.settings} - {*known}):
+            raise ValueError(
+                f"config.model.settings.{setting} = {model.settings[setting]}; the settings are "
+                f"those of another network: {name} has {', '.join(known)}."
+            )
         return models.network(make(**{**model.settings, **options}), precision=precision)
 
 
@@ -188,13 +199,12 @@ def _loss(text: str) -> Callable[[Array, Array], Array]:
 
 def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
     *outer, (name, options) = optimizers.nested(train.optimizer)
-    for field in {"weight_decay", "clip", "accumulate"} & {*options}:
+    own = {"momentum": train.momentum, "nesterov": train.nesterov} if name == "sgd" else {}
+    for field in {"weight_decay", "clip", "accumulate", *own} & {*options}:
         raise ValueError(
             f"config.train.optimizer = {train.optimizer}; write config.train.{field} = "
             f"{options[field]}."
         )
-    if name == "sgd":
-        options = {"momentum": train.momentum, "nesterov": train.nesterov} | options
     moves = -(-steps // train.accumulate)
     for around in outer:
         moves = optimizers.updates(*around, moves)
@@ -206,6 +216,7 @@ def _optimizer(train: Config, steps: int) -> optax.GradientTransformation:
         clip=train.clip,
         accumulate=train.accumulate,
         around=optimizers.wrapper(*outer[0], rate) if outer else None,
+        **own,
         **options,
     )
 

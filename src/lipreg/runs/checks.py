@@ -1,13 +1,16 @@
 """What a field's type does not check: ranges, fields that nothing reads, what fits together."""
 
 import math
+import os
 from typing import Any
 
 from lipreg import optimizers
+from lipreg.datasets import arrays
+from lipreg.doors import called
 from lipreg.runs.config import Config, base_config, leaves, options, strengths
 from lipreg.runs.logs import LOGS
 
-__all__ = ["check"]
+__all__ = ["check", "check_fields"]
 
 PRECISIONS = ("default", "highest")
 STATISTICS = ("running", "averaged", "recomputed")
@@ -34,15 +37,13 @@ def check(config: Config) -> None:
     A ConfigDict accepts None for any field, so it is refused here, as is a field that a config file
     has added and that nothing would read. The names of parts are looked up in `build.parts`.
     """
-    odd = sorted(_names(config) ^ _names(base_config("j0", {"j0": {}})))
-    if odd:
-        known = odd[0] not in leaves(config)
-        raise ValueError(f"config.{odd[0]} {'is missing' if known else 'is no field'}.")
+    check_fields(config)
     _check_objective(config)
     outside = ":" in config.objective
     for name, value in leaves(config).items():
         if not (outside and name.startswith("options.")):  # an outsider's own
             _check_value(name, value)
+    _check_network(config.model)
     low, high = _pair(config.data.bounds)
     if not -math.inf < low < high < math.inf:
         raise ValueError(
@@ -54,15 +55,7 @@ def check(config: Config) -> None:
             f"config.options.bounds = {box}; {config.objective} must stay in those of the data, "
             f"config.data.bounds = {config.data.bounds}."
         )
-    _check_data(config.data)
     t = config.train
-    if optimizers.nested(t.optimizer)[-1][0] != "sgd":
-        for name, default in (("momentum", 0.9), ("nesterov", False)):
-            if t[name] != default:
-                raise ValueError(
-                    f"config.train.{name} = {t[name]}; only sgd reads it: write the options of "
-                    f"another optimizer into its name, {t.optimizer}(...)."
-                )
     _check_logs(config.report.logs)
     if t.precision not in PRECISIONS:
         raise ValueError(f"No precision {t.precision!r}; choose one of {', '.join(PRECISIONS)}.")
@@ -77,19 +70,67 @@ def check(config: Config) -> None:
             f"config.train.ramp = {t.ramp}; {config.objective} has no {t.ramped} to grow: it has "
             f"{has}, and config.train.ramped names the one that grows."
         )
+    _check_read(config)
 
 
-def _check_data(data: Config) -> None:
-    """Fields of a streamed set are those of no other."""
-    usual = base_config("j0", {"j0": {}}).data
-    for name in ("threads", "workers"):
-        if data[name] != usual[name] and not data.side:
+def check_fields(config: Config) -> None:
+    """ValueError for a config without a field that an experiment's has, or with another one."""
+    odd = sorted(_names(config) ^ _names(base_config("j0", {"j0": {}})))
+    if odd:
+        known = odd[0] not in leaves(config)
+        raise ValueError(f"config.{odd[0]} {'is missing' if known else 'is no field'}.")
+
+
+def _check_network(model: Config) -> None:
+    """Options in a name are a network's settings; what the config or the data has is not theirs."""
+    name, options = called(model.name)
+    if ":" in name:  # an outsider's own
+        return
+    for option, value in options.items():
+        if option in ("head", "activation"):
             raise ValueError(
-                f"config.data.{name} = {data[name]}; only a streamed set is read by threads and "
-                "workers, one with a config.data.side."
+                f"config.model.name = {model.name}; write config.model.{option} = {value}."
             )
-    if data.name == "digits" and data.dir and not data.synthetic:
-        raise ValueError(f"config.data.dir = {data.dir}; digits is in no folder.")
+        if option == "classes":
+            raise ValueError(f"config.model.name = {model.name}; the data has its classes.")
+        _check_value(f"model.settings.{option}", value)
+
+
+def _check_read(config: Config) -> None:
+    """A field that nothing reads beside the others' values keeps its default."""
+    d, t = config.data, config.train
+    values, usual = leaves(config), leaves(base_config("j0", {"j0": {}}))
+    sets = tuple(filter(None, (d.name, d.synthetic)))
+    optimizer = optimizers.nested(t.optimizer)[-1][0]
+    of_sgd = (
+        optimizer == "sgd",
+        "only sgd reads it: write the options of another optimizer into its name, "
+        f"{t.optimizer}(...)",
+    )
+    in_memory = f"{d.name} is held in memory, whose images have their own size"
+    streamed = (d.side, "only a streamed set is read by it, one with a config.data.side")
+    read = {
+        "data.dir": (any(map(_in_a_folder, sets)), f"no folder is read for {' and '.join(sets)}"),
+        "data.side": (d.name != "digits" and not arrays.is_outside(d.name), in_memory),
+        "data.threads": streamed,
+        "data.workers": streamed,
+        "data.synthetic_share": (d.synthetic, "there is no second set, config.data.synthetic"),
+        "train.momentum": of_sgd,
+        "train.nesterov": of_sgd if t.momentum else (False, "config.train.momentum is 0"),
+        "train.ema_statistics": (t.ema, "no weights are averaged: config.train.ema is 0"),
+        "train.ramped": (t.ramp, "nothing grows: config.train.ramp is 0"),
+        "train.per_dispatch": (not d.side, "a streamed set is trained on a step at a time"),
+    }
+    for name, (is_read, why) in read.items():
+        if values[name] != usual[name] and not is_read:
+            raise ValueError(f"config.{name} = {values[name]}; {why}.")
+
+
+def _in_a_folder(name: str) -> bool:
+    """Whether `data.dir` says where a data set is; digits, functions and absolute paths are not."""
+    if arrays.is_outside(name):
+        return name.endswith(".npz") and not os.path.isabs(name)
+    return name != "digits"
 
 
 def _check_logs(logs: Any) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from lipreg import files, parallel, runs, training
 from lipreg.runs import build, logs, storage, sweep
 from lipreg.runs.build import ROBUST
-from lipreg.runs.config import Config, leaves, no_field, options, strengths
+from lipreg.runs.config import Config, drop_settings, leaves, no_field, options, strengths
 from lipreg.runs.experiment import Experiment, key_for
 from lipreg.runs.train import fit_options
 
@@ -138,8 +138,9 @@ def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed:
     given = {**recipe.fields, **recipe.settings[k]}
     if "model.settings" in given:  # of another network
         with config.unlocked():
-            config.model.settings = dict(given.pop("model.settings"))
-    for name, value in {**fields, **given}.items():
+            config.model.settings = dict(given["model.settings"])
+    fields |= {name: value for name, value in given.items() if name != "model.settings"}
+    for name, value in fields.items():
         if name not in leaves(config):
             raise ValueError(f"{row}: {name}: {no_field(name, leaves(config))}")
         number = isinstance(value, int) and isinstance(leaves(config)[name], float)
@@ -147,6 +148,7 @@ def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed:
             config.update_from_flattened_dict({name: float(value) if number else value})
         except TypeError as error:
             raise ValueError(f"{row}: {name} = {value}: {error}.") from None
+    drop_settings(config, base.model.name, given)
     return config
 
 

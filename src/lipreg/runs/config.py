@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lipreg import norms, objectives
-from lipreg.doors import named
+from lipreg.doors import called, named
 from lipreg.objectives.contract import GIVEN
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "base_config",
     "complete",
     "differing",
+    "drop_settings",
     "label",
     "leaves",
     "no_field",
@@ -175,6 +176,31 @@ def options(name: str) -> dict[str, Any]:
     return {k: value for k, value in held.items() if _plain(value)}
 
 
+def drop_settings(config: Config, own: str, given: Collection[str] = ()) -> None:
+    """Drop what a config file has set for its own network, `own`, where the config now has another.
+
+    The dtype stays, which all networks have, and so do settings among the fields `given`.
+
+    >>> config = base_config("j0", {"j0": {}})
+    >>> config.model.update({"name": "MLP", "settings": {"dtype": "float32", "channels": (8,)}})
+    >>> drop_settings(config, "CNN")
+    >>> config.model.settings.to_dict()
+    {'dtype': 'float32'}
+    """
+    name = called(config.model.name)[0]
+    for field in given:
+        if ":" in name and field.startswith("model.settings"):
+            raise ValueError(f"config.{field}: settings of {name} go into its name, {name}(...).")
+    if name == called(own)[0] or "model.settings" in given:
+        return
+    kept = {"model.settings.dtype", *given}
+    settings = config.model.settings.to_dict()
+    with config.unlocked():
+        config.model.settings = {
+            name: value for name, value in settings.items() if f"model.settings.{name}" in kept
+        }
+
+
 def _held(value: Any) -> Any:
     known = isinstance(value, norms.Norm) and value.name in norms.NORMS
     return value.name if known else value
@@ -238,11 +264,15 @@ def no_field(name: str, fields: Collection[str]) -> str:
     >>> no_field("epoch", ["seed", "train.epochs"])
     'no such field. Did you mean train.epochs?'
     """
-    known = {field if "." in name else field.rpartition(".")[2]: field for field in fields}
-    near = get_close_matches(name, known, 1, 0.75)
+    section, dot, last = name.rpartition(".")
+    within = [field for field in fields if dot and field.rpartition(".")[0] == section]
+    known = {field.rpartition(".")[2]: field for field in (*fields, *within)}
+    near = get_close_matches(last, known, 1, 0.75)
     if near:
         return f"no such field. Did you mean {known[near[0]]}?"
-    return f"no such field; choose one of {', '.join(fields)}."
+    if section == "model.settings":
+        return f"no such field. Write it into the network's name, model.name='NAME({last}=...)'."
+    return f"no such field; choose one of {', '.join(within or fields)}."
 
 
 def differing(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:

@@ -75,7 +75,7 @@ def prepare(config: Config) -> Experiment:
             )
         train = datasets.wrong_labels(train, d.wrong_labels, seed=config.seed)
     if d.synthetic:
-        train = _mixed(config, train)
+        train = _mixed(config, train, validation)
     size = datasets.size(train)
     _check_sizes(config, size, validation.x.shape[1:])
     steps = t.steps or t.epochs * (size // t.batch_size) * t.replay
@@ -90,9 +90,16 @@ def prepare(config: Config) -> Experiment:
             f"config.train.optimizer = {t.optimizer}; its first move is after {period} steps, and "
             f"the run has {steps}."
         )
+    if t.ramp and not round(t.ramp * steps):
+        raise ValueError(f"config.train.ramp = {t.ramp}; of the run's {steps} steps that is none.")
     program = build.program(parts, validation, steps)
     with told(f"The network {config.model.name} cannot be initialised"):
         state = program.init(key_for(config, "init"), key_for(config, "step"))
+    if t.ema_statistics != "running" and not jax.tree.leaves(state.model_state):
+        raise ValueError(
+            f"config.train.ema_statistics = {t.ema_statistics}; {config.model.name} keeps none: it "
+            "has no batch normalisation, or has it off."
+        )
     x = jax.ShapeDtypeStruct((t.batch_size, *validation.x.shape[1:]), validation.x.dtype)
     batch = (x, jax.ShapeDtypeStruct(x.shape[:1], np.int32))
     with told(f"A step of {config.objective} with {config.model.name} cannot be traced"):
@@ -100,7 +107,7 @@ def prepare(config: Config) -> Experiment:
     return Experiment(config, train, validation, program, state, steps)
 
 
-def _mixed(config: Config, train: Any) -> datasets.Mixture:
+def _mixed(config: Config, train: Any, validation: datasets.Dataset) -> datasets.Mixture:
     d, batch_size = config.data, config.train.batch_size
     if d.side:
         raise ValueError(f"config.data.synthetic = {d.synthetic}; a streamed set has none.")
@@ -111,9 +118,17 @@ def _mixed(config: Config, train: Any) -> datasets.Mixture:
         )
     try:
         more = datasets.training(d.synthetic, dir=d.dir, bounds=d.bounds)
-        return datasets.mixture(train, more, d.synthetic_share)
+        mixed = datasets.mixture(train, more, d.synthetic_share)
     except ValueError as error:
         raise ValueError(f"config.data.synthetic = {d.synthetic}: {error}") from error
+    held_out = {x.tobytes() for x in validation.x}.difference(x.tobytes() for x in train.x)
+    shared = held_out.intersection(x.tobytes() for x in more.x)
+    if shared:
+        raise ValueError(
+            f"config.data.synthetic = {d.synthetic}; {len(shared)} of the {len(held_out)} "
+            f"validation examples of {d.name} are in it, and would be trained on."
+        )
+    return mixed
 
 
 def _check_sizes(config: Config, size: int, shape: tuple[int, ...]) -> None:

@@ -98,14 +98,15 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
 
 
 def check_same(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """ValueError for a folder with another config, naming the keys that differ."""
+    """ValueError for a folder with another config, naming the first keys that differ."""
     there, asked = (complete(c) for c in (read_config(workdir), ConfigDict(_tuples(dict(config)))))
     changed = [
         f"{name} ({a!r} there, {b!r} asked)" for name, (a, b) in differing(there, asked).items()
     ]
     if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ValueError(
-            f"workdir = {workdir} holds a run with another config: {', '.join(changed)}. "
+            f"workdir = {workdir} holds a run with another config: {', '.join(changed[:5])}{more}. "
             "Name a new folder, or ask for the same."
         )
 

@@ -21,7 +21,7 @@ import numpy as np
 from lipreg import files, parallel, runs, training
 from lipreg.runs import build, logs, storage
 from lipreg.runs.build import CLEAN, ROBUST
-from lipreg.runs.config import Config, leaves, no_field
+from lipreg.runs.config import Config, drop_settings, leaves, no_field
 from lipreg.training import cpu
 
 __all__ = ["CLEAN", "ENGINES", "ROBUST", "combinations", "outcome", "parse", "points", "run"]
@@ -107,6 +107,7 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
                 point.update_from_flattened_dict({name: value})
             except TypeError as error:
                 raise ValueError(f"Axis {name}={value}: {error}.") from None
+        drop_settings(point, config.model.name, axes)
         build.parts(point)
         named = zip(labels, values.values(), strict=True)
         parts = (f"{label}={value}" for label, value in named)

@@ -1,7 +1,7 @@
 """A run trained in its folder, and several runs trained at once by one vmapped step."""
 
-import io
-import sys
+from __future__ import annotations
+
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipreg import batching, datasets, parallel, training
-from lipreg.progress import lines
-from lipreg.runs import logs, storage
+from lipreg import batching, datasets, training
+from lipreg.runs import logs, shown, storage
 from lipreg.runs.build import ROBUST
 from lipreg.runs.config import label
 from lipreg.runs.experiment import Experiment, key_for
@@ -41,11 +40,11 @@ def train_run(
         restored = storage.restore(manager, experiment.state)
         begun = state = experiment.state if restored is None else restored
         first = int(begun.step)
-        bar = stack.enter_context(_bar(experiment, first, label(config), silent))
-        if restored is not None and not _quiet(silent):
-            bar.write(_resumed(experiment, workdir, first))
+        bar = stack.enter_context(shown.bar(experiment, first, label(config), silent))
+        if restored is not None and not shown.quiet(silent):
+            bar.write(shown.resumed(experiment, workdir, first))
         log = stack.enter_context(_log(experiment, workdir, first))
-        advance = _advancing(bar, experiment)
+        advance = shown.advancing(bar, experiment)
         for state, parts in _fitted(
             experiment,
             experiment.program.step,
@@ -53,7 +52,7 @@ def train_run(
             config.strengths.to_dict(),
             key=key_for(config, "batches"),
             rows=log.rows,
-            say=_say(bar, silent),
+            say=shown.say(bar, silent),
         ):
             row = _numbers(parts)
             state = _record(experiment, state, row, log, manager)
@@ -84,8 +83,8 @@ def train_vmapped(
         managers = [_claimed(*pair, stack) for pair in zip(experiments, workdirs, strict=True)]
         states = _restored(experiments, managers)
         first = int(states[0].step)
-        bar = stack.enter_context(_bar(lead, first, f"{len(states)} runs", silent))
-        advance = _advancing(bar, lead)
+        bar = stack.enter_context(shown.bar(lead, first, f"{len(states)} runs", silent))
+        advance = shown.advancing(bar, lead)
         written = [
             stack.enter_context(_log(experiment, workdir, first))
             for experiment, workdir in zip(experiments, workdirs, strict=True)
@@ -97,7 +96,7 @@ def train_vmapped(
             _stacked([e.config.strengths.to_dict() for e in experiments]),
             key=_stacked([key_for(e.config, "batches") for e in experiments]),
             rows=written[0].rows,
-            say=_say(bar, silent),
+            say=shown.say(bar, silent),
         ):
             states = [jax.tree.map(lambda a, k=k: a[k], state) for k in range(len(states))]
             for k, experiment in enumerate(experiments):
@@ -262,58 +261,3 @@ def validation_errors(
         dataset.y[:n],
     )
     return {name: float(values.mean()) for name, values in errors.items()}
-
-
-def _resumed(experiment: Experiment, workdir: str | Path, step: int) -> str:
-    if step == experiment.steps:
-        return f"{workdir} is trained already: step {step} of {step}."
-    rows = logs.metrics(workdir)
-    there = rows[-1]["step"] if rows else step
-    lost = f"; its reports had got to step {there}" if there > step else ""
-    return f"{workdir} goes on from step {step} of {experiment.steps}{lost}."
-
-
-def _bar(experiment: Experiment, first: int, name: str, silent: bool) -> Any:
-    """A bar on a terminal; elsewhere nothing is drawn, and `_advancing` prints it as a line."""
-    from tqdm import tqdm  # at the top, every import of this module would pay for it
-
-    size, terminal = experiment.config.train.batch_size, sys.stderr.isatty()
-    text = "{desc}: {percentage:.0f} %{postfix}, {rate_fmt}, {remaining} left"
-    return tqdm(
-        total=experiment.steps * size,
-        initial=first * size,
-        desc=name,
-        unit=" images",
-        unit_scale=True,
-        bar_format=None if terminal else text,
-        file=sys.stderr if terminal else io.StringIO(),
-        disable=_quiet(silent),
-    )
-
-
-def _say(bar: Any, silent: bool) -> Callable[[str], object]:
-    return (lambda line: None) if _quiet(silent) else bar.write
-
-
-def _quiet(silent: bool) -> bool:
-    return silent or not parallel.is_main()
-
-
-SHOWN = {
-    "objective": "objective",
-    "validation_error": "validation error",
-    "validation_error_pgd": "under PGD",
-}
-
-
-def _advancing(bar: Any, experiment: Experiment) -> Callable[[int, dict[str, float]], None]:
-    """A function that shows a report's row: on the bar, or as a line where there is no terminal."""
-    say = lines(every=2.0)
-
-    def advance(step: int, row: dict[str, float]) -> None:
-        bar.update(step * experiment.config.train.batch_size - bar.n)
-        bar.set_postfix({text: row[name] for name, text in SHOWN.items() if name in row})
-        if not (bar.disable or sys.stderr.isatty()):
-            (say if step < experiment.steps else lines())(str(bar))
-
-    return advance

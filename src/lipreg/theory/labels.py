@@ -6,6 +6,8 @@ experiment `(config, progress) -> Study` has percentages of labels in place of n
 each on `config.repeats` draws of labels and weights.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

@@ -4,6 +4,8 @@ An experiment `(config, progress) -> Study` measures at several n, each time on 
 independent samples. `config.reference` points stand for the manifold where a supremum is taken.
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
 

@@ -1,5 +1,7 @@
 """The loop around the step: batches, several steps a dispatch, means of parts, divergence."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import time

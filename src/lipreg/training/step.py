@@ -7,6 +7,8 @@ model_state)`; `models.functional` makes one of a linen module. `key`, for dropo
 `train` is not set.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import inspect
 from collections.abc import Callable
