@@ -101,6 +101,11 @@ def test_settings_in_a_name_are_checked_as_all_others_are():
     with pytest.raises(ValueError, match=r"config.model.settings.hidden = 0; it must be greater"):
         check(config(**{"model.name": "CNN(hidden=0)"}))
     check(config(**{"model.name": "my_parts:Net(hidden=0)"}))
+    twice = config(**{"model.name": "CNN(activation='gelu')"})
+    check(twice)
+    twice.model.activation = "silu"
+    with pytest.raises(ValueError, match=r"config.model.activation = silu; the name has one"):
+        check(twice)
 
 
 def test_a_seed_is_one_of_those_that_differ():

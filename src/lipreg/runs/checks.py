@@ -87,9 +87,13 @@ def _check_network(model: Config) -> None:
     if ":" in name:  # an outsider's own
         return
     for option, value in options.items():
-        if option in ("head", "activation"):
+        if option == "head":  # by which rows are named
             raise ValueError(
-                f"config.model.name = {model.name}; write config.model.{option} = {value}."
+                f"config.model.name = {model.name}; write config.model.head = {value}."
+            )
+        if option == "activation" and model.activation != "relu":
+            raise ValueError(
+                f"config.model.activation = {model.activation}; the name has one, {model.name}."
             )
         if option == "classes":
             raise ValueError(f"config.model.name = {model.name}; the data has its classes.")
