@@ -16,10 +16,12 @@ from absl.flags import FLAGS
 from lipreg.training import cpu
 
 # Most of the time goes into compiling small programs once: without LLVM's passes that takes a third
-# less, and with the older of XLA's code generators for fusions, where jaxlib has it, another third.
+# less, with the older of XLA's code generators for fusions another third, and with each program in
+# one piece, which else is cut up for many cores, a sixth. Of these two jaxlib may have neither.
 QUICK = "--xla_backend_optimization_level=0"
-if cpu._known("xla_cpu_use_fusion_emitters\0"):
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
+for name, value in (("use_fusion_emitters", "false"), ("parallel_codegen_split_count", "1")):
+    if cpu._known(f"xla_cpu_{name}\0"):
+        QUICK += f" --xla_cpu_{name}={value}"
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
