@@ -29,6 +29,7 @@ _PROCESSES = flags.DEFINE_string(
     "processes", "", "of one run: auto (SLURM, TPU pod, ...) or HOST:PORT,COUNT,NUMBER"
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
+flags.disclaim_key_flags()  # what is defined below is the program's own, for --help
 
 
 def _as_flags(message: str) -> str:
@@ -45,6 +46,16 @@ def _fail(message: object) -> NoReturn:
     line = _as_flags(" ".join(str(message).split()))
     print(f"{sys.argv[0]}: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def config_file() -> flags.FlagHolder[ConfigDict]:
+    """The flag `--config`, which must be given. It reads files that `--flagfile` names at once."""
+    try:
+        config = config_flags.DEFINE_config_file("config", lock_config=True)
+    except flags.Error as error:
+        _fail(_in_words(error))
+    flags.mark_flag_as_required("config")
+    return config
 
 
 _HELP = ("h", "?", "help", "helpshort", "helpfull")
@@ -111,7 +122,8 @@ def _in_words(error: Exception) -> str:
     missing = re.match(r"flag --(\w+)=None: Flag --\1 must have a value", str(error))
     if missing:
         return f"--{missing[1]} is missing; --help lists the flags."
-    return re.sub(r"\('Non-boolean .*\)$", "it is neither true nor false.", str(error))
+    message = str(error).removeprefix("ERROR:: ")  # of a file that is not there
+    return re.sub(r"\('Non-boolean .*\)$", "it is neither true nor false.", message)
 
 
 def _file(argv: list[str]) -> tuple[str, list[str]] | None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 import cli
 from configs.compare import recipes
@@ -30,7 +29,7 @@ from lipreg.reports import comparison
 from lipreg.runs import compare, storage
 from lipreg.runs.checks import check_fields
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG = cli.config_file()
 _WORKDIR = flags.DEFINE_string("workdir", None, "the comparison's folder", required=True)
 _NORM = flags.DEFINE_enum("norm", "linf", ["l2", "linf"], "of the attacks")
 _EPS = flags.DEFINE_float("eps", None, "their radius; default: that of the config's table")
@@ -48,7 +47,6 @@ _OWN = flags.DEFINE_multi_string("own", [], "'OBJECTIVE FIELD=VALUE,VALUE ...'; 
 _GUESTS = flags.DEFINE_list("guests", [], "runs, or folders of seed-*, trained elsewhere")
 _NOTE = flags.DEFINE_string("note", "", "to stand beside the numbers, on the data for instance")
 _SILENT = flags.DEFINE_bool("silent", False, "no progress bars")
-flags.mark_flag_as_required("config")
 
 
 def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:

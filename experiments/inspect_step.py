@@ -12,18 +12,16 @@ H100's dense TF32 peak, links of 400 Gbit/s and 5 us a message.
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 import cli
 from lipreg import curves, parallel, runs
 from lipreg.training import cost
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG = cli.config_file()
 _DEVICES = flags.DEFINE_integer("devices", 8, "that share the batch", lower_bound=1)
 _FLOPS = flags.DEFINE_float("flops_per_s", 1.6e14, "of one device, as achieved", 1)
 _BYTES = flags.DEFINE_float("bytes_per_s", 5e10, "of the slowest link", 1)
 _LATENCY = flags.DEFINE_float("latency_s", 5e-6, "of one message", 0)
-flags.mark_flag_as_required("config")
 
 
 def _cost(prepared: runs.Experiment, devices: int) -> cost.Cost:

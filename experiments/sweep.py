@@ -12,20 +12,18 @@ trains the N-th point alone, for SLURM arrays; the command without it writes the
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 import cli
 from lipreg.files import check_writable
 from lipreg.reports import sweeps
 from lipreg.runs import sweep
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG = cli.config_file()
 _WORKDIR = flags.DEFINE_string("workdir", None, "the sweep's folder", required=True)
 _SWEEP = flags.DEFINE_multi_string("sweep", [], "NAME=VALUE,VALUE,... or NAME=START:STOP")
 _ENGINE = flags.DEFINE_enum("engine", "auto", sweep.ENGINES, "how the points are trained")
 _INDEX = flags.DEFINE_integer("sweep_index", None, "train this point alone, from 0", lower_bound=0)
 _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
-flags.mark_flag_as_required("config")
 
 
 def _axes() -> dict:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
 import cli
@@ -19,10 +18,9 @@ from lipreg import theory
 from lipreg.files import check_writable
 from lipreg.theory import pictures
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG = cli.config_file()
 _OUT = flags.DEFINE_string("out", None, "the folder to write to", required=True)
 _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
-flags.mark_flag_as_required("config")
 
 
 def main(_: list[str]) -> None:

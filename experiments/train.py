@@ -7,18 +7,16 @@ devices, those of all `--processes`.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 import cli
 from lipreg import datasets, models, parallel, runs
 from lipreg.runs import storage
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG = cli.config_file()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "the run's folder: new, or of this very config", required=True
 )
 _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
-flags.mark_flag_as_required("config")
 
 
 def _tells() -> bool:

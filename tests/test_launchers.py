@@ -227,6 +227,8 @@ BAD = {
         [f"{DIGITS}:j2", "--workdir={out}", "--silent=perhaps"],
         ["--silent=perhaps: it is neither true nor false"],
     ),
+    "a file of flags that is not there": (TRAIN, ["--flagfile={out}/no"], ["flagfile", "/no'"]),
+    "one of another program": (EVALUATE, ["--flagfile={out}/no"], ["flagfile", "/no'"]),
     "empty run of a table": (TABLE, [GOLDEN, "", "--out={out}"], ["An argument is empty"]),
     "empty config": (TRAIN, ["--config=", "--workdir={out}"], ["--config=", "no such file"]),
     "epochs and steps": (

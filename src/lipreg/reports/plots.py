@@ -180,8 +180,14 @@ def distance_scatter(
 
 
 @style.drawn
-def pareto(errors: Mapping[str, ArrayLike], *, front: Collection[str], best: str = "") -> Figure:
-    """Clean error against error under attack, in %, a dot for each name; a line joins `front`.
+def pareto(
+    errors: Mapping[str, ArrayLike],
+    *,
+    front: Collection[str],
+    best: str = "",
+    over: str = "error under attack",
+) -> Figure:
+    """Clean error against another, `over`, in %, a dot for each name; a line joins `front`.
 
     `errors` are pairs `[seeds, 2]` per name: the dot is their mean, the bars their standard
     deviation. Names without seeds are left out. `best` has a star: say it where it is outside of
@@ -217,7 +223,7 @@ def pareto(errors: Mapping[str, ArrayLike], *, front: Collection[str], best: str
             label="best, outside of the spread" if starred else None,
         )
     axes.set_xlabel("clean error (%)")
-    axes.set_ylabel("error under attack (%)")
+    axes.set_ylabel(f"{over} (%)")
     style.names_in_margin(axes, means)
     figure.set_figheight(figure.get_figheight() + style.legend(axes))
     return figure

@@ -17,7 +17,7 @@ from lipreg.reports.comparison import against_best
 from lipreg.runs import storage, sweep
 from lipreg.runs.config import Config
 
-__all__ = ["report"]
+__all__ = ["front", "report"]
 
 
 def report(
@@ -49,13 +49,13 @@ def report(
     }
     # Rounded: the same errors in another order have the same mean.
     means = {name: seeds.mean(0).round(9) for name, seeds in errors.items() if len(seeds)}
-    front = _front(means)
+    on_front = front(means)
     rows = {
         name: {
             "% clean error": curves.spread(seeds[:, 0]) if len(seeds) else "diverged",
             "% error under attack": curves.spread(seeds[:, 1]) if len(seeds) else "diverged",
             "seeds": f"{len(seeds)} of {len(groups[name])}",
-            "Pareto": "*" if name in front else "",
+            "Pareto": "*" if name in on_front else "",
         }
         for name, seeds in errors.items()
     }
@@ -73,7 +73,7 @@ def report(
     files.write_json(workdir / "sweep.json", record)
     written = [workdir / f"sweep.{kind}" for kind in ("md", "csv", "json")]
     if means:
-        figure = plots.pareto(errors, front=front, best=best)
+        figure = plots.pareto(errors, front=on_front, best=best)
         written += plots.save(figure, workdir / "pareto")
     return text, written
 
@@ -93,8 +93,12 @@ def _best(errors: Mapping[str, Sequence[float]]) -> tuple[str, str]:
     return least, f"Best by {what}; the others are beyond the spread of the seeds."
 
 
-def _front(means: Mapping[str, np.ndarray]) -> set[str]:
-    """Those that no other beats in one error without losing in the other."""
+def front(means: Mapping[str, np.ndarray]) -> set[str]:
+    """The Pareto front: those that no other beats in one error without losing in the other.
+
+    >>> sorted(front({"a": np.array([1, 9]), "b": np.array([2, 5]), "c": np.array([3, 8])}))
+    ['a', 'b']
+    """
 
     def beats(a: np.ndarray, b: np.ndarray) -> bool:
         return bool((a <= b).all() and (a < b).any())
