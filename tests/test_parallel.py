@@ -98,6 +98,7 @@ def test_rows_are_shared_and_a_batch_is_reduced_across_the_devices():
         ("host:1,2", "write auto or HOST:PORT,COUNT,NUMBER"),
         ("host,2,0", "write auto or HOST:PORT,COUNT,NUMBER"),
         ("host:1,2,2", "NUMBER is from 0 to COUNT - 1"),
+        *((f"host:{port},2,0", "PORT is from 1 to 65535") for port in ("0", "99999", "-1", "")),
     ],
 )
 def test_what_names_the_processes_is_checked(processes, message):

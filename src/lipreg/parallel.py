@@ -57,6 +57,9 @@ def start(processes: str) -> None:
     address, *numbers = processes.split(",")
     if len(numbers) != 2 or not all(n.isdecimal() for n in numbers) or ":" not in address:
         raise ValueError(f"processes = {processes}; write auto or HOST:PORT,COUNT,NUMBER.")
+    port = address.rpartition(":")[2]
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError(f"processes = {processes}; PORT is from 1 to 65535.")
     count, number = map(int, numbers)
     if not number < count:
         raise ValueError(f"processes = {processes}; NUMBER is from 0 to COUNT - 1.")
