@@ -48,7 +48,7 @@ def _fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
-def config_file() -> flags.FlagHolder[ConfigDict]:
+def config_file() -> flags.FlagHolder[Any]:
     """The flag `--config`, which must be given. It reads files that `--flagfile` names at once."""
     try:
         config = config_flags.DEFINE_config_file("config", lock_config=True)
