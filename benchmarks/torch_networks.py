@@ -174,7 +174,10 @@ class ResNeXt(nn.Module):
             if "scale" in weights:
                 filled(norm, weights["scale"], weights["bias"])
             else:
-                norm.weight, norm.bias.data = None, torch.from_numpy(weights["bias"])
+                # No scale; without a tensor of ones, CUDA has no derivative under autocast.
+                del norm.weight
+                norm.register_buffer("weight", torch.ones(wide))
+                norm.bias.data = torch.from_numpy(weights["bias"])
             running(norm, state["batch_stats"][f"BatchNorm_{n}"])
             return nn.Sequential(filled(conv, kernel, None), norm)
 
