@@ -2,14 +2,16 @@
 
     python results/certified.py digits runs/certified results/certified
 
-The data are `digits`, `mnist` or `cifar10`, each with its seconds of training a run. Every
-construction is trained once; the best two by PGD-20 on the validation split with all the losses,
-and the best two of these with three seeds; then, on digits, offsets and temperatures of the best.
+The data are `digits`, `mnist` or `cifar10`, each with its seconds of training a run, on one core if
+not given. Every construction is trained once; the best two by PGD-20 on the validation split with
+all the losses, and the best two of these with three seeds (`--once`: neither); then, on digits,
+offsets and temperatures of the best.
 Certified are all test images, by the proved constants of margins. The first 1,000 are attacked by
 DDN and the first 100 by AutoAttack. Writes RESULTS/DATA: a table, the band of certified and
 attacked errors, and the front of clean against certified error. Nothing is done twice.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping
@@ -92,8 +94,8 @@ def built(layer: str, setting: Setting, loss: str) -> Recipe:
     return Recipe("j0", [{"loss": losses.get(loss, loss)}], fields, approach="A")
 
 
-def trained(setting: Setting, folder: Path) -> dict[str, Trained]:
-    """All of the table, the constructions first."""
+def trained(setting: Setting, folder: Path, *, once: bool) -> dict[str, Trained]:
+    """All of the table, the constructions first; `once`: these alone."""
     base, eps, seconds = setting.base, setting.eps, setting.seconds
     alone = Plan("l2", eps, seconds, trials=1, trial_seconds=seconds, seeds=1, best=0)
     pixels = datasets.load(base.data.name, "validation", dir=base.data.dir).x[0].size
@@ -105,6 +107,8 @@ def trained(setting: Setting, folder: Path) -> dict[str, Trained]:
     }
     constructions = {layer: built(layer, setting, "offset") for layer in LAYERS}
     found = compare.train(constructions | penalised, base, alone, folder, silent=True)
+    if once:
+        return found
     best = sorted(constructions, key=lambda name: compare.error(found[name].runs[0]))[:2]
     by_loss = {name: constructions[name] for name in best} | {
         f"{name}-{loss}": built(name, setting, loss)
@@ -202,11 +206,10 @@ def front(layer: str, setting: Setting, folder: Path, out: Path) -> str:
     ) + curves.to_markdown(rows)
 
 
-def main(data: str, workdir: Path, out: Path) -> None:
+def main(data: str, setting: Setting, folder: Path, out: Path, *, once: bool) -> None:
     cpu.tune()
-    setting, folder, out = SETTINGS[data], workdir / data, out / data
     out.mkdir(parents=True, exist_ok=True)
-    made = trained(setting, folder)
+    made = trained(setting, folder, once=once)
     found = {name: [measured(run, setting.radii) for run in t.runs] for name, t in made.items()}
     table = {}
     for name, seeds in found.items():
@@ -220,7 +223,7 @@ def main(data: str, workdir: Path, out: Path) -> None:
     every = [seed for seeds in found.values() for seed in seeds]
     beyond, attacked = (sum(seed[key] for seed in every) for key in ("violations", "attacked"))
     lines = [
-        f"# {data}, {setting.seconds:g} s of training a run, l2\n",
+        f"# {data}, {setting.seconds:g} s of training a run on {where(made)}, l2\n",
         curves.to_markdown(table),
         f"\nRadii beyond an adversarial image: {beyond} of {attacked}.",
     ]
@@ -242,7 +245,20 @@ def main(data: str, workdir: Path, out: Path) -> None:
     print(text)
 
 
+def where(made: Mapping[str, Trained]) -> str:
+    """The devices that trained."""
+    about = [files.read(run / "about.json") for found in made.values() for run in found.runs]
+    return ", ".join(sorted({device for each in about for device in each["devices"]}))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 4 or sys.argv[1] not in SETTINGS:
-        sys.exit(f"Write: results/certified.py {'|'.join(SETTINGS)} RUNS RESULTS")
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("data", choices=SETTINGS)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--seconds", type=float, help="of training a run")
+    parser.add_argument("--once", action="store_true", help="without other losses and seeds")
+    args = parser.parse_args()
+    chosen = SETTINGS[args.data]
+    chosen = chosen._replace(seconds=args.seconds or chosen.seconds)
+    main(args.data, chosen, args.runs / args.data, args.results / args.data, once=args.once)
