@@ -206,4 +206,4 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def reason(error: Exception) -> str:
     """Why something failed, in a line that fits a table."""
     line = (str(error).strip().splitlines() or [""])[0].replace("|", "/")
-    return f"{type(error).__name__}: {line[:80]}"
+    return f"{type(error).__name__}: {line[:160]}"
