@@ -7,8 +7,9 @@ not given. Every construction is trained once; the best two by PGD-20 on the val
 all the losses, and the best two of these with three seeds (`--once`: neither); then, on digits,
 offsets and temperatures of the best.
 Certified are all test images, by the proved constants of margins. The first 1,000 are attacked by
-DDN and the first 100 by AutoAttack. Writes RESULTS/DATA: a table, the band of certified and
-attacked errors, and the front of clean against certified error. Nothing is done twice.
+DDN and the first 100 by AutoAttack (`--unattacked`: none). Writes RESULTS/DATA: a table, the band
+of certified and attacked errors, and the front of clean against certified error. Nothing is done
+twice.
 """
 
 import argparse
@@ -206,11 +207,16 @@ def front(layer: str, setting: Setting, folder: Path, out: Path) -> str:
     ) + curves.to_markdown(rows)
 
 
-def main(data: str, setting: Setting, folder: Path, out: Path, *, once: bool) -> None:
+def main(
+    data: str, setting: Setting, folder: Path, out: Path, *, once: bool, attacked: bool
+) -> None:
     cpu.tune()
     out.mkdir(parents=True, exist_ok=True)
     made = trained(setting, folder, once=once)
-    found = {name: [measured(run, setting.radii) for run in t.runs] for name, t in made.items()}
+    found = {
+        name: [measured(run, setting.radii, attacked=attacked) for run in t.runs]
+        for name, t in made.items()
+    }
     table = {}
     for name, seeds in found.items():
         columns = {key: [seed["columns"][key] for seed in seeds] for key in seeds[0]["columns"]}
@@ -220,19 +226,23 @@ def main(data: str, setting: Setting, folder: Path, out: Path, *, once: bool) ->
             **{column: curves.spread(values) for column, values in columns.items()},
             "seeds": len(seeds),
         }
-    every = [seed for seeds in found.values() for seed in seeds]
-    beyond, attacked = (sum(seed[key] for seed in every) for key in ("violations", "attacked"))
     lines = [
         f"# {data}, {setting.seconds:g} s of training a run on {where(made)}, l2\n",
         curves.to_markdown(table),
-        f"\nRadii beyond an adversarial image: {beyond} of {attacked}.",
     ]
+    if attacked:
+        every = [seed for seeds in found.values() for seed in seeds]
+        beyond, images = (sum(seed[key] for seed in every) for key in ("violations", "attacked"))
+        lines.append(f"\nRadii beyond an adversarial image: {beyond} of {images}.")
     best = min(LAYERS, key=lambda name: compare.error(made[name].runs[0]))
     if setting.front[0]:
         lines.append(front(best, setting, folder, out))
     text = "\n".join([*lines, f"\n{json.dumps(storage.about())}"]) + "\n"
     files.write(out / "table.md", text)
     files.write(out / "table.csv", curves.to_csv(table))
+    print(text)
+    if not attacked:
+        return
     shown = {name: found[name][0] for name in (best, "aol", "pgd_at", "j2_lip")}
     figure = plots.error_curves(
         {name: seed["distance"] for name, seed in shown.items()},
@@ -242,7 +252,6 @@ def main(data: str, setting: Setting, folder: Path, out: Path, *, once: bool) ->
         epsilons=np.linspace(0, 1.5 * setting.radii[-1], 151),
     )
     plots.save(figure, out / "curves_l2")
-    print(text)
 
 
 def where(made: Mapping[str, Trained]) -> str:
@@ -258,7 +267,16 @@ if __name__ == "__main__":
     parser.add_argument("results", type=Path)
     parser.add_argument("--seconds", type=float, help="of training a run")
     parser.add_argument("--once", action="store_true", help="without other losses and seeds")
+    parser.add_argument(
+        "--unattacked", action="store_true", help="clean and certified errors alone"
+    )
     args = parser.parse_args()
     chosen = SETTINGS[args.data]
-    chosen = chosen._replace(seconds=args.seconds or chosen.seconds)
-    main(args.data, chosen, args.runs / args.data, args.results / args.data, once=args.once)
+    main(
+        args.data,
+        chosen._replace(seconds=args.seconds or chosen.seconds),
+        args.runs / args.data,
+        args.results / args.data,
+        once=args.once,
+        attacked=not args.unattacked,
+    )
