@@ -96,6 +96,17 @@ def test_a_config_that_is_cut_short_is_named(tmp_path):
         storage.read_config(tmp_path)
 
 
+def test_a_command_is_kept_as_one_writes_it_here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for program, kept in (
+        (f"{tmp_path}/benchmarks/steps.py", "benchmarks/steps.py"),
+        ("train.py", "train.py"),
+        ("/elsewhere/train.py", "/elsewhere/train.py"),
+    ):
+        monkeypatch.setattr("sys.argv", [program, "--minutes=9"])
+        assert storage.about()["command"] == f"{kept} --minutes=9"
+
+
 def test_about_names_the_command_the_commit_and_the_hardware():
     about = storage.about()
     assert about["versions"]["jax"] == jax.__version__

@@ -143,6 +143,12 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def _from_here(program: str) -> str:
+    """A program's path as one writes it in this folder; the same if it lies elsewhere."""
+    path = Path(program)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else program
+
+
 def about() -> dict[str, Any]:
     """Command, commit, versions and hardware: what stands beside every number."""
     try:
@@ -156,7 +162,7 @@ def about() -> dict[str, Any]:
     simd = cast(Any, np.show_config("dicts"))["SIMD Extensions"]
     level = [platform.machine(), *simd.get("baseline", []), *simd.get("found", [])][-1]
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join([_from_here(sys.argv[0]), *sys.argv[1:]]),
         "commit": commit or os.environ.get("LIPREG_COMMIT", "unknown"),
         "versions": {"lipreg": lipreg.__version__} | {n: metadata.version(n) for n in packages},
         "devices": [device.device_kind for device in jax.devices()],
