@@ -174,7 +174,7 @@ class ResNeXt(nn.Module):
             if "scale" in weights:
                 filled(norm, weights["scale"], weights["bias"])
             else:
-                # No scale; without a tensor of ones, CUDA has no derivative under autocast.
+                # No scale: ones, since without a tensor the derivative failed on CUDA under autocast.
                 del norm.weight
                 norm.register_buffer("weight", torch.ones(wide))
                 norm.bias.data = torch.from_numpy(weights["bias"])
