@@ -174,7 +174,7 @@ class ResNeXt(nn.Module):
             if "scale" in weights:
                 filled(norm, weights["scale"], weights["bias"])
             else:
-                # No scale: ones, since without a tensor the derivative failed on CUDA under autocast.
+                # No scale: ones, as without them CUDA's derivative failed under autocast.
                 del norm.weight
                 norm.register_buffer("weight", torch.ones(wide))
                 norm.bias.data = torch.from_numpy(weights["bias"])
