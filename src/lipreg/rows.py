@@ -24,15 +24,16 @@ def _number(value: float, digits: int) -> str:
 def spread(values: ArrayLike | Sequence[float]) -> float | str:
     """One value, or several as mean ± sample standard deviation; ∞ if any is infinite.
 
-    >>> spread([0.25]), spread([1.0, 2.0, 3.0]), spread([0.5, math.inf])
-    (0.25, '2 ± 1', '∞')
+    >>> spread([0.25]), spread([1.0, 2.0, 3.0]), spread([0.1] * 3), spread([0.5, math.inf])
+    (0.25, '2 ± 1', '0.1 ± 0', '∞')
     """
     array = np.asarray(values, float)
     if array.size == 1:
         return float(array[0])
     if np.isinf(array).any():
         return _number(float(array.mean()), 3)
-    return f"{array.mean():.3g} ± {array.std(ddof=1):.2g}"
+    deviation = array.std(ddof=1) if np.ptp(array) else 0  # of equal ones rounding would leave some
+    return f"{array.mean():.3g} ± {deviation:.2g}"
 
 
 def to_markdown(rows: Mapping[str, Mapping[str, float | str]]) -> str:

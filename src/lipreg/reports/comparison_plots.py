@@ -27,16 +27,19 @@ def errors(
     '% error'
     """
     figure = Figure(figsize=(6.4, max(4.2, 0.16 * len(points) + 0.6)))
-    axes, means, shown = figure.subplots(), {}, set()
+    axes, means = figure.subplots(), {}
+    looks = {
+        group: {"marker": style.MARKERS[number], "color": style.look(1 + number)["color"]}
+        for number, group in enumerate(_GROUPS)
+    }
+    for group in sorted(set(groups.values()) & set(_GROUPS)):
+        axes.plot([], [], linestyle="none", **looks[group], label=f"approach {group}")
     for name, pairs in points.items():
-        seeds, group = np.asarray(pairs, float), groups[name]
-        color = style.look(1 + _GROUPS.index(group))["color"] if group in _GROUPS else "0.5"
+        seeds = np.asarray(pairs, float)
+        look = looks.get(groups[name], {"marker": "x", "color": "0.5"})
         bars = seeds.std(0, ddof=1) if len(seeds) > 1 else (None, None)
-        marker = style.MARKERS[_GROUPS.index(group)] if group in _GROUPS else "x"
-        named = {"label": f"approach {group}"} if group in _GROUPS and group not in shown else {}
-        shown.add(group)
-        means[name], look = seeds.mean(0), {"fmt": marker, "color": color, "ecolor": (color, 0.5)}
-        axes.errorbar(*means[name], xerr=bars[0], yerr=bars[1], **look, linewidth=1, **named)
+        means[name], faint = seeds.mean(0), {"ecolor": (look["color"], 0.5), "linewidth": 1}
+        axes.errorbar(*means[name], xerr=bars[0], yerr=bars[1], linestyle="none", **look, **faint)
     axes.set_xlabel("% clean error")
     axes.set_ylabel(label)
     style.names_in_margin(axes, means)
