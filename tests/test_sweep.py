@@ -223,6 +223,12 @@ def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_
     assert "lip is nan" in text
     for name in ("lam=0.0", "lam=1.0"):
         assert logs.metrics(tmp_path / "points" / name)[-1]["step"] == 8
+    with mock.patch.object(runs, "prepare", side_effect=AssertionError):
+        sweep.run(found, tmp_path, engine=engine, silent=True)
+    again = {"lam=2.0": found["lam=2.0"].copy_and_resolve_references()}
+    again["lam=2.0"].train.learning_rate = 0.01
+    sweep.run(again, tmp_path, engine=engine, silent=True)
+    assert sweep.outcome(tmp_path / "points/lam=2.0").keys() == {build.CLEAN, build.ROBUST}
 
 
 def test_networks_of_a_sweep_are_not_given_each_others_settings():

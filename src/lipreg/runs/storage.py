@@ -97,11 +97,17 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
             check_same(workdir, config)
 
 
+def changes(workdir: str | os.PathLike, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields of a folder's config that differ from those of `config`, with both values."""
+    return differing(
+        *(complete(c) for c in (read_config(workdir), ConfigDict(_tuples(dict(config)))))
+    )
+
+
 def check_same(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """ValueError for a folder with another config, naming the first keys that differ."""
-    there, asked = (complete(c) for c in (read_config(workdir), ConfigDict(_tuples(dict(config)))))
     changed = [
-        f"{name} ({a!r} there, {b!r} asked)" for name, (a, b) in differing(there, asked).items()
+        f"{name} ({a!r} there, {b!r} asked)" for name, (a, b) in changes(workdir, config).items()
     ]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

@@ -124,6 +124,8 @@ def run(
 ) -> None:
     """Train those points that are not done; a point that diverges is written down and skipped.
 
+    With another config, a smaller learning rate for instance, one that has diverged is tried again.
+
     `auto` is `vmap` on accelerators, for points that allow it, and `loop` on CPU.
 
     Raises: ValueError for another engine, for `vmap` of points that differ in more than seed and
@@ -134,7 +136,14 @@ def run(
     folder = Path(workdir) / "points"
     for name, config in configs.items():
         storage.check_workdir(folder / name, config.to_dict())
-    left = {name: config for name, config in configs.items() if not outcome(folder / name)}
+
+    def done(place: Path, config: Config) -> bool:
+        found = outcome(place)
+        return bool(found) and not ("failed" in found and storage.changes(place, config.to_dict()))
+
+    left = {name: config for name, config in configs.items() if not done(folder / name, config)}
+    for name in left:
+        (folder / name / "point.json").unlink(missing_ok=True)
     if engine == "ray":
         _by_ray(left, folder, silent)
         return
