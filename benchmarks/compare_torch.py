@@ -32,6 +32,7 @@ from torch_networks import CNN, returned
 from lipreg import files, runs, training
 from lipreg.runs import compare, logs, storage
 from lipreg.runs.build import ROBUST
+from lipreg.runs.config import base_config, leaves
 from lipreg.runs.train import validation_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -154,6 +155,7 @@ def carried(experiment: runs.Experiment, network: CNN, step: int) -> training.St
 def train(config: Any, workdir: Path, attacked: Attack, highest: float, steps: int) -> float:
     """A run in its folder, or what is there; its error under PGD-20 on the validation split."""
     if (workdir / "checkpoints").is_dir() and compare.error(workdir) <= 1:
+        storage.check_same(workdir, config.to_dict())
         return compare.error(workdir)
     experiment = runs.prepare(config)
     report, program, seconds = config.report, experiment.program, 0.0
@@ -185,9 +187,43 @@ def pace(config: Any, attacked: Attack, seconds: float) -> float:
     return (time.perf_counter() - begun) / steps
 
 
+# What the loop above has in one form only.
+FIXED = (
+    *("loss", "data.cutout", "data.synthetic", "train.optimizer", "train.momentum"),
+    *(
+        "train.nesterov",
+        "train.clip",
+        "train.ema",
+        "train.ramp",
+        "train.replay",
+        "train.accumulate",
+    ),
+)
+
+
+def check(config: Any) -> None:
+    """ValueError for what PyTorch would not do, or not on the device that jax has."""
+    if jax.default_backend() != "cpu":
+        raise ValueError(
+            f"PyTorch trains on CPU, jax on {jax.default_backend()}; JAX_PLATFORMS=cpu"
+        )
+    given, usual = leaves(config), leaves(base_config("j0", {"j0": {}}))
+    for name in FIXED:
+        if given[name] != usual[name]:
+            raise ValueError(f"config.{name} = {given[name]}; this loop has {usual[name]} only.")
+
+
 def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    try:
+        check(_CONFIG.value)
+        run()
+    except ValueError as error:
+        raise app.UsageError(str(error)) from None
+
+
+def run() -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax logs its progress
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     norm, eps, workdir = _NORM.value, _EPS.value, Path(_WORKDIR.value)
@@ -202,10 +238,17 @@ def main(argv: list[str]) -> None:
         return compare.point(_CONFIG.value, recipe, 0, plan, steps=steps, seed=seed)
 
     path = workdir / "pace.json"
+    asked = {"recipe": _RECIPE.value, "norm": norm, "eps": eps}
     if not path.is_file():
         workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, pace(config(RATES[0], 1), attacked, min(5.0, seconds / 4)))
-    step_s = files.read(path)
+        step_s = pace(config(RATES[0], 1), attacked, min(5.0, seconds / 4))
+        files.write_json(path, asked | {"step_s": step_s})
+    kept = files.read(path)
+    if changed := [name for name in asked if kept[name] != asked[name]]:
+        raise ValueError(
+            f"workdir = {workdir} has {changed[0]} = {kept[changed[0]]}; name another."
+        )
+    step_s = kept["step_s"]
     tried, steps = compare.fitting(tried_s, step_s), compare.fitting(seconds, step_s)
     trials = {rate: workdir / f"trial-{k}" for k, rate in enumerate(RATES[: _TRIALS.value])}
     errors = {r: train(config(r, tried), t, attacked, r, tried) for r, t in trials.items()}

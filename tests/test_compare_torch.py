@@ -62,3 +62,11 @@ def test_crops_and_flips_are_those_of_the_padded_image(theirs):
     ]
     assert {crop[..., 0].tobytes() for crop in crops} <= {one.tobytes() for one in every}
     assert len({crop.tobytes() for crop in crops}) > 10
+
+
+def test_a_config_that_the_loop_does_not_follow_is_refused(theirs):
+    config = base_config("j0", {"j0": {}})
+    theirs.check(config)
+    config.train.ema = 0.99
+    with pytest.raises(ValueError, match=r"config.train.ema = 0.99; this loop has 0.0 only"):
+        theirs.check(config)

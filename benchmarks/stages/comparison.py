@@ -35,21 +35,26 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
             text=True,
             timeout=max(seconds_s, 0.1),
         )
-        text += f"\n## {norm} {RADII[norm]:.3g}\n\n{made.stdout or made.stderr.strip()}\n"
+        if made.returncode:
+            raise RuntimeError(made.stderr.strip().splitlines()[-1])
+        text += f"\n## {norm} {RADII[norm]:.3g}\n\n{made.stdout}\n"
         yield text
 
 
 def arguments(norm: str, seconds_s: float, folder: Path) -> list[str]:
     """Those of compare.py, for what fits into so many seconds."""
     shared = ["--trials=1", "--seeds=1", "--best=0", "--silent", f"--norms={norm}"]
-    shared += [f"--norm={norm}", f"--eps={RADII[norm]}", f"--workdir={folder}/comparison/{norm}"]
+    shared += [f"--norm={norm}", f"--eps={RADII[norm]}"]
     if toy():
         shared += ["--rows=j0,j2", "--seconds=0.2", "--examples=4"]
+        shared += [f"--workdir={folder}/comparison/{norm}"]
         config = f"--config={EXPERIMENTS}/configs/digits.py"
         return [*shared, config, "--config.model.settings.channels=(4,8)"]
     count = max(1, min(len(RECIPES[norm]), int(seconds_s / (LEAST_S + MORE_S))))
     each = min(MOST_S, max(LEAST_S, seconds_s / count - MORE_S))
+    place = f"--workdir={folder}/comparison/{norm}_{each:.0f}s"  # the next call may have more
     return [
+        place,
         *(*shared, f"--config={EXPERIMENTS}/configs/cifar10.py:j0"),
         *("--config.model.name=ResNet18", "--config.model.settings.dtype=bfloat16"),
         *(f"--rows={','.join(RECIPES[norm][:count])}", f"--seconds={each:.0f}", "--examples=200"),
