@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
 
 import cli
 from configs.compare import recipes
@@ -57,7 +58,7 @@ def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:
     pixels = datasets.load(d.name, "validation", **options).x[0].size
     with cli.in_config_file() as defined:
         known = defined.get("STRENGTHS", {})
-    every = recipes(_NORM.value, eps, pixels, known)
+    every = recipes(_NORM.value, eps, pixels, known, config.train)
     for name in _ROWS.value:
         if name not in every:
             raise ValueError(f"--rows={name}; choose some of {', '.join(every)}.")
@@ -70,17 +71,41 @@ def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:
     return chosen
 
 
-def _guest(name: str) -> compare.Trained:
-    """A run that is in the table as it is."""
+def _guest(name: str, config: Any) -> compare.Trained:
+    """A run that is in the table as it is, or ValueError before anything is trained."""
     folder = Path(name)
     seeds = sorted(folder.glob("seed-*")) or [folder]
     for seed in seeds:
-        storage.read_config(seed)  # or ValueError, before anything is trained
+        data = storage.read_complete(seed).data
+        for field in ("name", "validation", "seed", "bounds"):
+            if data[field] != config.data[field]:
+                raise ValueError(
+                    f"--guests={name}: {seed} has config.data.{field} = {data[field]}; "
+                    f"the comparison has {config.data[field]}."
+                )
+        if not math.isfinite(compare.error(seed)):
+            raise ValueError(
+                f"--guests={name}: {seed} was not trained to its end, or has diverged."
+            )
     return compare.Trained(compare.Recipe("", [{}]), 0, seeds, {})
+
+
+# What recipes and flags set, and a flag of the config would not.
+SET = ("objective", "strengths.", "options.", "model.head", "train.steps", "train.epochs")
+
+
+def _check_flags() -> None:
+    for name in config_flags.get_override_values(flags.FLAGS["config"]):
+        if name.startswith(SET):
+            raise ValueError(
+                f"--config.{name}: every recipe sets it; add one with another value by "
+                f"--own='OBJECTIVE {name}=VALUE name=NAME'."
+            )
 
 
 def main(_: list[str]) -> None:
     config, norm = _CONFIG.value, _NORM.value
+    _check_flags()
     check_fields(config)
     eps = config.evaluation[norm].table if _EPS.value is None else _EPS.value
     if not 0 < eps < math.inf:
@@ -97,16 +122,19 @@ def main(_: list[str]) -> None:
     examples = _EXAMPLES.value or min(500, len(test.y))
     if examples > len(test.y):
         raise ValueError(f"--examples={examples}; the test split has {len(test.y)}.")
-    guests = {Path(name).name: _guest(name) for name in _GUESTS.value}
-    if taken := [name for name in guests if name in chosen]:
-        raise ValueError(f"--guests: there is another {taken[0]!r}; rename the folder.")
+    guests: dict[str, compare.Trained] = {}
+    for path in _GUESTS.value:
+        name = Path(path).name
+        if name in chosen or name in guests:
+            raise ValueError(f"--guests={path}: there is another {name!r}; rename the folder.")
+        guests[name] = _guest(path, config)
     found = compare.train(chosen, config, plan, _WORKDIR.value, silent=_SILENT.value) | guests
     with cli.progress(_SILENT.value) as progress:
         text, files = comparison.report(
             found,
             plan,
             _WORKDIR.value,
-            norms=[norm, *(other for other in _NORMS.value if other != norm)],
+            radii={norm: eps} | {n: config.evaluation[n].table for n in _NORMS.value if n != norm},
             examples=examples,
             note=_NOTE.value,
             progress=progress,

@@ -100,7 +100,7 @@ def trained(setting: Setting, folder: Path, *, once: bool) -> dict[str, Trained]
     base, eps, seconds = setting.base, setting.eps, setting.seconds
     alone = Plan("l2", eps, seconds, trials=1, trial_seconds=seconds, seeds=1, best=0)
     pixels = datasets.load(base.data.name, "validation", dir=base.data.dir).x[0].size
-    others = usual("l2", eps, pixels, setting.strengths)
+    others = usual("l2", eps, pixels, setting.strengths, base.train)
     narrow = {"model.settings.channels": setting.channels}
     penalised = {
         name: others[name]._replace(fields={**others[name].fields, **narrow})
@@ -216,6 +216,7 @@ def main(
     found = {
         name: [measured(run, setting.radii, attacked=attacked) for run in t.runs]
         for name, t in made.items()
+        if all(np.isfinite(compare.error(run)) for run in t.runs)
     }
     table = {}
     for name, seeds in found.items():
@@ -230,6 +231,8 @@ def main(
         f"# {data}, {setting.seconds:g} s of training a run on {where(made)}, l2\n",
         curves.to_markdown(table),
     ]
+    if diverged := ", ".join(name for name in made if name not in found):
+        lines.append(f"\nDiverged: {diverged}.")
     if attacked:
         every = [seed for seeds in found.values() for seed in seeds]
         beyond, images = (sum(seed[key] for seed in every) for key in ("violations", "attacked"))
@@ -243,7 +246,7 @@ def main(
     print(text)
     if not attacked:
         return
-    shown = {name: found[name][0] for name in (best, "aol", "pgd_at", "j2_lip")}
+    shown = {name: found[name][0] for name in (best, "aol", "pgd_at", "j2_lip") if name in found}
     figure = plots.error_curves(
         {name: seed["distance"] for name, seed in shown.items()},
         radii={name: seed["radius"] for name, seed in shown.items()},

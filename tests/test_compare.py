@@ -235,7 +235,7 @@ def test_every_recipe_of_the_table_has_four_settings_that_its_objective_takes(
     files = [importlib.import_module(f"configs.{name}") for name in ("compare", data)]
     base = files[1].get_config("j0")
     plan = PLAN._replace(norm=norm, trials=4)
-    table = files[0].recipes(norm, 0.1, 64, files[1].STRENGTHS)
+    table = files[0].recipes(norm, 0.1, 64, files[1].STRENGTHS, base.train)
     left_out = {"grad_lp"} if data != "cifar10" else {"grad_lp", "lip_excess"}
     assert {recipe.objective for recipe in table.values()} == {*objectives.__all__} - left_out
     for recipe in table.values():
@@ -243,6 +243,50 @@ def test_every_recipe_of_the_table_has_four_settings_that_its_objective_takes(
         assert len({json.dumps(setting.to_dict(), sort_keys=True) for setting in settings}) == 4
         for setting in settings:
             build.parts(setting)
+
+
+def test_recipes_have_the_rate_and_the_optimizer_of_the_config(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    recipes = importlib.import_module("configs.compare").recipes
+    for fields in ({"optimizer": "adamw", "learning_rate": 1e-3}, {"momentum": 0.8}):
+        base = config(**{f"train.{name}": value for name, value in fields.items()})
+        table = recipes("l2", 0.1, 16, {}, base.train)
+        made = {
+            name: compare.point(base, table[name], 0, PLAN, steps=1)
+            for name in ("j0", "j2", "sam", "lipschitz_aol", "deep_relaxation")
+        }
+        for name, its in made.items():
+            build.parts(its)
+            if name != "lipschitz_aol":
+                assert its.train.learning_rate == base.train.learning_rate
+                assert optimizers.nested(its.train.optimizer)[-1][0] == base.train.optimizer
+
+
+def test_a_setting_that_diverges_at_once_leaves_the_pace_to_the_next(tmp_path):
+    fast = {"step_s": 0.1, "compile_s": 1.0}
+    with mock.patch.object(compare, "pace", side_effect=[{}, fast]):
+        paced = compare._paced(RECIPES["plain"], config(), PLAN, tmp_path / "plain")
+    assert paced == fast | {"epoch_steps": 3}
+    with (
+        mock.patch.object(compare, "pace", return_value={}),
+        pytest.raises(ValueError, match="odd: the first steps of its 2 settings are not finite"),
+    ):
+        compare._paced(RECIPES["plain"], config(), PLAN, tmp_path / "odd")
+
+
+def test_a_pace_without_finite_steps_is_none_and_later_ones_are_not_needed(monkeypatch):
+    finite = [0]
+
+    def fit(*_, every, **__):
+        for step in range(every, 10 * every, every):
+            if step > finite[0]:
+                raise training.Diverged("Step: loss is nan.", (0,))
+            yield mock.Mock(step=step), {}
+
+    monkeypatch.setattr(training, "fit", fit)
+    assert compare.pace(runs.prepare(config()), 1e-9) == {}
+    finite[0] = 5
+    assert compare.pace(runs.prepare(config()), 1e9)["step_s"] > 0
 
 
 def test_an_outsiders_recipe_is_written_in_one_line():
@@ -296,7 +340,12 @@ def test_the_table_has_a_row_for_each_recipe_and_says_how_it_was_made(folder, tm
     for run in found["steep"].runs:  # as if it had overfitted
         rows = [row | {FGSM: 0.2, PGD: 0.2 + row["step"] / 20} for row in logs.metrics(run)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"norms": ["linf", "l2"], "examples": 8, "note": "Noise for images"}
+    lost = tmp_path / "judged/points/lost"
+    lost.mkdir()
+    (lost / "point.json").write_text('{"failed": "Step 3: loss is nan."}')
+    found["steep"].runs.append(lost)
+    radii = {"linf": 0.1, "l2": 0.3}  # of the comparison, not of the runs' configs
+    options = {"radii": radii, "examples": 8, "note": "Noise for images"}
     with mock.patch.object(evaluation, "evaluate", wraps=judged) as evaluate:
         text, files = comparison.report(found, PLAN, tmp_path / "judged", **options)
         again, _ = comparison.report(found, PLAN, tmp_path / "judged", **options)
@@ -307,16 +356,16 @@ def test_the_table_has_a_row_for_each_recipe_and_says_how_it_was_made(folder, tm
     table = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:4]}
     assert table.keys() == {"plain", "steep"}
     for name, row in table.items():
-        several = len(found[name].runs) > 1
-        for norm in ("linf", "l2"):
-            assert row[f"% AutoAttack {norm} 0.1"] == ("75 ± 0" if several else "75")
-            assert row[f"% PGD-20 {norm} 0.1"] == ("50 ± 0" if several else "50")
-        assert row["seeds"] == str(len(found[name].runs))
+        trained = len(found[name].runs) - (name == "steep")
+        for norm, eps in radii.items():
+            assert row[f"% AutoAttack {norm} {eps}"] == ("75 ± 0" if trained > 1 else "75")
+            assert row[f"% PGD-20 {norm} {eps}"] == ("50 ± 0" if trained > 1 else "50")
+        assert row["seeds"] == f"{trained}" + f" of {trained + 1}" * (name == "steep")
         assert row["against the best"] in ("best", "within the spread")
     assert table["plain"]["overfitted"] == "-"
     assert table["steep"]["overfitted"].startswith("step 5 of 10")  # 0.2 above 0.2 + 1/20
     assert table["steep"]["setting"].startswith("eps ")
-    for words in ("Noise for images.", "8 test images at linf 0.1 and l2 0.1", "0.5 s each"):
+    for words in ("Noise for images.", "8 test images at linf 0.1 and l2 0.3", "0.5 s each"):
         assert words in text
     assert "C: a penalty" in text  # the deck's approaches; plain is of none
     assert "gap, % error" in text
@@ -330,12 +379,12 @@ def test_a_proved_bound_of_the_loss_is_above_its_largest_gradient(tmp_path):
     prepared = runs.prepare(config(**{"train.steps": 2}))
     runs.train_run(prepared, tmp_path / "run", silent=True)
     with mock.patch.object(evaluation, "evaluate", judged):
-        found = measure(tmp_path / "run", norms=["l2"], examples=8)
+        found = measure(tmp_path / "run", radii={"l2": 0.1}, examples=8)
     assert 0 < found["estimate"] <= found["certified"] < math.inf
     assert found["gap"] == {"error": 0.0, "loss": 0.0}  # the splits are the same images
     assert found["epochs"] == 2 / 3
     with pytest.raises(ValueError, match="examples = 99; the test split has 48"):
-        measure(tmp_path / "run", norms=["l2"], examples=99)
+        measure(tmp_path / "run", radii={"l2": 0.1}, examples=99)
 
 
 def test_gaps_are_drawn_with_the_step_at_which_overfitting_begins():

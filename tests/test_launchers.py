@@ -299,6 +299,11 @@ BAD = {
         [DIGITS, "--workdir={out}", "--rows=j0", "--guests={out}-guest"],
         ["-guest is not a run", "config.json"],
     ),
+    "a strength that recipes set": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j2", "--config.strengths.eps=0.9"],
+        ["--config.strengths.eps: every recipe sets it", "--own='OBJECTIVE strengths.eps=VALUE"],
+    ),
     "axis that is near a field": (
         SWEEP,
         [f"{DIGITS}:j2", "--workdir={out}", "--sweep=train.epoch=1,2"],

@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from lipreg.runs.compare import Recipe
+from lipreg.runs.config import Config
 
 RADII = (1.0, 0.5, 1.5, 2.0)  # of training, in those of the attack
 
 
 def recipes(
-    norm: str, eps: float, pixels: int, known: Mapping[str, Mapping[str, float]]
+    norm: str, eps: float, pixels: int, known: Mapping[str, Mapping[str, float]], train: Config
 ) -> dict[str, Recipe]:
     """Those for attacks of radius eps on images of so many pixels.
 
-    `known` are the strengths of the data set's config file, of which L0 is taken.
+    `known` are the strengths of the data set's config file, of which L0 is taken; `train` is the
+    section of that config with the learning rate and the optimizer.
     """
     # A ball of the other norm that is about as hard: of MNIST l2 0.7 to linf 0.1.
     other = {"linf": pixels**0.5 / 4, "l2": 4 / pixels**0.5}[norm] * eps
@@ -26,16 +28,21 @@ def recipes(
     def within(radius: float, **more: Any) -> list[dict[str, Any]]:
         return [{"strengths.eps": r * radius, **_strengths(more)} for r in RADII]
 
-    def weighed(field: str, *values: float, **more: Any) -> list[dict[str, Any]]:
+    def weighed(field: str, *values: float | str, **more: Any) -> list[dict[str, Any]]:
         return [{field: value, **_strengths(more)} for value in values]
 
     def tried(*values: float, **more: float) -> list[dict[str, Any]]:
         return weighed("strengths.lam", *values, **more)
 
+    def around(text: str, *values: float, **more: float) -> list[dict[str, Any]]:
+        inner = "" if train.optimizer == "sgd" else f", inner={train.optimizer!r}"
+        return weighed("train.optimizer", *(text.format(v, inner) for v in values), **more)
+
     at = {"options.norm": norm}
     exact = {"options.method": "penalty"}
+    rates = [round(factor * train.learning_rate, 12) for factor in (1.0, 0.4, 2.0, 0.2)]
     made = {
-        "j0": Recipe("j0", weighed("train.learning_rate", 0.05, 0.02, 0.1, 0.01), approach="B"),
+        "j0": Recipe("j0", weighed("train.learning_rate", *rates), approach="B"),
         "weight_decay": Recipe(
             "j0", weighed("train.weight_decay", 3e-3, 1e-3, 1e-2, 3e-2), approach="B"
         ),
@@ -72,15 +79,15 @@ def recipes(
         "cure": Recipe("cure", tried(4.0, 1.0, 10.0, 0.3, eps=eps), at, approach="C"),
         "llr": Recipe("llr", tried(4.0, 1.0, 10.0, 2.0, mu=3.0, eps=eps), at, approach="C"),
         "jacobian": Recipe("jacobian", tried(0.01, 0.1, 0.001, 1.0), approach="C"),
-        "sam": Recipe("j0", _optimizers("sam(rho={})", 0.05, 0.1, 0.2, 0.02), approach="B"),
+        "sam": Recipe("j0", around("sam(rho={}{})", 0.05, 0.1, 0.2, 0.02), approach="B"),
         "awp": Recipe(
             "pgd_at",
-            _optimizers("awp(gamma={})", 0.01, 0.005, 0.002, 0.02, eps=eps),
+            around("awp(gamma={}{})", 0.01, 0.005, 0.002, 0.02, eps=eps),
             at,
             approach="B",
         ),
         "deep_relaxation": Recipe(
-            "j0", _optimizers("local_entropy(coupling={})", 0.01, 0.1, 0.001, 1.0), approach="B"
+            "j0", around("local_entropy(coupling={}{})", 0.01, 0.1, 0.001, 1.0), approach="B"
         ),
     }
     network = {"channels": (16, 32), "hidden": 128, "padding": "own", "layer": "aol"}
@@ -89,6 +96,7 @@ def recipes(
         "model.activation": "own",
         "model.settings": {"dtype": "float32", **network},
         **{"train.optimizer": "adam", "train.learning_rate": 0.01, "train.weight_decay": 0.0},
+        **{"train.momentum": 0.9, "train.nesterov": False},  # their defaults: adam reads neither
     }
     margins = [2**0.5 * radius * l2 for radius in (2, 4, 1, 8)]
     offsets = [{"loss": f"offset_cross_entropy(offset={margin:.3g})"} for margin in margins]
@@ -98,10 +106,6 @@ def recipes(
         settings = tried(0.1, 1.0, 0.01, 0.3, L0=L0)
         made["lip_excess"] = Recipe("lip_excess", settings, approach="C")
     return made
-
-
-def _optimizers(text: str, *values: float, **more: float) -> list[dict[str, Any]]:
-    return [{"train.optimizer": text.format(v), **_strengths(more)} for v in values]
 
 
 def _strengths(more: Mapping[str, Any]) -> dict[str, Any]:

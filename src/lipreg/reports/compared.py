@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipreg import attacks, datasets, evaluation, files, lipschitz, losses, runs
+from lipreg import attacks, batching, datasets, evaluation, files, lipschitz, losses, runs
 from lipreg.lipschitz import bounds as proved
 from lipreg.runs import logs, storage
 from lipreg.runs.build import ROBUST
@@ -27,23 +27,23 @@ PGD, AUTO = "PGD-20", "AutoAttack"
 def measure(
     workdir: str | Path,
     *,
-    norms: Sequence[str],
+    radii: Mapping[str, float],
     examples: int,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """A run's test images attacked by PGD-20 and AutoAttack, and the constants of its loss.
 
-    At the radii of the config's table, in `norms`, with the masking report. `estimate` is the
-    largest l2 norm of the cross entropy's gradient at these images, `certified` a proved bound of
-    its Lipschitz constant in the whole box, None where there is none. `gap` is what test images
-    have more than training images of error and of loss. Kept in the run, and not done twice.
+    At `radii`, one for each norm, with the masking report. `estimate` is the largest l2 norm of the
+    cross entropy's gradient at these images, `certified` a proved bound of its Lipschitz constant
+    in the whole box, None where there is none. `gap` is what test images have more than training
+    images of error and of loss. Kept in the run, and not done twice.
     """
     workdir = Path(workdir)
     loaded = runs.load(workdir)
     config, path = loaded.config, workdir / "compared.json"
-    radii = {norm: [config.evaluation[norm].table] for norm in norms}
-    named = [f"{norm}-{values[0]:g}" for norm, values in radii.items()]
-    asked = {"radii": radii, "examples": examples, "step": loaded.step}
+    named = [f"{norm}-{eps:g}" for norm, eps in radii.items()]
+    grids = {norm: [eps] for norm, eps in radii.items()}
+    asked = {"radii": grids, "examples": examples, "step": loaded.step}
     kept = files.read(path) if path.is_file() else {}
     if kept.get("asked") == asked:
         return kept
@@ -58,19 +58,25 @@ def measure(
         loaded.logits_fn,
         *test,
         protocol="autoattack",
-        radii=radii,
+        radii=grids,
         attacks={PGD: partial(attacks.pgd, steps=20)},
         bounds=config.data.bounds,
         batch_size=config.evaluation.batch_size,
         folder=workdir / "compared" / "_".join([str(loaded.step), str(examples), *named]),
         progress=progress,
     )
-    on_test, on_seen = (_losses(loaded.logits_fn, *images) for images in (test, seen))
+    at_images = partial(_losses, loaded.logits_fn)
+    on_test, on_seen = (
+        batching.map_batches(at_images, config.evaluation.batch_size, *images)
+        for images in (test, seen)
+    )
     found = {
         "asked": asked,
         "epochs": loaded.step / config.train.replay * config.train.batch_size / len(training.y),
-        "gap": {name: float(on_test[name] - on_seen[name]) for name in ("error", "loss")},
-        "estimate": float(on_test["slope"]),
+        "gap": {
+            name: float(on_test[name].mean() - on_seen[name].mean()) for name in ("error", "loss")
+        },
+        "estimate": float(on_test["slope"].max()),
         "certified": _proved(loaded.logits_fn, test[0], config.data.bounds),
         "evaluation": evaluation.to_json(result),
         "about": storage.about(),
@@ -81,15 +87,11 @@ def measure(
 
 @jax.jit
 def _losses(logits_fn: Callable, x: Any, y: Any) -> dict[str, Any]:
-    """Mean error and loss, and the largest input gradient of the loss."""
+    """Each image's error and loss, and the norm of the loss's gradient in it."""
     y = jnp.asarray(y)
     loss = lambda x: losses.cross_entropy(logits_fn(x), y)
-    error = jnp.mean((jnp.argmax(logits_fn(x), -1) != y).astype(jnp.float32))
-    return {
-        "error": error,
-        "loss": loss(x).mean(),
-        "slope": lipschitz.gradient_norms(loss, x).max(),
-    }
+    error = (jnp.argmax(logits_fn(x), -1) != y).astype(jnp.float32)
+    return {"error": error, "loss": loss(x), "slope": lipschitz.gradient_norms(loss, x)}
 
 
 def _proved(logits_fn: Callable, x: Any, bounds: tuple[float, float]) -> float | None:
@@ -102,14 +104,14 @@ def _proved(logits_fn: Callable, x: Any, bounds: tuple[float, float]) -> float |
     return bound if np.isfinite(bound) and found.kind != "estimate" else None
 
 
-def seed(workdir: Path, norms: Sequence[str], **options: Any) -> dict[str, Any]:
+def seed(workdir: Path, radii: Mapping[str, float], **options: Any) -> dict[str, Any]:
     """A seed's numbers at its last epoch and, where that is another, at its best."""
     rows = logs.metrics(workdir)
     validated = [row for row in rows if ROBUST in row]
     best = min(validated, key=lambda row: row[ROBUST])
-    last = measure(workdir, norms=norms, **options)
+    last = measure(workdir, radii=radii, **options)
     earlier = best["step"] < last["asked"]["step"] and (workdir / "best/config.json").is_file()
-    at_best = measure(workdir / "best", norms=norms, **options) if earlier else last
+    at_best = measure(workdir / "best", radii=radii, **options) if earlier else last
     return {"workdir": str(workdir), "rows": rows, "last": last, "best": at_best}
 
 

@@ -72,7 +72,8 @@ def _row(
     row = {
         "approach": trained.recipe.approach,
         "setting": short or "-",
-        "seeds": f"{len(seeds)}",
+        "seeds": f"{len(seeds)}"
+        + (f" of {runs}" if (runs := len(trained.runs)) > len(seeds) else ""),
         "seconds": each(lambda seed: seed["rows"][-1].get("seconds", np.nan)),
         "compilation, s": trained.pace.get("compile_s", "-"),
         "epochs": each(lambda seed: seed["last"]["epochs"]),
@@ -88,8 +89,11 @@ def _row(
     row[f"% {AUTO} {name}, best epoch"] = each(
         lambda seed: compared.error(seed["best"], norm, AUTO)
     )
-    row["PGD-10 less FGSM, %: last"] = each(lambda seed: _last(compared.gaps(seed["rows"])))
-    row["largest"] = each(lambda seed: compared.gaps(seed["rows"]).max(initial=-np.inf))
+    for title, number in (("PGD-10 less FGSM, %: last", lambda v: v[-1]), ("largest", np.max)):
+        gaps = [compared.gaps(seed["rows"]) for seed in seeds]
+        row[title] = (
+            curves.spread([number(v) for v in gaps]) if gaps and all(map(len, gaps)) else "-"
+        )
     row["overfitted"] = ", ".join(overfitted) or "-"
     row["masking flags"] = each(lambda seed: compared.flags(seed["last"]))
     return row
@@ -97,10 +101,6 @@ def _row(
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _last(values: np.ndarray) -> float:
-    return float(values[-1]) if len(values) else float("nan")
 
 
 def _approaches(
@@ -137,27 +137,26 @@ def report(
     plan: compare.Plan,
     workdir: str | Path,
     *,
-    norms: Sequence[str],
+    radii: Mapping[str, float],
     examples: int,
     note: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> tuple[str, list[Path]]:
     """Measure what is not measured; the tables as Markdown, and the files written into `workdir`.
 
-    `norms` begins with the plan's. A run that has diverged is left out of its recipe's row. `note`
-    is printed beside the numbers.
+    `radii` of attacks begin with the plan's norm; every run is attacked at them, whatever its
+    config says. A run that has diverged is left out of its recipe's row, which counts it. `note` is
+    printed beside the numbers.
     """
     workdir = Path(workdir)
     seeds: dict[str, list[dict[str, Any]]] = {}
     for name, trained in found.items():
         whole = [run for run in trained.runs if np.isfinite(compare.error(run))]
         tell = (lambda line, name=name: progress(f"{name}: {line}")) if progress else None
-        seeds[name] = [compared.seed(run, norms, examples=examples, progress=tell) for run in whole]
-    measured = [seed["last"] for several in seeds.values() for seed in several]
-    radii = measured[0]["asked"]["radii"] if measured else {plan.norm: [plan.eps]}
-    at = {norm: f"{norm} {values[0]:.3g}" for norm, values in radii.items()}
+        seeds[name] = [compared.seed(run, radii, examples=examples, progress=tell) for run in whole]
+    at = {norm: f"{norm} {eps:.3g}" for norm, eps in radii.items()}
     robust = {
-        name: [compared.error(seed["last"], norms[0], AUTO) for seed in several]
+        name: [compared.error(seed["last"], plan.norm, AUTO) for seed in several]
         for name, several in seeds.items()
     }
     against = against_best(robust)
@@ -174,13 +173,13 @@ def report(
         text += f"\n{curves.to_markdown(approaches)}\n\n{_CONSTANTS}\n"
     files.write(workdir / "compare.md", text)
     files.write(workdir / "compare.csv", curves.to_csv(rows))
-    record = {"plan": plan._asdict(), "norms": norms, "examples": examples, "note": note}
+    record = {"plan": plan._asdict(), "radii": radii, "examples": examples, "note": note}
     record |= {"recipes": {n: t.recipe._asdict() for n, t in found.items()}, "seeds": seeds}
     files.write_json(workdir / "compare.json", record | {"about": storage.about()})
     written = [workdir / f"compare.{kind}" for kind in ("md", "csv", "json")]
     errors = {
         name: [
-            (compared.clean(seed["last"]), compared.error(seed["last"], norms[0], AUTO))
+            (compared.clean(seed["last"]), compared.error(seed["last"], plan.norm, AUTO))
             for seed in several
         ]
         for name, several in seeds.items()

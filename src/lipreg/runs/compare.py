@@ -156,19 +156,22 @@ def pace(experiment: Experiment, seconds: float) -> dict[str, float]:
     """The mean seconds of a training step, `step_s`, and those of the compilation, `compile_s`.
 
     Measured by training for so many seconds, with few reports: on small networks one takes longer
-    than a step.
+    than a step. Empty where the first steps are not finite.
     """
     one = experiment.config.train.per_dispatch or (
         1 if jax.default_backend() == "cpu" else DISPATCH
     )
     rough, first = _timed(experiment, one, 0.0)
+    if not rough:
+        return {}
     every = int(seconds / 4 / rough)
     step_s, more = _timed(experiment, max(one, every - every % one), seconds)
-    return {"step_s": step_s, "compile_s": first + more}
+    return {"step_s": step_s or rough, "compile_s": first + more}
 
 
 def _timed(experiment: Experiment, every: int, seconds: float) -> tuple[float, float]:
-    """Seconds of a step and of compilation, by so many seconds and at least three reports."""
+    """Seconds of a step and of compilation, by so many seconds and at least three reports; of a
+    step 0 where none was finite."""
     config = experiment.config
     compiled: list[float] = []
     spent: list[float] = []
@@ -191,21 +194,30 @@ def _timed(experiment: Experiment, every: int, seconds: float) -> tuple[float, f
             begun, first, programs = now, step, len(compiled)
             if sum(spent) >= seconds and len(spent) >= 3:
                 break
-    if not spent:
-        raise ValueError(f"{config.objective}: not finite in its first steps; it has no pace.")
-    return sum(spent) / sum(taken), sum(compiled)
+    return sum(spent) / max(1, sum(taken)), sum(compiled)
 
 
 def _paced(recipe: Recipe, base: Config, plan: Plan, workdir: Path) -> dict[str, Any]:
-    """The pace of a recipe, measured once: from it follow the steps of its runs."""
+    """The pace of a recipe, measured once: from it follow the steps of its runs.
+
+    That of its first setting which stays finite; they cost the same.
+    """
     config, path = point(base, recipe, 0, plan, steps=_MANY), workdir / "pace.json"
     storage.check_workdir(workdir, config.to_dict())
     if path.is_file():
         storage.check_same(workdir, config.to_dict())
         return files.read(path)
-    with parallel.over():
-        experiment = runs.prepare(config)
-        measured = pace(experiment, min(5.0, plan.seconds / 4))
+    for k in range(plan.trials):
+        with parallel.over():
+            experiment = runs.prepare(point(base, recipe, k, plan, steps=_MANY))
+            measured = pace(experiment, min(5.0, plan.seconds / 4))
+        if measured:
+            break
+    else:
+        raise ValueError(
+            f"{workdir.name}: the first steps of its {plan.trials} settings are not finite; leave "
+            "it out, or give it smaller learning rates or strengths."
+        )
     measured["epoch_steps"] = experiment.epoch_steps
     storage.claim(workdir, config.to_dict())
     files.write_json(path, measured)
@@ -236,7 +248,10 @@ def train(
                 "trials."
             )
         for k in range(plan.trials):
-            build.parts(point(base, recipe, k, plan, steps=1))
+            try:
+                build.parts(point(base, recipe, k, plan, steps=1))
+            except ValueError as wrong:
+                raise ValueError(f"{name}: {wrong}") from None
     paces = {n: _paced(r, base, plan, folder / "pace" / n) for n, r in recipes.items()}
 
     def run(name: str, label: str, k: int, seconds: float, seed: int = 0) -> Path:

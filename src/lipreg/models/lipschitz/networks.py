@@ -67,7 +67,8 @@ class LipschitzMLP(Lipschitz):
 class LipschitzCNN(Lipschitz):
     """Per stage a 3 x 3 convolution, its activation, 2 x 2 windows to channels; one hidden layer.
 
-    Nothing is lost by downsampling, which is orthogonal. A side below 4 is not halved.
+    Downsampling is orthogonal and loses nothing but the last row and column of an odd side. A side
+    below 4 is not halved.
     `batch_norm` divides by the statistics of channels without amplifying any.
     """
 
