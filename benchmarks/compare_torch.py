@@ -189,15 +189,9 @@ def pace(config: Any, attacked: Attack, seconds: float) -> float:
 
 # What the loop above has in one form only.
 FIXED = (
-    *("loss", "data.cutout", "data.synthetic", "train.optimizer", "train.momentum"),
-    *(
-        "train.nesterov",
-        "train.clip",
-        "train.ema",
-        "train.ramp",
-        "train.replay",
-        "train.accumulate",
-    ),
+    *("loss", "data.cutout", "data.synthetic"),
+    *("train.optimizer", "train.momentum", "train.nesterov", "train.clip"),
+    *("train.ema", "train.ramp", "train.replay", "train.accumulate"),
 )
 
 
@@ -205,7 +199,7 @@ def check(config: Any) -> None:
     """ValueError for what PyTorch would not do, or not on the device that jax has."""
     if jax.default_backend() != "cpu":
         raise ValueError(
-            f"PyTorch trains on CPU, jax on {jax.default_backend()}; JAX_PLATFORMS=cpu"
+            f"PyTorch trains on CPU, jax on {jax.default_backend()}; set JAX_PLATFORMS=cpu."
         )
     given, usual = leaves(config), leaves(base_config("j0", {"j0": {}}))
     for name in FIXED:

@@ -299,6 +299,21 @@ BAD = {
         [DIGITS, "--workdir={out}", "--rows=j0", "--guests={out}-guest"],
         ["-guest is not a run", "config.json"],
     ),
+    "a guest on other data": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j0", "--guests={made}/mnist"],
+        ["made/mnist has config.data.name = mnist; the comparison has digits"],
+    ),
+    "a guest that was not trained to its end": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j0", "--guests={made}/untrained"],
+        ["made/untrained was not trained to its end"],
+    ),
+    "two guests of one name": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j0", "--guests={made}/j0"],
+        ["made/j0: there is another 'j0'; rename the folder"],
+    ),
     "a strength that recipes set": (
         COMPARE,
         [DIGITS, "--workdir={out}", "--rows=j2", "--config.strengths.eps=0.9"],
@@ -375,10 +390,12 @@ HELP["fields of a config"] = (
 
 def foreign(folder: Path) -> Path:
     """Runs of another data set and files that are none of ours, where a run's should be."""
-    config = json.loads((ROOT / GOLDEN / "config.json").read_text())
+    untrained = (ROOT / GOLDEN / "config.json").read_text()
+    config = json.loads(untrained)
     config["data"]["name"] = "mnist"
     texts = {
         "mnist/config.json": json.dumps(config),
+        "untrained/config.json": untrained,
         "foreign/config.json": '{"seed": 0, "train": {}}',
         "numbers/config.json": '{"seed": 0, "train": 1}',
         "about/about.json": "[]",

@@ -64,6 +64,7 @@ def _row(
     short = ", ".join(f"{name.rpartition('.')[2]} {_short(v)}" for name, v in setting.items())
     each = lambda number: curves.spread([number(seed) for seed in seeds]) if seeds else "diverged"
     steps = [overfitting.overfitted(seed["rows"]) for seed in seeds]
+    finite = len(seeds) == len(trained.runs)
     overfitted = [
         f"step {step} of {seed['last']['asked']['step']}"
         for step, seed in zip(steps, seeds, strict=True)
@@ -72,8 +73,7 @@ def _row(
     row = {
         "approach": trained.recipe.approach,
         "setting": short or "-",
-        "seeds": f"{len(seeds)}"
-        + (f" of {runs}" if (runs := len(trained.runs)) > len(seeds) else ""),
+        "seeds": f"{len(seeds)}" if finite else f"{len(seeds)} of {len(trained.runs)}",
         "seconds": each(lambda seed: seed["rows"][-1].get("seconds", np.nan)),
         "compilation, s": trained.pace.get("compile_s", "-"),
         "epochs": each(lambda seed: seed["last"]["epochs"]),
@@ -89,11 +89,10 @@ def _row(
     row[f"% {AUTO} {name}, best epoch"] = each(
         lambda seed: compared.error(seed["best"], norm, AUTO)
     )
-    for title, number in (("PGD-10 less FGSM, %: last", lambda v: v[-1]), ("largest", np.max)):
-        gaps = [compared.gaps(seed["rows"]) for seed in seeds]
-        row[title] = (
-            curves.spread([number(v) for v in gaps]) if gaps and all(map(len, gaps)) else "-"
-        )
+    gaps = [compared.gaps(seed["rows"]) for seed in seeds]
+    seen = bool(gaps) and all(map(len, gaps))
+    row["PGD-10 less FGSM, %: last"] = curves.spread([v[-1] for v in gaps]) if seen else "-"
+    row["largest"] = curves.spread([v.max() for v in gaps]) if seen else "-"
     row["overfitted"] = ", ".join(overfitted) or "-"
     row["masking flags"] = each(lambda seed: compared.flags(seed["last"]))
     return row
