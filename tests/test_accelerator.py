@@ -1,5 +1,6 @@
 """benchmarks/accelerator.py: its stages at toy size, and how failures are reported."""
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -101,3 +102,21 @@ def test_the_decks_rows_end_one_by_one_and_a_failure_leaves_the_others(
     assert "PGD of 2 runs" in report
     assert "j1, autoattack linf: no time left." in report
     assert report.count("| 75 | 1 |") == 2
+
+
+def test_a_comparison_whose_time_is_out_leaves_what_was_attacked(
+    accelerator, monkeypatch, tmp_path
+):
+    from stages import comparison
+    from stages.clock import Clock
+
+    def run(argv, *, timeout, **_):
+        place = Path(next(a for a in argv if a.startswith("--workdir")).partition("=")[2])
+        place.mkdir(parents=True)
+        (place / "compare.md").write_text("| j0 |\n\nNot attacked yet: j2.\n")
+        raise subprocess.TimeoutExpired(argv, timeout)
+
+    monkeypatch.setattr(comparison.subprocess, "run", run)
+    (report,) = comparison.run(Clock.lasting(60.0), tmp_path)
+    assert "| j0 |" in report
+    assert report.endswith("The time was out; the same command goes on from here.\n")

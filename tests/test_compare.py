@@ -174,6 +174,7 @@ def test_every_recipe_gets_the_same_time_and_trials_and_the_best_have_all_seeds(
 
 
 def test_a_killed_comparison_does_what_is_left_and_nothing_twice(folder, tmp_path):
+    compared(folder)  # if no other test has
     shutil.copytree(folder, tmp_path / "again")
     shutil.rmtree(tmp_path / "again/points/plain/seed-0")
     with mock.patch.object(runs, "train_run", wraps=runs.train_run) as train_run:
@@ -373,6 +374,29 @@ def test_the_table_has_a_row_for_each_recipe_and_says_how_it_was_made(folder, tm
     assert record["plan"]["trials"] == 2
     assert {"command", "commit", "machine"} <= record["about"].keys()
     assert all(path.is_file() for path in files)
+
+
+def test_a_comparison_that_is_cut_has_a_table_of_what_was_attacked(folder, tmp_path):
+    compared(folder)
+    shutil.copytree(folder, tmp_path / "cut")
+    found, _ = compared(tmp_path / "cut")
+    options = {"radii": {"linf": 0.1}, "examples": 8}
+
+    def cut(*args, folder, **kwargs):
+        if "steep" in str(folder):
+            raise KeyboardInterrupt
+        return judged(*args, **kwargs)
+
+    with mock.patch.object(evaluation, "evaluate", cut), pytest.raises(KeyboardInterrupt):
+        comparison.report(found, PLAN, tmp_path / "cut", **options)
+    text = (tmp_path / "cut/compare.md").read_text()
+    assert "| plain | " in text
+    assert "| steep | " not in text
+    assert "Not attacked yet: steep." in text
+    with mock.patch.object(evaluation, "evaluate", judged):
+        whole, _ = comparison.report(found, PLAN, tmp_path / "cut", **options)
+    assert "Not attacked yet" not in whole
+    assert (tmp_path / "cut/compare.md").read_text() == whole
 
 
 def test_a_proved_bound_of_the_loss_is_above_its_largest_gradient(tmp_path):

@@ -21,6 +21,7 @@ RECIPES = {
 }
 LEAST_S, MOST_S = 30.0, 90.0
 MORE_S = 60.0  # for compiling and attacking a recipe
+END_S = 5.0  # to write a table that is not whole before the stage is ended
 
 
 def run(clock: Clock, folder: Path) -> Iterator[str]:
@@ -28,35 +29,46 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     text = "# What equal seconds buy\n"
     norms = ["l2"] if toy() or clock.left < 2 * (MORE_S + LEAST_S) * len(RADII) else list(RADII)
     for number, norm in enumerate(norms):
-        seconds_s = clock.left / (len(norms) - number)
-        made = subprocess.run(
-            [sys.executable, str(EXPERIMENTS / "compare.py"), *arguments(norm, seconds_s, folder)],
-            capture_output=True,
-            text=True,
-            timeout=max(seconds_s, 0.1),
-        )
-        if made.returncode:
-            raise RuntimeError(made.stderr.strip().splitlines()[-1])
-        text += f"\n## {norm} {RADII[norm]:.3g}\n\n{made.stdout}\n"
+        seconds_s = max(0.1, (clock.left - END_S) / (len(norms) - number))
+        text += f"\n## {norm} {RADII[norm]:.3g}\n\n{compared(norm, seconds_s, folder)}\n"
         yield text
 
 
-def arguments(norm: str, seconds_s: float, folder: Path) -> list[str]:
-    """Those of compare.py, for what fits into so many seconds."""
+def compared(norm: str, seconds_s: float, folder: Path) -> str:
+    """The table of one norm; where the time was out, that of the recipes attacked so far."""
+    place, options = arguments(norm, seconds_s, folder)
+    argv = [sys.executable, str(EXPERIMENTS / "compare.py"), f"--workdir={place}", *options]
+    try:
+        made = subprocess.run(argv, capture_output=True, text=True, timeout=seconds_s)
+    except subprocess.TimeoutExpired:
+        so_far = place / "compare.md"
+        table = f"{so_far.read_text()}\n" if so_far.is_file() else ""
+        return f"{table}The time was out; the same command goes on from here."
+    if made.returncode:
+        raise RuntimeError(made.stderr.strip().splitlines()[-1])
+    return made.stdout
+
+
+def arguments(norm: str, seconds_s: float, folder: Path) -> tuple[Path, list[str]]:
+    """The folder and the flags of compare.py, for what fits into so many seconds."""
     shared = ["--trials=1", "--seeds=1", "--best=0", "--silent", f"--norms={norm}"]
     shared += [f"--norm={norm}", f"--eps={RADII[norm]}"]
     if toy():
         shared += ["--rows=j0,j2", "--seconds=0.2", "--examples=4"]
-        shared += [f"--workdir={folder}/comparison/{norm}"]
-        config = f"--config={EXPERIMENTS}/configs/digits.py"
-        return [*shared, config, "--config.model.settings.channels=(4,8)"]
+        shared += [f"--config={EXPERIMENTS}/configs/digits.py"]
+        return folder / "comparison" / norm, [*shared, "--config.model.settings.channels=(4,8)"]
     count = max(1, min(len(RECIPES[norm]), int(seconds_s / (LEAST_S + MORE_S))))
-    each = min(MOST_S, max(LEAST_S, seconds_s / count - MORE_S))
-    place = f"--workdir={folder}/comparison/{norm}_{each:.0f}s"  # the next call may have more
-    return [
-        place,
-        *(*shared, f"--config={EXPERIMENTS}/configs/cifar10.py:j0"),
-        *("--config.model.name=ResNet18", "--config.model.settings.dtype=bfloat16"),
-        *(f"--rows={','.join(RECIPES[norm][:count])}", f"--seconds={each:.0f}", "--examples=200"),
-        *("--config.train.schedule=cosine", "--config.evaluation.batch_size=1000"),
-    ]
+    each = min(MOST_S, max(LEAST_S, (seconds_s / count - MORE_S) // 10 * 10))
+    return (
+        folder / "comparison" / f"{norm}_{each:.0f}s",
+        [  # another call may have other seconds
+            *(*shared, f"--config={EXPERIMENTS}/configs/cifar10.py:j0"),
+            *("--config.model.name=ResNet18", "--config.model.settings.dtype=bfloat16"),
+            *(
+                f"--rows={','.join(RECIPES[norm][:count])}",
+                f"--seconds={each:.0f}",
+                "--examples=200",
+            ),
+            *("--config.train.schedule=cosine", "--config.evaluation.batch_size=1000"),
+        ],
+    )

@@ -1,7 +1,9 @@
 """The recipes that `runs.compare` has trained, attacked, and in one table.
 
 RUN/compared.json       `reports.compared`
-DIR/compare.md, .csv    the table, that of the deck's three approaches, and what they are made of
+DIR/compare.md          the table, that of the deck's three approaches, and what they are made of;
+                        of a comparison that was cut, with the recipes attacked so far
+DIR/compare.csv         the table
 DIR/compare.json        the plan and all numbers, seed by seed
 DIR/errors.*            clean error and error under AutoAttack; the approaches have colours
 DIR/gaps.*              errors under FGSM and PGD-10 over training
@@ -54,6 +56,23 @@ def against_best(errors: Mapping[str, Sequence[float]]) -> dict[str, str]:
         return "within the spread" if above <= spread else f"+{above:.3g}"
 
     return {name: said(name) for name in errors}
+
+
+def _rows(
+    found: Mapping[str, compare.Trained], seeds: Mapping[str, Sequence[Any]], at: Mapping[str, str]
+) -> dict[str, dict[str, float | str]]:
+    """The lines of the table in the order of AutoAttack's error in the first norm of `at`."""
+    norm, name = next(iter(at.items()))
+    robust = {
+        recipe: [compared.error(seed["last"], norm, AUTO) for seed in seeds[recipe]]
+        for recipe in found
+    }
+    against, rows = against_best(robust), {}
+    for recipe in sorted(found, key=lambda recipe: np.mean(robust[recipe] or [np.inf])):
+        cells = list(_row(found[recipe], seeds[recipe], at).items())
+        place = [column for column, _ in cells].index(f"% {AUTO} {name}") + 1
+        rows[recipe] = dict([*cells[:place], ("against the best", against[recipe]), *cells[place:]])
+    return rows
 
 
 def _row(
@@ -148,29 +167,21 @@ def report(
     printed beside the numbers.
     """
     workdir = Path(workdir)
+    at = {norm: f"{norm} {eps:.3g}" for norm, eps in radii.items()}
+    caption = _caption(plan, at, examples, note)
     seeds: dict[str, list[dict[str, Any]]] = {}
+    rows, text = {}, caption
     for name, trained in found.items():
         whole = [run for run in trained.runs if np.isfinite(compare.error(run))]
         tell = (lambda line, name=name: progress(f"{name}: {line}")) if progress else None
         seeds[name] = [compared.seed(run, radii, examples=examples, progress=tell) for run in whole]
-    at = {norm: f"{norm} {eps:.3g}" for norm, eps in radii.items()}
-    robust = {
-        name: [compared.error(seed["last"], plan.norm, AUTO) for seed in several]
-        for name, several in seeds.items()
-    }
-    against = against_best(robust)
-    order = sorted(found, key=lambda name: np.mean(robust[name] or [np.inf]))
-    rows = {}
-    for name in order:
-        row = _row(found[name], seeds[name], at)
-        place = list(row).index(f"% {AUTO} {at[plan.norm]}") + 1
-        cells = list(row.items())
-        rows[name] = dict([*cells[:place], ("against the best", against[name]), *cells[place:]])
-    text = f"{curves.to_markdown(rows)}\n\n{_caption(plan, at, examples, note)}\n"
-    approaches = _approaches(found, seeds, at)
-    if approaches:
-        text += f"\n{curves.to_markdown(approaches)}\n\n{_CONSTANTS}\n"
-    files.write(workdir / "compare.md", text)
+        waiting = ", ".join(other for other in found if other not in seeds)
+        rows = _rows({done: found[done] for done in seeds}, seeds, at)
+        text = f"{curves.to_markdown(rows)}\n\n{caption}\n"
+        text += f"Not attacked yet: {waiting}.\n" if waiting else ""
+        if approaches := _approaches({done: found[done] for done in seeds}, seeds, at):
+            text += f"\n{curves.to_markdown(approaches)}\n\n{_CONSTANTS}\n"
+        files.write(workdir / "compare.md", text)
     files.write(workdir / "compare.csv", curves.to_csv(rows))
     record = {"plan": plan._asdict(), "radii": radii, "examples": examples, "note": note}
     record |= {"recipes": {n: t.recipe._asdict() for n, t in found.items()}, "seeds": seeds}
@@ -189,7 +200,7 @@ def report(
         label = f"% error under {AUTO}, {at[plan.norm]}"
         figure = comparison_plots.errors(errors, groups, label=label)
         written += plots.save(figure, workdir / "errors")
-        histories = {name: seeds[name][0]["rows"] for name in order if seeds[name]}
+        histories = {name: seeds[name][0]["rows"] for name in rows if seeds[name]}
         written += plots.save(comparison_plots.gaps(histories), workdir / "gaps")
     return text, written
 
