@@ -1,12 +1,17 @@
 """benchmarks/accelerator.py: its stages at toy size, and how failures are reported."""
 
+import os
+import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from lipreg import files
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -120,3 +125,31 @@ def test_a_comparison_whose_time_is_out_leaves_what_was_attacked(
     (report,) = comparison.run(Clock.lasting(60.0), tmp_path)
     assert "| j0 |" in report
     assert report.endswith("The time was out; the same command goes on from here.\n")
+
+
+def test_all_stages_run_at_toy_size_though_one_fails_and_one_overruns(tmp_path):
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    stages = tmp_path / "benchmarks/stages"
+    (stages / "points.py").write_text("raise ValueError('no kernel')\n")
+    (stages / "sweep.py").write_text("import time\n\ntime.sleep(1000)\n")
+    minutes, out = 2.0, tmp_path / "out"
+    argv = [sys.executable, "benchmarks/accelerator.py", f"--minutes={minutes}", f"--out={out}"]
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    subprocess.run(argv, check=True, cwd=tmp_path, env=env)
+    lines = [line.split(" | ") for line in (out / "stages.md").read_text().splitlines()[2:]]
+    how = {name.removeprefix("| "): end.removesuffix(" |") for name, _, end in lines}
+    assert how.pop("points") == "failed: ValueError: no kernel"
+    assert how.pop("sweep") == "stopped: its time was out"
+    assert sum(float(seconds) for _, seconds, _ in lines) < 1.1 * 60 * minutes
+    assert not any(end.startswith("failed") for end in how.values()), how
+    said = {  # by a stage that a slow machine has cut, too
+        "sound": "16 steps against 8, a checkpoint read back, and 8 more: weights 0e+00 apart",
+        "price": "| CNN/4 ",
+        "against_torch": "# Against PyTorch",
+        "deck": "| j1 | ",
+        "comparison": "## l2 0.502",
+    }
+    assert how.keys() == said.keys()
+    for name, words in said.items():
+        assert words in (out / f"{name}.md").read_text()
