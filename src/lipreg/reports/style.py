@@ -79,6 +79,7 @@ def legend(axes: Axes) -> float:
 def names_in_margin(axes: Axes, points: Mapping[str, np.ndarray]) -> None:
     """Names on the right, evenly spaced in the order of the points' heights, each with its line."""
     names = sorted(points, key=lambda name: points[name][1])
+    faint = {"color": "0.7", "linewidth": 0.6}
     for place, name in zip(np.linspace(0, 1, len(names) + 2)[1:-1], names, strict=True):
         axes.annotate(
             name,
@@ -87,7 +88,7 @@ def names_in_margin(axes: Axes, points: Mapping[str, np.ndarray]) -> None:
             textcoords="axes fraction",
             size=8,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "shrinkB": 4, **faint},
             zorder=0,
         )
 
