@@ -370,5 +370,17 @@ def test_the_papers_schedule_falls_at_60_120_and_160_of_200_epochs():
     expected = [0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008, 0.0008]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert float(optimizers.schedule("cosine", 0.1, 200)(100)) == pytest.approx(0.05)
-    with pytest.raises(ValueError, match="'linear'; choose one of constant, cosine, papers"):
+    with pytest.raises(ValueError, match="'linear'; choose one of constant, cosine, cyclic, pap"):
         optimizers.schedule("linear", 0.1, 200)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 200])
+def test_the_cyclic_schedule_rises_for_two_fifths_and_falls_to_0(steps):
+    rate = optimizers.schedule("cyclic", 0.2, steps)
+    values = [float(rate(s)) for s in range(steps + 1)]
+    peak = round(0.4 * steps)
+    np.testing.assert_allclose(
+        values, np.interp(range(steps + 1), [0, peak, steps], [0, 0.2, 0]), atol=1e-7
+    )
+    assert values[peak] == pytest.approx(0.2)
+    assert values[-1] == 0
