@@ -1,10 +1,11 @@
 """Certify a run: `python experiments/certify.py --run=DIR [--examples=1000 ...]`.
 
-How far can each image be moved, in l_2, before its class can change? By every rule of
-lipreg.certificates, beside the distance that attacks find: certified <= true <= attacked. The run
-gets certificates.md, .json and .npz (per image), from which `table.py` takes the certified error.
-Radii of kind "estimate" prove nothing; how many of them reach beyond an adversarial image is
-counted. `--sigma` certifies the smoothed network (1902.02918) as well, which is another classifier.
+How far can each image be moved, in l_2, before its class can change? By the rules of
+lipreg.certificates that need the network alone, beside the distance that attacks find: certified <=
+true <= attacked. The run gets certificates.md, .json and .npz (per image), from which `table.py`
+takes the certified error. Radii of kind "estimate" prove nothing; how many of them reach beyond an
+adversarial image is counted. `--sigma` certifies the smoothed network (1902.02918) as well, which
+is another classifier.
 """
 
 from absl import flags

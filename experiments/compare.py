@@ -7,7 +7,7 @@ Each recipe of experiments/configs/compare.py gets `--trials` settings, of which
 under PGD-20 on the validation split chooses one, and `--seconds` of training a run, compilation not
 counted: its schedule is fitted to the time by the measured step. The best `--best` by validation
 get `--seeds` runs, the others one. All are attacked by PGD-20 and AutoAttack on the test split.
-DIR gets one table, another of the deck's three approaches (a smooth class, an algorithm, a
+DIR gets one table, another of three approaches to regularity (a smooth class, an algorithm, a
 penalty), and pictures. A killed comparison goes on; nothing is done twice.
 
 Your own recipe is an objective and fields of the config, those with several values being tried:

@@ -4,7 +4,7 @@ Protocols (lipreg.evaluate):
   pgd         each image's smallest perturbation by PGD at radii that are bisected
   deck        distances as 1810.00953 measured them
   autoattack  AutoAttack at the table's and at RobustBench's radii
-  full        both of these, and smaller distances by DeepFool, FMN and DDN
+  full        deck and autoattack, and smaller distances by DeepFool, FMN and DDN
 All but pgd come with the masking report, which says what the numbers are worth. All distances are
 upper bounds of the true ones: a stronger attack can only lower them.
 

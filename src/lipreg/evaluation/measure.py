@@ -59,7 +59,7 @@ def evaluate(
         is the same with other settings. No masking report.
       deck: distances as 1810.00953 measured them (`attacks.basic_iterative`).
       autoattack: AutoAttack at each of `radii`.
-      full: both of these, and smaller distances by DeepFool, FMN and DDN.
+      full: deck and autoattack, and smaller distances by DeepFool, FMN and DDN.
 
     Options:
       radii: by norm, l1, l2 or linf. An attack that does not serve a norm is left out there, and

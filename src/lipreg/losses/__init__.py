@@ -6,8 +6,8 @@ that objectives and attacks work with: `loss = lambda x, y: cross_entropy(logits
 of logits in half precision is computed in float32.
 
 `classification` has the losses of any network; `certified` those that ask a network of known
-Lipschitz constant for a margin, with options, `--config.loss='emma(eps=0.5)'`. `targeted_dlr` and
-`divergence`, which ask for a target in place of y, are none of them.
+Lipschitz constant for a margin, with options, `--config.loss='emma(eps=0.5)'`. `targeted_dlr`,
+which takes a target beside y, and `divergence`, which takes one in place of y, are not among them.
 """
 
 from lipreg.losses.certified import (

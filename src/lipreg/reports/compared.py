@@ -35,8 +35,8 @@ def measure(
 
     At `radii`, one for each norm, with the masking report. `estimate` is the largest l2 norm of the
     cross entropy's gradient at these images, `certified` a proved bound of its Lipschitz constant
-    in the whole box, None where there is none. `gap` is what test images have more than training
-    images of error and of loss. Kept in the run, and not done twice.
+    in the whole box, None where there is none. `gap` is by how much error and loss are larger on
+    test images than on training images. Kept in the run, and not done twice.
     """
     workdir = Path(workdir)
     loaded = runs.load(workdir)

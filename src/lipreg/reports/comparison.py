@@ -1,7 +1,7 @@
 """The recipes that `runs.compare` has trained, attacked, and in one table.
 
 RUN/compared.json       `reports.compared`
-DIR/compare.md          the table, that of the deck's three approaches, and what they are made of;
+DIR/compare.md          the table, that of the three approaches, and what they are made of;
                         of a comparison that was cut, with the recipes attacked so far
 DIR/compare.csv         the table
 DIR/compare.json        the plan and all numbers, seed by seed
@@ -124,7 +124,7 @@ def _short(value: Any) -> str:
 def _approaches(
     found: Mapping[str, compare.Trained], seeds: Mapping[str, Sequence[Any]], at: Mapping[str, str]
 ) -> dict[str, dict[str, float | str]]:
-    """The deck's three approaches; the best epoch of plain training, j0, is approach B's too."""
+    """Three approaches to regularity; the best epoch of plain training, j0, is approach B's too."""
     each = lambda several, number: curves.spread([number(one) for one in several])
     norm, name = next(iter(at.items()))
 

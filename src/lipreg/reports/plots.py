@@ -51,7 +51,7 @@ def error_curves(
     radii: Mapping[str, ArrayLike] | None = None,
     title: str = "",
 ) -> Figure:
-    """`P(distance <= eps)` in % against eps, a line for each name: the deck's curves (A) and (B).
+    """`P(distance <= eps)` in % against eps, a line for each name, seeds as a band.
 
     `distances` are the smallest perturbations found, `[N]` per name, or `[seeds, N]`: 0 for a clean
     error, inf for a failed attack. Of several seeds the line is the mean and the band its standard

@@ -57,7 +57,7 @@ def table(
     examples: int = 0,
     radii: Mapping[str, Sequence[float]] | None = None,
 ) -> tuple[str, list[Path]]:
-    """The deck's table of several runs as Markdown, and the files written into `out`.
+    """The table of several runs as Markdown, and the files written into `out`.
 
     Runs whose configs differ only in their seeds make one row, mean ± standard deviation, and one
     curve, the mean with that band. If AutoAttack was run on all of them, on the same images, its

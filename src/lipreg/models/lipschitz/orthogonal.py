@@ -1,7 +1,8 @@
 """Orthogonal weights: Newton-Schulz (Björck), Cayley, and block reflectors.
 
 Each takes stacks of matrices `[..., in, out]`, real or complex, and returns matrices with
-orthonormal columns where `in >= out` and orthonormal rows otherwise: so all singular values are 1.
+orthonormal columns where `in >= out` and orthonormal rows otherwise: so all singular values are 1,
+but for those that `newton_schulz` finds below a hundredth of the largest.
 `fourier` makes convolutions of them.
 """
 
