@@ -194,6 +194,25 @@ def test_a_convolutional_residual_layer_has_the_constant_1(conv):
     np.testing.assert_allclose(lipschitz(f, IMAGE).output, 1.0, rtol=1e-5)
 
 
+def test_a_convolution_of_a_stride_and_a_dilation_is_no_transpose_of_another():
+    numbers = ("NWC", "WIO", "NWC")
+    w = jnp.array([0.5, 0.0, -0.5]).reshape(3, 1, 1)
+
+    def conv(x, w):  # of two pixels, to two
+        return lax.conv_general_dilated(
+            x, w, (3,), [(1, 2)], lhs_dilation=(2,), dimension_numbers=numbers
+        )
+
+    def f(x):
+        x = x.reshape(len(x), 2, 1)
+        return (x - 2 * conv(jax.nn.relu(conv(x, w)), w[::-1])).reshape(len(x), 2)
+
+    x = jnp.full((1, 2), 0.5)
+    slope = np.linalg.norm(jax.jacrev(lambda v: f(v[None])[0])(x[0]), 2)
+    assert slope == pytest.approx(1.5)
+    assert lipschitz(f, x, bounds=(-1, 1)).output >= slope
+
+
 def test_a_sandwich_layer_has_the_constant_1():
     """`sqrt(2) A^T relu(sqrt(2) B x)` with `A A^T + B B^T = 1` (2301.11526)."""
     both = np.linalg.qr(RNG.normal(size=(12, 5)))[0] * math.sqrt(2)
@@ -333,6 +352,17 @@ def test_a_declared_constant_that_is_too_small_is_refused():
         lipschitz(whole, X)
     with pytest.raises(ValueError, match="constant is -1"):
         declare(mean, -1.0)
+
+
+def test_a_function_declared_for_a_platform_is_looked_at_as_all_are():
+    on = lambda f, other: jax.jit(lambda x: lax.platform_dependent(x + 1, cpu=f, default=other))
+    right, wrong = (declare(lambda x: 2 * x, c, proof="none") for c in (2.0, 0.5))
+    for f, other in ((wrong, right), (right, wrong)):
+        with pytest.raises(ValueError, match=r"constant 0\.5, but .* difference quotient of 2"):
+            lipschitz(on(f, other), X)
+    told = lipschitz(on(right, declare(lambda x: 2 * x, 2.0)), X)
+    assert told.kind == "estimate"
+    np.testing.assert_allclose(told.output, 2, rtol=1e-5)
 
 
 def test_a_declared_function_computes_and_differentiates_as_before():

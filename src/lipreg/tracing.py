@@ -20,7 +20,7 @@ from jax.extend.core.primitives import closed_call_p
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-__all__ = ["captured", "compiled", "output", "primitives", "snapshot", "trace"]
+__all__ = ["captured", "compiled", "inner", "output", "primitives", "snapshot", "trace"]
 
 
 def trace(f: Callable, *args: Any) -> tuple[ClosedJaxpr, Any]:
@@ -45,8 +45,8 @@ def captured(f: Callable, *args: Any) -> list:
         values = []
         for eqn in jaxpr.eqns:
             values += [v.val for v in eqn.invars if isinstance(v, Literal)]
-            for inner in _inner(eqn):
-                values += [*inner.consts, *numbers(inner.jaxpr)]
+            for part in inner(eqn):
+                values += [*part.consts, *numbers(part.jaxpr)]
         return values
 
     return [*closed.consts, *numbers(closed.jaxpr)]
@@ -114,12 +114,12 @@ def _holds_arrays(eqn: Any) -> bool:
 
 def primitives(eqn: Any) -> set[str]:
     """The names of an equation's primitive and of those inside of it, as of a loop's body."""
-    inside = (primitives(e) for closed in _inner(eqn) for e in closed.jaxpr.eqns)
+    inside = (primitives(e) for closed in inner(eqn) for e in closed.jaxpr.eqns)
     return {eqn.primitive.name}.union(*inside)
 
 
-def _inner(eqn: Any) -> list[ClosedJaxpr]:
-    """The jaxprs in an equation's parameters."""
+def inner(eqn: Any) -> list[ClosedJaxpr]:
+    """The jaxprs in an equation's parameters, as the body of a loop or the branches of a `cond`."""
     jaxprs = []
     for value in eqn.params.values():
         for v in value if isinstance(value, (tuple, list)) else (value,):

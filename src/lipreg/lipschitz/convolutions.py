@@ -88,7 +88,7 @@ def convolution(params: dict, apply: Callable, w: Array, root: Root, left: bool)
         return size(by_channel(c, numbers.out_spec), jnp.ones_like(steepest))
 
     made = None
-    if groups == 1 and all(phase == (1, 1) for phase in phases):
+    if groups == 1 and {*params["window_strides"], *params["lhs_dilation"]} == {1}:
         place, found = _place(params, root, periods), entries(root)
         source = found and (found[0], once)
         own = times(lip, largest(mask))

@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from lipreg.lipschitz.functions import ascended_pairs
 from lipreg.norms import L2
-from lipreg.tracing import trace
+from lipreg.tracing import inner, trace
 
 __all__ = ["FORMS", "check", "declare", "declared", "read_as"]
 
@@ -120,10 +120,7 @@ def check(traced: ClosedJaxpr, x: Array, bounds: tuple[float, float]) -> str:
 
 
 def _inside(eqn: Any) -> bool:
-    if declared(eqn):
-        return True
-    inner = [getattr(v, "jaxpr", v) for v in eqn.params.values() if hasattr(v, "eqns")]
-    return any(_inside(e) for jaxpr in inner for e in jaxpr.eqns)
+    return bool(declared(eqn)) or any(_inside(e) for part in inner(eqn) for e in part.jaxpr.eqns)
 
 
 def _run(jaxpr: Any, constants: Sequence, args: Sequence, calls: dict) -> list:
@@ -134,10 +131,13 @@ def _run(jaxpr: Any, constants: Sequence, args: Sequence, calls: dict) -> list:
         inputs = list(map(read, eqn.invars))
         if declared(eqn):
             calls.setdefault(id(eqn), (eqn, []))[1].append(inputs)
-        inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
-        if _inside(eqn) and not declared(eqn) and hasattr(inner, "eqns"):
-            inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-            outputs = _run(inner.jaxpr, inner.consts, inputs, calls)
+        if _inside(eqn) and not declared(eqn):
+            parts, taken = inner(eqn), 0
+            if "branches" in eqn.params:
+                taken, *inputs = inputs
+            # Of all platforms: the bound is that of any.
+            results = [_run(part.jaxpr, part.consts, inputs, calls) for part in parts]
+            outputs = results[int(taken)]
         else:
             free = [v for v in eqn.invars if not isinstance(v, Literal)]
             alone = jaxpr.replace(constvars=[], invars=free, outvars=eqn.outvars, eqns=[eqn])
