@@ -51,9 +51,11 @@ ENVIRONMENT = {
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "for all stages", lower_bound=0.01)
 _OUT = flags.DEFINE_string("out", "results/accelerator", "folder of the reports")
 _STAGES = flags.DEFINE_list("stages", list(STAGES), f"of {', '.join(STAGES)}")
-flags.DEFINE_list("rows", [], "of the deck; default: all eight")
-flags.DEFINE_multi_string("field", [], "of the deck's configs, model.activation=silu for instance")
-flags.DEFINE_integer("epochs", 0, "of the deck's rows; 0: as many as fit", lower_bound=0)
+_ROWS = flags.DEFINE_list("rows", [], "of the stage deck; default: all eight")
+_FIELD = flags.DEFINE_multi_string(
+    "field", [], "of its configs, model.activation=silu for instance"
+)
+_EPOCHS = flags.DEFINE_integer("epochs", 0, "of its rows; 0: as many as fit", lower_bound=0)
 _ALONE = flags.DEFINE_string("alone", "", "run this stage in this process, for --minutes")
 
 
@@ -79,8 +81,8 @@ def alone(name: str, seconds: float, out: Path) -> None:
 def stage(name: str, seconds: float, out: Path) -> str:
     """Run a stage in a process, killed when its time is up; returns how it ended, in one line."""
     argv = [sys.executable, __file__, f"--alone={name}", f"--minutes={seconds / 60}"]
-    passed = ("--epochs", "--field", "--rows")
-    argv += [f"--out={out}", *(a for a in sys.argv[1:] if a.startswith(passed))]
+    argv += [f"--out={out}", f"--rows={','.join(_ROWS.value)}", f"--epochs={_EPOCHS.value}"]
+    argv += [f"--field={field}" for field in _FIELD.value]
     start = time.monotonic()
     with subprocess.Popen(
         argv,

@@ -12,7 +12,6 @@ seconds. Weights are carried back: the validation, and all that follows, is the 
 """
 
 import dataclasses
-import itertools
 import os
 import shutil
 import time
@@ -104,7 +103,7 @@ def augmented(rng: np.random.Generator, x: np.ndarray, data: Any) -> np.ndarray:
 def batches(rng: np.random.Generator, dataset: Any, config: Any) -> Iterator[tuple[Any, Any]]:
     """Shuffled epochs without end, as tensors `[B, C, H, W]` and classes."""
     size = config.train.batch_size
-    for _ in itertools.count():
+    while True:
         order = rng.permutation(len(dataset.y))
         for first in range(0, len(order) - size + 1, size):
             rows = order[first : first + size]
@@ -189,7 +188,8 @@ def pace(config: Any, attacked: Attack, seconds: float) -> float:
 
 # What the loop above has in one form only.
 FIXED = (
-    *("loss", "data.cutout", "data.synthetic"),
+    *("loss", "model.settings.dtype", "train.precision"),
+    *("data.bounds", "data.cutout", "data.side", "data.synthetic"),
     *("train.optimizer", "train.momentum", "train.nesterov", "train.clip"),
     *("train.ema", "train.ramp", "train.replay", "train.accumulate"),
 )
@@ -249,8 +249,8 @@ def run() -> None:
     best = min(errors, key=lambda rate: errors[rate])
     for seed in range(_SEEDS.value):
         place = workdir / f"seed-{seed}"
-        if seed == 0 and tried == steps:  # that trial is the run
-            shutil.copytree(trials[best], place, dirs_exist_ok=True)
+        if seed == 0 and tried == steps and not place.is_dir():  # that trial is the run
+            shutil.copytree(trials[best], place)
         error = train(config(best, steps, seed), place, attacked, best, steps)
         print(f"{place}: rate {best:g}, {steps} steps, {ROBUST} {error:.3g}")
 

@@ -78,10 +78,10 @@ def programs(network: str, batch: int, **fields: Any) -> dict[str, tuple[float, 
     """The price, function and arguments of every row asked for, the plain step first."""
     apply, state, inputs = steps.start(network, batch, **fields)
     rows = {}
-    for name, (objective, options) in (steps.OBJECTIVES | steps.RECIPES).items():
+    for name, (_, options) in (steps.OBJECTIVES | steps.RECIPES).items():
         if asked.wanted(name) and "top_k" not in options:
             step, strengths = steps.step(apply, name)
-            price = cost.price(objective, options.get("method", ""), batch)
+            price = steps.price(name, batch)
             rows[name] = price, step, (state, strengths, inputs)
     pgd = partial(attacks.pgd, eps=0.5, norm=L2, steps=_PGD.value, unroll=True)
     if asked.wanted(f"pgd-{_PGD.value}"):

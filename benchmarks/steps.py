@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from lipreg import models, objectives, optimizers, training
+from lipreg.training import cost
 
 # The two networks of experiments/configs/cifar10.py and a third, and their further fields.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -78,6 +79,12 @@ def step(
     function = partial(getattr(objectives, objective), **options)
     strengths = dict.fromkeys(objectives.strengths(function), np.float32(STRENGTH))
     return training.make_step(apply, function, tx), strengths
+
+
+def price(name: str, batch: int) -> float:
+    """Forward units of a training step on one of `OBJECTIVES` or `RECIPES`."""
+    objective, options = (OBJECTIVES | RECIPES)[name]
+    return cost.price(objective, options.get("method", ""), batch, top_k=options.get("top_k", 1))
 
 
 def repeated(compiled: Callable, state: training.State, *inputs: Any) -> Callable[[int], None]:

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 import cli
 from configs.compare import recipes
-from lipreg import datasets
+from lipreg import datasets, runs
 from lipreg.norms import NORMS
 from lipreg.reports import comparison
 from lipreg.runs import compare, storage
@@ -83,7 +83,8 @@ def _guest(name: str, config: Any) -> compare.Trained:
                     f"--guests={name}: {seed} has config.data.{field} = {data[field]}; "
                     f"the comparison has {config.data[field]}."
                 )
-        if not math.isfinite(compare.error(seed)):
+        loaded = runs.load(seed)
+        if loaded.step < loaded.steps or not math.isfinite(compare.error(seed)):
             raise ValueError(
                 f"--guests={name}: {seed} was not trained to its end, or has diverged."
             )

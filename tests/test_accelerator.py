@@ -127,6 +127,20 @@ def test_a_comparison_whose_time_is_out_leaves_what_was_attacked(
     assert report.endswith("The time was out; the same command goes on from here.\n")
 
 
+def test_a_comparison_that_fails_leaves_what_was_attacked_and_says_why(
+    accelerator, monkeypatch, tmp_path
+):
+    from stages import comparison
+    from stages.clock import Clock
+
+    killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    monkeypatch.setattr(comparison.subprocess, "run", lambda *_, **__: killed)
+    parts = comparison.run(Clock.lasting(60.0), tmp_path)
+    assert "It failed: no word; the same command" in next(parts)
+    with pytest.raises(RuntimeError, match="l2: no word"):
+        next(parts)
+
+
 def test_all_stages_run_at_toy_size_though_one_fails_and_one_overruns(tmp_path):
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")

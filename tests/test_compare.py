@@ -187,6 +187,7 @@ def test_a_killed_comparison_does_what_is_left_and_nothing_twice(folder, tmp_pat
 def test_a_folder_of_another_comparison_is_refused_even_if_nothing_but_its_pace_is_there(
     folder, tmp_path
 ):
+    compared(folder)  # if no other test has
     shutil.copytree(folder / "pace", tmp_path / "pace")
     other = config(**{"train.batch_size": 8})
     with pytest.raises(ValueError, match=r"train.batch_size \(16 there, 8 asked\)"):
@@ -207,6 +208,30 @@ def test_a_recipe_that_is_none_is_refused_before_anything_is_trained(recipe, tol
     with pytest.raises(ValueError, match=told):
         compare.train({**RECIPES, "odd": recipe}, config(), PLAN, tmp_path / "new", silent=True)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"train.accumulate": 6}, r"odd in 0.5 s: .*train.accumulate = 6; the run has 5 steps"),
+        ({"train.optimizer": "local_entropy(period=6)"}, "its first move is after 6 steps"),
+        (
+            {"train.ramp": 0.01, "train.ramped": "eps"},
+            "train.ramp = 0.01; of the run's 5 steps that is none",
+        ),
+    ],
+)
+def test_a_recipe_that_has_not_the_time_is_refused_before_anything_is_trained(
+    setting, told, tmp_path
+):
+    odd = {"odd": compare.Recipe("j2", [{"strengths.eps": 0.1, **setting}] * 2)}
+    paces = {"step_s": 0.1, "compile_s": 3.0}
+    with (
+        mock.patch.object(compare, "pace", return_value=paces),
+        pytest.raises(ValueError, match=told),
+    ):
+        compare.train(RECIPES | odd, config(), PLAN, tmp_path, silent=True)
+    assert not (tmp_path / "points").exists()
 
 
 def test_a_recipe_may_have_a_network_of_its_own():

@@ -46,6 +46,16 @@ def test_weights_and_perturbation_move_by_one_gradient_of_the_same_loss(norm):
     assert set(parts) == {"loss_adv", "objective", "grad_params"}
 
 
+def test_a_pixel_on_the_border_of_the_box_counts_whole_and_one_beyond_it_not_at_all():
+    loss = lambda logits, y: logits[:, 0] + logits[:, 1]  # of gradient (1, 1) in x
+    step = partial(free_at, lambda x: x, y=jnp.array([0]), eps=0.1, loss=loss, norm=L2)
+    root = 0.1 / 2**0.5
+    _, parts = step(jnp.array([[0.0, 0.5]]))
+    np.testing.assert_allclose(parts["carried"], [[root, root]], rtol=1e-6)
+    _, parts = step(jnp.array([[1.0, 0.5]]), carried=jnp.array([[1e-3, 0.0]]))
+    np.testing.assert_allclose(parts["carried"], [[1e-3, 0.1]], rtol=1e-3)
+
+
 def test_a_batch_is_replayed_with_its_random_numbers_and_a_run_goes_on_inside_a_replay():
     def drawn(logits_fn, x, y, *, key, loss, frozen):
         value = (logits_fn(x)[0] * 0).mean()

@@ -145,6 +145,15 @@ def test_newton_schulz_is_the_polar_factor():
     np.testing.assert_allclose(lipschitz.newton_schulz(w), u @ v, atol=1e-5)
 
 
+def test_the_gradient_of_newton_schulz_is_its_own_where_it_has_not_converged():
+    with jax.enable_x64(True):
+        f = lambda v: lipschitz.newton_schulz(jnp.diag(v))[1, 1]
+        v, h = jnp.array([1.0, 1e-3]), 1e-6
+        slopes = [(f(v + h * e) - f(v - h * e)) / (2 * h) for e in jnp.eye(2)]
+        assert 0.1 < f(v) < 0.9
+        np.testing.assert_allclose(jax.grad(f)(v), slopes, rtol=1e-4)
+
+
 def test_aol_of_orthogonal_rows_is_the_matrix_itself_and_of_two_equal_rows_their_mean_shared():
     u, _, v = svd(drawn(3, 6))
     np.testing.assert_allclose(lipschitz.aol(jnp.asarray(u @ v, jnp.float32)), u @ v, atol=1e-6)

@@ -1,6 +1,7 @@
 """The step is one function whatever runs it; the loop goes on where it stopped."""
 
 import dataclasses
+import time
 from functools import partial
 
 import chex
@@ -362,6 +363,34 @@ def test_sgd_follows_its_formula():
         g, optimizers.sgd(1.0, momentum=0.0, clip=0.1).init(w), w
     )
     chex.assert_trees_all_close(norms.L2.size(clipped[None])[0], 0.1, rtol=1e-5)
+
+
+def test_the_seconds_of_a_first_dispatch_are_its_own(monkeypatch):
+    """Without those of the steps that are queued, or of whoever is handed the state."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    waited = jax.block_until_ready
+
+    def ready(value):
+        clock[0] += 10.0 if isinstance(value, training.State) else 1.0
+        return waited(value)
+
+    monkeypatch.setattr(jax, "block_until_ready", ready)
+    apply = lambda params, state, x, train, key: (x @ params, state)
+    tx, seconds = optax.sgd(0.1), []
+    state = training.init(KEY, jnp.zeros((3, 2)), {}, tx)
+    dataset = datasets.Dataset(np.ones((12, 3), np.float32), np.zeros(12, np.int32), 2)
+    options = {"batch_size": 2, "steps": 5, "every": 2, "key": KEY, "per_dispatch": 2}
+    for _ in training.fit(
+        training.make_step(apply, objectives.j0, tx),
+        state,
+        {},
+        dataset,
+        started=seconds.append,
+        **options,
+    ):
+        clock[0] += 100.0
+    assert seconds == [1.0, 1.0]
 
 
 def test_the_papers_schedule_falls_at_60_120_and_160_of_200_epochs():

@@ -26,27 +26,33 @@ END_S = 5.0  # to write a table that is not whole before the stage is ended
 
 def run(clock: Clock, folder: Path) -> Iterator[str]:
     """The table after each norm."""
-    text = "# What equal seconds buy\n"
+    text, failures = "# What equal seconds buy\n", []
     norms = ["l2"] if toy() or clock.left < 2 * (MORE_S + LEAST_S) * len(RADII) else list(RADII)
     for number, norm in enumerate(norms):
         seconds_s = max(0.1, (clock.left - END_S) / (len(norms) - number))
-        text += f"\n## {norm} {RADII[norm]:.3g}\n\n{compared(norm, seconds_s, folder)}\n"
+        table, failure = compared(norm, seconds_s, folder)
+        failures += [f"{norm}: {failure}"] * bool(failure)
+        text += f"\n## {norm} {RADII[norm]:.3g}\n\n{table}\n"
         yield text
+    if failures:
+        raise RuntimeError("; ".join(failures))
 
 
-def compared(norm: str, seconds_s: float, folder: Path) -> str:
-    """The table of one norm; where the time was out, that of the recipes attacked so far."""
+def compared(norm: str, seconds_s: float, folder: Path) -> tuple[str, str]:
+    """The table of a norm, where it was cut that of the recipes attacked so far; why it failed."""
     place, options = arguments(norm, seconds_s, folder)
     argv = [sys.executable, str(EXPERIMENTS / "compare.py"), f"--workdir={place}", *options]
     try:
         made = subprocess.run(argv, capture_output=True, text=True, timeout=seconds_s)
+        if not made.returncode:
+            return made.stdout, ""
+        failure = (made.stderr.strip().splitlines() or ["no word"])[-1]
+        why = f"It failed: {failure}"
     except subprocess.TimeoutExpired:
-        so_far = place / "compare.md"
-        table = f"{so_far.read_text()}\n" if so_far.is_file() else ""
-        return f"{table}The time was out; the same command goes on from here."
-    if made.returncode:
-        raise RuntimeError(made.stderr.strip().splitlines()[-1])
-    return made.stdout
+        failure, why = "", "The time was out"
+    so_far = place / "compare.md"
+    table = f"{so_far.read_text()}\n" if so_far.is_file() else ""
+    return f"{table}{why}; the same command goes on from here.", failure
 
 
 def arguments(norm: str, seconds_s: float, folder: Path) -> tuple[Path, list[str]]:

@@ -17,7 +17,6 @@ import numpy as np
 import steps
 from timing import all_at_once, behind_a_queue, ratio, table, times
 
-from lipreg.training import cost
 from stages.clock import Clock, toy
 from stages.sound import reason
 
@@ -112,7 +111,12 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     for case in TOY if toy() else CASES:
         if clock.left < 0:
             break
-        rows += measured(case, peaks[case.precision])
+        try:
+            rows += measured(case, peaks[case.precision])
+        except Exception as error:  # of memory, for instance; the next case may be smaller
+            rows.append(
+                labels(case, "all") | dict.fromkeys(COLUMNS, "") | {COLUMNS[0]: reason(error)}
+            )
         yield report(rows, peaks)
 
 
@@ -125,17 +129,11 @@ def measured(case: Case, most: float) -> list[dict[str, str]]:
     seconds = {name: s / case.per_dispatch for name, s in seconds.items()}
     rows, once = [], forward(case.network, case.batch)
     for name, program in built.items():
-        row = {
-            "network/batch": f"{case.network}/{case.batch}",
-            "precision": case.precision,
-            "steps a dispatch": str(case.per_dispatch),
-            "program": name,
-        }
         cells = dict.fromkeys(COLUMNS, "")
         if isinstance(program, Built):
-            objective, options = steps.OBJECTIVES[name]
-            price = cost.price(objective, options.get("method", ""), case.batch)
-            s, plain = seconds[name], seconds["j0"]
+            price = steps.price(name, case.batch)
+            s = seconds[name]
+            plain = seconds.get("j0", np.full_like(s, np.nan))
             values = (
                 f"{1e3 * np.median(s):.2f}",
                 f"{case.batch / np.median(s):,.0f}",
@@ -148,8 +146,18 @@ def measured(case: Case, most: float) -> list[dict[str, str]]:
             cells = dict(zip(COLUMNS, values, strict=True))
         else:
             cells[COLUMNS[0]] = reason(program)
-        rows.append(row | cells)
+        rows.append(labels(case, name) | cells)
     return rows
+
+
+def labels(case: Case, program: str) -> dict[str, str]:
+    """The cells that say what a line is about."""
+    return {
+        "network/batch": f"{case.network}/{case.batch}",
+        "precision": case.precision,
+        "steps a dispatch": str(case.per_dispatch),
+        "program": program,
+    }
 
 
 COLUMNS = (

@@ -38,8 +38,8 @@ def measured(name: str) -> list[dict[str, str]]:
     rows = []
     for k, vmapped in built.items():
         row = {"objective": name, "runs": str(k)}
-        if isinstance(vmapped, Exception) or isinstance(built[1], Exception):
-            rows.append(row | dict.fromkeys(COLUMNS, reason(vmapped)))
+        if failed := [f for f in (vmapped, built[1]) if isinstance(f, Exception)]:
+            rows.append(row | dict.fromkeys(COLUMNS, "") | {COLUMNS[0]: reason(failed[0])})
             continue
         one = built[1]
 

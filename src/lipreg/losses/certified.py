@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.losses.classification import cross_entropy, distribution
-from lipreg.norms import wide
+from lipreg.norms import largest, wide
 
 __all__ = ["emma", "gloro", "hkr", "logit_annealing", "offset_cross_entropy"]
 
@@ -136,7 +136,7 @@ def gloro(
     predicted = jnp.argmax(logits, -1)
     is_predicted = jax.nn.one_hot(predicted, logits.shape[-1], dtype=bool)
     threats = logits + eps * _constants(predicted, logits, margins)
-    threat = jnp.where(is_predicted, -jnp.inf, threats).max(-1)
+    threat = largest(jnp.where(is_predicted, -jnp.inf, threats))
     # 1 / (1 - p_+) = 1 + e^(z_+) / sum_j e^(z_j)
     return cross_entropy(logits, y) + weight * jax.nn.softplus(
         threat - jax.nn.logsumexp(logits, -1)

@@ -11,7 +11,7 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
-from lipreg.norms import wide
+from lipreg.norms import largest, wide
 
 __all__ = [
     "cross_entropy",
@@ -138,7 +138,7 @@ def margin(logits: Array, y: Array) -> Array:
     _check(logits, y)
     y = y.astype(jnp.int32)
     is_y = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
-    other = jnp.where(is_y, -jnp.inf, logits).max(-1)
+    other = largest(jnp.where(is_y, -jnp.inf, logits))
     return other - jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
 
 

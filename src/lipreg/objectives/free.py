@@ -44,10 +44,14 @@ def free_at(
     delta = wide(jnp.zeros_like(x) if carried is None else carried)
     evaluate = bind(logits_fn, loss)
 
-    def total(delta: Array) -> tuple[Array, Array]:
-        values, aux = evaluate(jnp.clip(moved(x, 1.0, delta), *bounds), y)
+    def total(x_adv: Array) -> tuple[Array, Array]:
+        values, aux = evaluate(x_adv, y)
         return values.mean(), aux
 
-    (value, aux), grad = jax.value_and_grad(total, has_aux=True)(delta)
-    following = norm.project(delta + eps * norm.direction(finite(grad)), eps)
+    at = moved(x, 1.0, delta)
+    x_adv = jnp.clip(at, *bounds)
+    (value, aux), grad = jax.value_and_grad(total, has_aux=True)(x_adv)
+    # A pixel beyond the box does not move the image; on its border, clip has the derivative 1/2.
+    grad = jnp.where(at == x_adv, finite(wide(grad)), 0.0)
+    following = norm.project(delta + eps * norm.direction(grad), eps)
     return value, with_aux({"loss_adv": value, "carried": jax.lax.stop_gradient(following)}, aux)

@@ -24,7 +24,7 @@ from lipreg import files, parallel, runs, training
 from lipreg.runs import build, logs, storage, sweep
 from lipreg.runs.build import ROBUST
 from lipreg.runs.config import Config, drop_settings, leaves, no_field, options, strengths
-from lipreg.runs.experiment import Experiment, key_for
+from lipreg.runs.experiment import Experiment, check_steps, key_for
 from lipreg.runs.train import fit_options
 
 __all__ = ["Plan", "Recipe", "Trained", "error", "fitting", "own", "pace", "point", "train"]
@@ -253,6 +253,15 @@ def train(
             except ValueError as wrong:
                 raise ValueError(f"{name}: {wrong}") from None
     paces = {n: _paced(r, base, plan, folder / "pace" / n) for n, r in recipes.items()}
+    for name, recipe in recipes.items():
+        for k in range(plan.trials):
+            steps = fitting(plan.trial_seconds, paces[name]["step_s"])
+            try:
+                check_steps(point(base, recipe, k, plan, steps=steps), steps)
+            except ValueError as wrong:
+                raise ValueError(
+                    f"{name} in {plan.trial_seconds:g} s: {wrong} Give it more, or leave it out."
+                ) from None
 
     def run(name: str, label: str, k: int, seconds: float, seed: int = 0) -> Path:
         steps = fitting(seconds, paces[name]["step_s"])

@@ -19,7 +19,7 @@ from lipreg.runs import build, storage
 from lipreg.runs.config import Config
 from lipreg.training import State
 
-__all__ = ["Experiment", "Loaded", "key_for", "load", "prepare"]
+__all__ = ["Experiment", "Loaded", "check_steps", "key_for", "load", "prepare"]
 
 
 class Experiment(NamedTuple):
@@ -79,19 +79,7 @@ def prepare(config: Config) -> Experiment:
     size = datasets.size(train)
     _check_sizes(config, size, validation.x.shape[1:])
     steps = t.steps or t.epochs * (size // t.batch_size) * t.replay
-    if t.accumulate > steps:
-        raise ValueError(
-            f"config.train.accumulate = {t.accumulate}; the run has {steps} steps: its weights "
-            "would not move."
-        )
-    period = t.accumulate * optimizers.period(*optimizers.nested(t.optimizer)[0])
-    if period > steps:
-        raise ValueError(
-            f"config.train.optimizer = {t.optimizer}; its first move is after {period} steps, and "
-            f"the run has {steps}."
-        )
-    if t.ramp and not round(t.ramp * steps):
-        raise ValueError(f"config.train.ramp = {t.ramp}; of the run's {steps} steps that is none.")
+    check_steps(config, steps)
     program = build.program(parts, validation, steps)
     with told(f"The network {config.model.name} cannot be initialised"):
         state = program.init(key_for(config, "init"), key_for(config, "step"))
@@ -105,6 +93,24 @@ def prepare(config: Config) -> Experiment:
     with told(f"A step of {config.objective} with {config.model.name} cannot be traced"):
         jax.eval_shape(program.step, state, config.strengths.to_dict(), batch)
     return Experiment(config, train, validation, program, state, steps)
+
+
+def check_steps(config: Config, steps: int) -> None:
+    """ValueError for what so many steps are too few for."""
+    t = config.train
+    if t.accumulate > steps:
+        raise ValueError(
+            f"config.train.accumulate = {t.accumulate}; the run has {steps} steps: its weights "
+            "would not move."
+        )
+    period = t.accumulate * optimizers.period(*optimizers.nested(t.optimizer)[0])
+    if period > steps:
+        raise ValueError(
+            f"config.train.optimizer = {t.optimizer}; its first move is after {period} steps, and "
+            f"the run has {steps}."
+        )
+    if t.ramp and not round(t.ramp * steps):
+        raise ValueError(f"config.train.ramp = {t.ramp}; of the run's {steps} steps that is none.")
 
 
 def _mixed(config: Config, train: Any, validation: datasets.Dataset) -> datasets.Mixture:

@@ -85,12 +85,15 @@ def fit(
         batches = itertools.islice(repeated, done % replay, None)
     per_epoch = size // batch_size * replay
     one, several = _programs(step)
-    begun, unused = time.perf_counter(), {one, several}
+    begun, unused = 0.0, {one, several}
     while done < steps:
         first, history = done, []
         stop = min(steps, *(done + n - done % n for n in (every, per_epoch)))
         while done < stop:
             program = one if stop - done < per_dispatch or per_dispatch == 1 else several
+            if program in unused:
+                jax.block_until_ready(state)  # what is queued is not its own
+                begun = time.perf_counter()
             if program is one:
                 state, parts = one(state, strengths, source, share(next(batches)))
                 done += 1
@@ -103,7 +106,6 @@ def fit(
                 unused.remove(program)
                 jax.block_until_ready(parts)
                 started(time.perf_counter() - begun)
-            begun = time.perf_counter()
         yield state, _means(history, first + 1, state.step.ndim)
 
 

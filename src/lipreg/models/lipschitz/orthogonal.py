@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lipreg.models.lipschitz.rescaled import exact, unscaled
+from lipreg.norms import largest
 
 __all__ = ["bro", "cayley", "newton_schulz"]
 
@@ -42,8 +43,8 @@ def newton_schulz(w: Array, steps: int = 15) -> Array:
     """
     w, _ = unscaled(w, (-2, -1))
     gram = exact(w, _adjoint(w)) if w.shape[-2] < w.shape[-1] else exact(_adjoint(w), w)
-    norm = lax.stop_gradient(jnp.sqrt(jnp.abs(gram).sum(-1).max(-1)))[..., None, None]
-    w = w / jnp.where(norm == 0, 1.0, norm).astype(w.dtype)
+    square = largest(jnp.abs(gram).sum(-1))[..., None, None]
+    w = w / jnp.sqrt(jnp.where(square == 0, 1.0, square)).astype(w.dtype)
     return lax.fori_loop(0, steps, lambda _, w: _step(w), w)
 
 
