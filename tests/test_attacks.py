@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lipreg import attacks
 from lipreg.attacks.apgd import _phases
+from lipreg.boundary import misclassified
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L1, L2, LINF, lp, random_in_ball
 
@@ -365,6 +366,20 @@ def test_the_most_misclassified_point_is_kept_and_not_the_last():
     for steps in (1, 2, 3):
         x_adv = attack(KEY, model, jnp.array([[0.2]]), jnp.array([0]), 0.5, steps=steps)
         np.testing.assert_allclose(x_adv, [[0.45]], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "ddn", "fmn", "deepfool", "square"])
+def test_a_point_at_which_logits_are_no_numbers_is_found(name):
+    """It is misclassified, and the margin on the way there never changes its sign."""
+
+    def model(x):
+        falls = jnp.where(x[:, :1] > 0.7, jnp.nan, 1 - x[:, :1])
+        return jnp.concatenate([falls, 0 * falls], 1)
+
+    attack, x, y = getattr(attacks, name), jnp.array([[0.5, 0.5]]), jnp.array([0])
+    eps = {"eps": 0.3} if "eps" in inspect.signature(attack).parameters else {}
+    norm = L2 if name == "ddn" else LINF
+    assert misclassified(model, attack(KEY, model, x, y, norm=norm, **eps), y)
 
 
 # What users get wrong.

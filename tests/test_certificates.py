@@ -505,6 +505,30 @@ def test_a_prediction_is_as_frequent_as_the_binomial_test_says():
     assert set(found.ravel().tolist()) == {-1, 0, 1}
 
 
+@pytest.mark.parametrize("n", [10, 1000, 10**6])
+def test_a_prediction_needs_as_many_draws_as_the_exact_test_says(n, monkeypatch):
+    alpha, first = 0.05, int((n + 1.9 * n**0.5) / 2)
+    least = next(k for k in range(first, n + 1) if binomtest(k, n).pvalue <= alpha)
+    assert binomtest(least - 1, n).pvalue > alpha
+    counts = jnp.array([[least, n - least], [least - 1, n - least + 1]])
+    monkeypatch.setattr(smoothing, "compiled", lambda *_: lambda *_: (0 * counts, counts))
+    found = smoothing.predict(KEY, two, jnp.tile(at(0.0), (2, 1)), sigma=1.0, n=n, alpha=alpha)
+    np.testing.assert_array_equal(found, [0, -1])
+
+
+def test_images_in_half_precision_have_radii_of_logits_in_single():
+    """In bfloat16 these logits, 0.2 apart, would be 0.5 apart."""
+    logits_fn = lambda x: jnp.tile(jnp.array([[100.3, 100.1]]), (len(x), 1))
+    x, y = jnp.ones((1, 2), jnp.bfloat16), jnp.array([0])
+    for constant in (EXACT(1.0), LipschitzBound(jnp.zeros(()), jnp.ones((2, 2)), "certified")):
+        radius = margin_lipschitz(logits_fn, x, y, constant=constant, label_norm=L2).radius
+        assert 0 < radius[0] <= 0.2001
+    sure = smoothing.certify(
+        KEY, lambda x: x.astype(jnp.float32), x - jnp.array([[0, 1]], x.dtype), sigma=0.5
+    )
+    assert sure.radius.dtype == jnp.float32
+
+
 def test_noise_that_breaks_the_network_is_of_no_class():
     """Half of the draws of the first image, all of the second, none of the third."""
     broken = lambda x: jnp.where(x[:, :1] > 0, jnp.nan, jnp.asarray([[0.0, 1.0]]))

@@ -118,6 +118,15 @@ def test_the_best_epoch_is_a_run_of_its_own_that_ends_there(scripted, tmp_path):
     assert (last.step, last.steps) == (12, 12)
 
 
+def test_the_best_epoch_of_a_run_that_has_diverged_stands_in_nobodys_way(tmp_path):
+    first = config(**{"train.epochs": 1, "report.keep_best": True})
+    runs.train_run(runs.prepare(first), tmp_path / "run", silent=True)
+    shutil.rmtree(tmp_path / "run/checkpoints")  # none was written before it diverged
+    other = config(**{"train.epochs": 1, "report.keep_best": True, "strengths.lam": 0.1})
+    runs.train_run(runs.prepare(other), tmp_path / "run", silent=True)
+    assert runs.load(tmp_path / "run/best").config.strengths.lam == 0.1
+
+
 def test_a_pace_counts_no_compilation_and_few_reports(monkeypatch):
     now, asked = [0.0], []
     monkeypatch.setattr(compare.time, "perf_counter", lambda: now[0])

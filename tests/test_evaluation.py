@@ -1,5 +1,6 @@
 """Survivors packed, AutoAttack against exact errors, what goes on, and what is refused."""
 
+import importlib
 import inspect
 from contextlib import nullcontext
 from functools import partial
@@ -107,6 +108,19 @@ def test_a_cascade_does_not_believe_an_attack():
     assert outcome.error == 0
 
 
+@pytest.mark.parametrize("eps", [5e-4, 1e-4])
+def test_the_rounding_of_an_image_is_none_of_the_radius(eps):
+    """`x - eps` is on the grid of float32, which near 1 is coarse against eps."""
+    x = jnp.asarray(np.arange(784)[None] % 64 + 160, jnp.float32) / 255
+    edge = x.sum() - 0.9 * 784 * eps
+    model = lambda x: jnp.stack([x.sum(1), jnp.full(len(x), edge)], 1)
+    by = lambda share: Stage("step", lambda key, f, x, y, eps, r: x - share * eps)
+    assert float((x - (x - eps)).max()) > eps * (1 + 1e-5)
+    for share, error in ((1.0, 1.0), (1.001, 0.0)):
+        outcome = evaluation.cascade(KEY, model, x, np.array([0]), eps, [by(share)])
+        assert outcome.error == error
+
+
 def test_what_is_wrong_to_begin_with_is_clean_and_untouched_and_known_points_are_used():
     model, x, y, distances = linear(5)
     y = np.where(np.arange(N) < 3, (y + 1) % 5, y)
@@ -181,6 +195,17 @@ def test_the_versions_of_autoattack_have_their_attacks():
     assert names("rand", 10) == [("apgd-ce", 1), ("apgd-dlr", 1)]
     with pytest.raises(ValueError, match="No version 'fast'; choose one of standard, plus, rand"):
         stages("fast", 10)
+
+
+def test_the_starts_of_fab_in_the_plus_version_differ():
+    model, x, _, _ = linear(5)
+    bent = lambda x: jnp.tanh(3 * model(x)) + x[:, :5] ** 2
+    y, eps = bent(jnp.asarray(x)).argmax(1), 0.2
+    (stage,) = [s for s in stages("plus", 5, LINF) if s.name == "fab"]
+    points = [stage.attack(KEY, bent, jnp.asarray(x), y, eps, r, steps=3) for r in (0, 1)]
+    at_image = attacks.fab(KEY, bent, jnp.asarray(x), y, eps, steps=3)
+    np.testing.assert_array_equal(points[0], at_image)
+    assert (points[1] != at_image).any()
 
 
 def test_a_random_model_is_attacked_by_its_expectation():
@@ -418,6 +443,37 @@ def test_a_box_without_an_end_is_refused_where_lengths_count_in_its_widths():
     for attack in (attacks.fgsm, partial(attacks.pgd, norm=LINF)):
         x_adv = attack(KEY, lambda x: x, x, y, 0.45, bounds=anywhere)
         assert (np.asarray(x_adv).argmax(1) == 1).all()
+
+
+def test_a_function_made_again_is_the_same_surrogate(model, tmp_path):
+    x, y = jax.random.uniform(KEY, (4, 4)), jnp.array([0, 1] * 2)
+    made = lambda: lambda x: 9 * x[:, :2]
+    options = {"protocol": "deck", "radii": {"l2": (0.1,)}, "folder": tmp_path, "progress": None}
+    first, again = (
+        evaluation.evaluate(made(), x, y, surrogate=made(), **options) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.clean, again.clean)
+    with pytest.raises(ValueError, match="surrogate"):
+        evaluation.evaluate(made(), x, y, surrogate=lambda x: 8 * x[:, :2], **options)
+
+
+def test_the_channels_axis_reaches_every_square(monkeypatch):
+    seen = []
+
+    def square(key, logits_fn, x, *args, channels, **options):
+        seen.append(channels)
+        return x
+
+    for module in ("autoattack", "masking"):
+        place = importlib.import_module(f"lipreg.evaluation.{module}")
+        monkeypatch.setattr(place, "square", square)
+    x, y = jax.random.uniform(KEY, (4, 5, 3, 3)), jnp.array([0, 1] * 2)
+    logits_fn = lambda x: x.sum((2, 3))
+    evaluation.evaluate(
+        logits_fn, x, y, protocol="autoattack", radii={"linf": (0.01,)}, channels=1, progress=None
+    )
+    assert set(seen) == {1}
+    assert len(seen) >= 2
 
 
 def test_the_error_at_a_radius_that_was_not_measured_is_none():

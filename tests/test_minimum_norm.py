@@ -246,6 +246,13 @@ def test_an_image_on_the_boundary_itself_is_not_stood_still_at(name, norm):
     assert x_adv.argmax(1)[0] == 1
 
 
+def test_ddn_goes_on_where_the_cross_entropy_is_saturated():
+    model, x, y = lambda x: 1e4 * x, jnp.array([[0.6, 0.4]]), jnp.array([0])
+    x_adv = attacks.ddn(KEY, model, x, y)
+    np.testing.assert_allclose(x_adv, [[0.5, 0.5]], atol=1e-2)
+    assert x_adv.argmax(1)[0] == 1
+
+
 # Piecewise affine models in the plane, where brute force is exact enough.
 
 

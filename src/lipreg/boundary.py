@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from lipreg.contracts import LogitsFn, check_labels, check_logits
+from lipreg.losses import margin
 from lipreg.norms import expand, select, wide
 
-__all__ = ["misclassified", "to_boundary"]
+__all__ = ["misclassified", "score", "to_boundary"]
 
 
 def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
@@ -22,6 +23,11 @@ def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
     check_logits(logits, len(x))
     answer = jnp.argmax(logits, -1).astype(jnp.int32)
     return (answer != jnp.asarray(y).astype(jnp.int32)) | ~jnp.isfinite(logits.max(-1))
+
+
+def score(logits: Array, y: Array) -> Array:
+    """The margin, and inf where a logit is nan or inf: above 0 the image is `misclassified`."""
+    return jnp.where(jnp.isfinite(logits.max(-1)), margin(logits, y), jnp.inf)
 
 
 def to_boundary(logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, *, steps: int = 10) -> Array:

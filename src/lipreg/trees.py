@@ -40,6 +40,10 @@ def digest(tree: Any) -> str:
     leaves, hashed = by_path(tree), hashlib.sha256()
     for path in sorted(leaves):
         array = np.asarray(leaves[path])
+        if array.dtype == object:
+            raise TypeError(
+                f"{path} is a {type(leaves[path]).__name__}: want an array or a number."
+            )
         hashed.update(f"{path} {array.dtype} {array.shape} ".encode())
         hashed.update(np.ascontiguousarray(array).tobytes())
     return hashed.hexdigest()

@@ -13,9 +13,10 @@ from jax.typing import ArrayLike
 
 from lipreg.attacks.copies import Targets, strongest_copy
 from lipreg.attacks.precision import in_single
+from lipreg.boundary import score
 from lipreg.box import Bounds, within
 from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_norm
-from lipreg.losses import cross_entropy, dlr, margin, targeted_dlr
+from lipreg.losses import cross_entropy, dlr, targeted_dlr
 from lipreg.norms import (
     L1,
     L2,
@@ -52,8 +53,9 @@ def apgd(
     2 eps. At checkpoints, which follow each other at shrinking intervals, it is halved and the
     ascent continues from the best point so far, if fewer than 3/4 of the steps have raised the loss
     or neither the best loss nor the step size has changed. For L1 (2103.01208) d has two thirds as
-    many entries as the best perturbation, and the step size is reset where that number falls.
-    Unlike in the paper, they are the largest among the entries that can move in the box.
+    many entries as the best perturbation, the step size is reset where that number falls, and there
+    is no momentum. Unlike in the paper, they are the largest among the entries that can move in the
+    box.
 
     `loss` is ascended; with `targets` (a number of likeliest wrong classes, or classes `[B, T]`),
     the loss of the target is descended, and `losses.dlr` is replaced by its targeted form. Returns
@@ -85,11 +87,11 @@ def apgd(
                 values = targeted_dlr(logits, y, target)
             else:
                 values = -loss(logits, target)
-            return values.sum(), (values, margin(logits, y))
+            return values.sum(), (values, score(logits, y))
 
         def ascend(point: Array) -> tuple[Array, Array, Array]:
-            grad, (value, score) = jax.grad(total, has_aux=True)(point)
-            return finite(grad), jnp.where(jnp.isnan(value), -jnp.inf, value), score
+            grad, (value, found) = jax.grad(total, has_aux=True)(point)
+            return finite(grad), jnp.where(jnp.isnan(value), -jnp.inf, value), found
 
         def phase(k: Array, carry: tuple) -> tuple:
             """The ascent in the ball of one radius, from the best point of the phase before."""
@@ -99,18 +101,19 @@ def apgd(
             into = partial(_into, x, eps=radius, norm=norm, bounds=bounds)
             rule = _SparseStep(x, radius, bounds) if norm is L1 else _Step(norm, radius)
 
-            def keep(kept: tuple[Array, Array], point: Array, score: Array) -> tuple[Array, Array]:
+            def keep(kept: tuple[Array, Array], point: Array, found: Array) -> tuple[Array, Array]:
                 # A misclassified point stays: the loop goes on for the rest of the batch.
-                farther = (score > kept[1]) & (kept[1] <= 0) & (multiple == 1)
-                return select(farther, point, kept[0]), jnp.where(farther, score, kept[1])
+                farther = (found > kept[1]) & (kept[1] <= 0) & (multiple == 1)
+                return select(farther, point, kept[0]), jnp.where(farther, found, kept[1])
 
             def body(carry: tuple[Array, dict]) -> tuple[Array, dict]:
                 step, s = carry
                 moved = into(s["x"] + rule.step(s["rule"], s["x"], s["grad"]).astype(x.dtype))
-                share = jnp.where(step > 0, 0.75, 1.0).astype(x.dtype)
+                # In l_1 momentum would bring back entries that the step has dropped.
+                share = jnp.where((step > 0) & (norm is not L1), 0.75, 1.0).astype(x.dtype)
                 point = s["x"] + share * (moved - s["x"]) + (1 - share) * (s["x"] - s["before"])
                 point = into(point)
-                grad, value, score = ascend(point)
+                grad, value, found = ascend(point)
                 better = value > s["best"][2]
                 best = (
                     select(better, point, s["best"][0]),
@@ -130,7 +133,7 @@ def apgd(
                     # point need not be better than the best to count as an improvement.
                     "value": value,
                     "best": best,
-                    "kept": keep(s["kept"], point, score),
+                    "kept": keep(s["kept"], point, found),
                     "improved": jnp.where(is_check, 0, improved),
                     "rule": jax.tree.map(
                         lambda a, b: jnp.where(is_check, a, b), checked, s["rule"]
@@ -141,7 +144,7 @@ def apgd(
                 return (carry[0] < steps) & (carry[1]["kept"][1] <= 0).any()
 
             start = into(best)
-            grad, value, score = ascend(start)
+            grad, value, found = ascend(start)
             state = {
                 "x": start,
                 "before": start,
@@ -150,7 +153,7 @@ def apgd(
                 # The point to continue from after a checkpoint: the largest loss.
                 "best": (start, grad, value),
                 # The point to return: the first that is misclassified, or the largest margin.
-                "kept": keep(kept, start, score),
+                "kept": keep(kept, start, found),
                 "improved": jnp.zeros(y.shape, jnp.int32),
                 "rule": rule.init(start, value, k == 0),
             }
@@ -159,7 +162,7 @@ def apgd(
 
         largest = phases[2][0].astype(x.dtype) * eps
         start = x + expand(largest, x) * random_in_ball(keys, x, norm)
-        kept = x, margin(logits_fn(x).astype(x.dtype), y)
+        kept = x, score(logits_fn(x).astype(x.dtype), y)
         return jax.lax.fori_loop(0, len(phases[0]), phase, (start, kept))[1]
 
     return strongest_copy(one, key, logits_fn, x, y, eps, restarts=restarts, targets=targets)

@@ -20,6 +20,10 @@ def expectation(
     gradient is that of the averaged prediction, which is what a random model is judged by; with
     `samples=1` it is the random model itself.
 
+    An attack keeps the points whose own draws are the worst, so an error that is judged by the same
+    draws is too large, and distances too small, the more so the fewer the samples. Judge the points
+    again with another key: `misclassified(expectation(f, other), outcome.x_adv, y).mean()`.
+
     >>> noisy = lambda key, x: x + 0.1 * jax.random.normal(key, x.shape)
     >>> expectation(noisy, jax.random.key(0))(jnp.array([[1.0, 0.0]])).argmax(-1)
     Array([0], dtype=int32)

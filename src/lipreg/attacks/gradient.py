@@ -9,9 +9,10 @@ from jax.typing import ArrayLike
 
 from lipreg.attacks.copies import Targets, strongest_copy
 from lipreg.attacks.precision import in_single
+from lipreg.boundary import score
 from lipreg.box import Bounds, within
 from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_radius
-from lipreg.losses import cross_entropy, margin
+from lipreg.losses import cross_entropy
 from lipreg.norms import L2, LINF, Norm, NormLike, by_name, expand, finite, random_in_ball, select
 
 
@@ -98,19 +99,19 @@ def pgd(
             def total(x_adv: Array) -> tuple[Array, Array]:
                 logits = logits_fn(x_adv)
                 value = loss(logits, y) if target is None else -loss(logits, target)
-                return value.sum(), margin(logits, y)
+                return value.sum(), score(logits, y)
 
-            grad, score = jax.grad(total, has_aux=True)(x_adv)
-            return finite(grad), score
+            grad, found = jax.grad(total, has_aux=True)(x_adv)
+            return finite(grad), found
 
-        def keep(best: tuple[Array, Array], x_adv: Array, score: Array) -> tuple[Array, Array]:
-            better = score > best[1]
-            return select(better, x_adv, best[0]), jnp.where(better, score, best[1])
+        def keep(best: tuple[Array, Array], x_adv: Array, found: Array) -> tuple[Array, Array]:
+            better = found > best[1]
+            return select(better, x_adv, best[0]), jnp.where(better, found, best[1])
 
         def body(_: int, carry: tuple) -> tuple:
             x_adv, velocity, best = carry
-            grad, score = ascend(x_adv)
-            best = keep(best, x_adv, score)
+            grad, found = ascend(x_adv)
+            best = keep(best, x_adv, found)
             if momentum:
                 size = norm.dual(grad)
                 velocity = momentum * velocity + grad / expand(jnp.where(size > 0, size, 1.0), grad)
@@ -125,7 +126,7 @@ def pgd(
         nothing = jnp.full(y.shape, -jnp.inf, jax.eval_shape(ascend, x)[1].dtype)
         carry = start, jnp.zeros_like(x), (x, nothing)
         x_adv, _, best = jax.lax.fori_loop(0, steps, body, carry, unroll=unroll)
-        return keep(best, x_adv, margin(logits_fn(x_adv), y))
+        return keep(best, x_adv, score(logits_fn(x_adv), y))
 
     return strongest_copy(one, key, logits_fn, x, y, eps, restarts=restarts, targets=targets)
 

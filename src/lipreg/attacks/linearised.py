@@ -100,6 +100,7 @@ def fab(
     norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 100,
+    random_start: ArrayLike = False,
     restarts: int = 1,
     targets: Targets = 0,
     classes: int = 10,
@@ -111,8 +112,8 @@ def fab(
     `a = min(||d|| / (||d|| + ||d0||), 0.1)` draws towards x0, and a misclassified point steps back
     towards x0 by a tenth. The closest misclassified point, brought nearer by bisection, is returned
     if it is within eps, and x otherwise: FAB looks for the smallest perturbation, and eps limits
-    only the random starts (in half the ball; the first restart starts at x0) and what is
-    accepted. Norms: L1, L2, LINF.
+    only the random starts (in half the ball; the first restart starts at x0, unless `random_start`,
+    which may be traced) and what is accepted. Norms: L1, L2, LINF.
 
     >>> x, y = jnp.array([[0.6, 0.4]]), jnp.array([0])
     >>> fab(jax.random.key(0), lambda x: x, x, y, 0.25).round(2)
@@ -147,7 +148,7 @@ def fab(
             best, least = select(closer, point, best), jnp.where(closer, size, least)
             return select(wrong, x + 0.9 * (point - x), point), best, least
 
-        first = jnp.arange(len(x)) < per_restart
+        first = (jnp.arange(len(x)) < per_restart) & jnp.logical_not(random_start)
         noise = expand(jnp.where(first, 0.0, eps / 2), x) * random_in_ball(keys, x, norm)
         start = jnp.clip(x + noise, *bounds)
         start = start, x, jnp.full(y.shape, jnp.inf, eps.dtype)

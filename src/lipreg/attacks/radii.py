@@ -31,7 +31,8 @@ def ddn(
 ) -> Array:
     """`d <- e u/||u||, u = d + a g/||g||`: direction and norm decoupled (Rony et al., 1811.09600).
 
-    The direction follows the gradient g of the cross entropy; the length e depends on the
+    The direction follows the gradient g of the cross entropy, or of the margin where that is 0 (the
+    authors' code draws one there); the length e depends on the
     prediction alone: `radius` at first, then times 1 - gamma where misclassified and 1 + gamma
     where not. The step a falls from 1 to 0.01 along a cosine, both in units of the box. The closest
     misclassified point is returned. Deterministic. Norm: L2.
@@ -48,13 +49,19 @@ def ddn(
     at_least_one("ddn", steps=steps)
     unit = bounds[1] - bounds[0]
 
-    def total(point: Array) -> tuple[Array, Array]:
-        logits = logits_fn(point).astype(x.dtype)
-        return cross_entropy(logits, y).sum(), margin(logits, y) > 0
+    def ascend(point: Array) -> tuple[Array, Array]:
+        logits, pull = jax.vjp(lambda point: logits_fn(point).astype(x.dtype), point)
+        by_loss, by_margin = (
+            jax.grad(lambda logits, f=f: f(logits, y).sum())(logits)
+            for f in (cross_entropy, margin)
+        )
+        saturated = (by_loss == 0).all(1)
+        wrong = misclassified(lambda logits: logits, logits, y)
+        return pull(select(saturated, by_margin, by_loss))[0], wrong
 
     def body(step: Array, carry: tuple) -> tuple:
         point, length, best, least = carry
-        grad, wrong = jax.grad(total, has_aux=True)(point)
+        grad, wrong = ascend(point)
         best, least = _keep(best, least, x, point, wrong, norm)
         rate = unit * _cosine(step, steps, 1.0, 0.01, x.dtype)
         moved = point - x + rate * norm.direction(finite(grad)).astype(x.dtype)
@@ -105,15 +112,15 @@ def fmn(
     at_least_one("fmn", steps=steps)
     unit = bounds[1] - bounds[0]
 
-    def total(point: Array) -> tuple[Array, Array]:
-        values = margin(logits_fn(point).astype(x.dtype), y)
-        return values.sum(), values
+    def total(point: Array) -> tuple[Array, tuple[Array, Array]]:
+        logits = logits_fn(point).astype(x.dtype)
+        values = margin(logits, y)
+        return values.sum(), (values, misclassified(lambda logits: logits, logits, y))
 
     def body(step: Array, carry: tuple) -> tuple:
         point, length, radius, best, least = carry
-        grad, value = jax.grad(total, has_aux=True)(point)
+        grad, (value, wrong) = jax.grad(total, has_aux=True)(point)
         grad = finite(grad)
-        wrong = value > 0
         best, least = _keep(best, least, x, point, wrong, norm)
         broken = least < jnp.inf
         slope = norm.dual(grad)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from lipreg.attacks.copies import strongest_copy
 from lipreg.attacks.precision import in_single
-from lipreg.boundary import misclassified
+from lipreg.boundary import misclassified, score
 from lipreg.box import Bounds
 from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_norm
 from lipreg.keys import fold_in
@@ -41,15 +41,16 @@ def square(
     initial: float = 0.8,
     restarts: int = 1,
     channels: int | None = None,
+    rescale: bool = True,
 ) -> Array:
     """Random search over squares, kept where the loss rises (Andriushchenko et al., 1912.00049).
 
     In l_inf it starts from vertical stripes of `+-eps` and overwrites squares with `+-eps`, one
     sign per channel (algorithm 2). In l_2 it starts from 5 x 5 tiles of two opposite bumps each,
-    and moves the mass of one window into such bumps in another, using all of the radius
-    (algorithm 3). A square covers the share `initial` of the pixels, halved at 10, 50, 200, ...
-    of 10,000 queries, scaled to `queries`; the start is the first query. An example stops when it
-    is misclassified, and the search when all are.
+    and moves the mass of one window into such bumps in another, using all of the radius (algorithm
+    3). A square covers the share `initial` of the pixels, halved at 10, 50, 200, ... of 10,000
+    queries, with `rescale` of as many shares of `queries`; the start is the first query. An example
+    stops when it is misclassified, and the search when all are.
 
     An image is `[H, W, ...]`, its last axes the channels, unless `channels` names their axis: 1 for
     `[B, C, H, W]`. A vector is an image of one row. A square that is wider than the image is cut to
@@ -78,7 +79,9 @@ def square(
     shape = (1, x.shape[1], 1) if x.ndim == 2 else (*x.shape[1:3], math.prod(x.shape[3:]))
     start, move, least = (_stripes, _overwrite, 1) if norm == LINF else (_tiles, _shift, 3)
     sides = [_sides(initial / 2**n, shape, least) for n in range(len(HALVED_AT) + 1)]
-    halved_at = np.array([t * queries // 10_000 for t in HALVED_AT], np.int32)
+    halved_at = np.array(HALVED_AT, np.int32)
+    if rescale:
+        halved_at = halved_at * queries // 10_000
 
     # All random numbers of a trial in one draw: several draws are slow to compile.
     chances = jax.vmap(lambda key: jax.random.uniform(key, (5 + shape[2],)))
@@ -110,7 +113,7 @@ def square(
         points = select(query(images)[1], images, jnp.clip(moved, *bounds))
         carry = jnp.int32(1), points, *query(points)
         x_adv = jax.lax.while_loop(proceed, body, carry)[1].reshape(x.shape)
-        return x_adv, margin(shown(x_adv), y)
+        return x_adv, score(shown(x_adv), y)
 
     x_adv = strongest_copy(one, key, shown, x, y, eps, restarts=restarts, targets=0)
     return jnp.moveaxis(x_adv, -1, axis)

@@ -20,7 +20,7 @@ from lipreg.contracts import LogitsFn, check_inputs
 from lipreg.lipschitz.bounds import LipschitzBound
 from lipreg.lipschitz.functions import Constant
 from lipreg.losses import cross_entropy, margin
-from lipreg.norms import LINF, Norm
+from lipreg.norms import LINF, Norm, wide
 
 __all__ = [
     "Certificate",
@@ -98,7 +98,7 @@ def margin_lipschitz(
     if isinstance(constant, LipschitzBound):
         among = class_constants(value, logits, y)
     else:
-        between = label_norm.dual(jnp.asarray([[1.0, -1.0]], x.dtype))
+        between = label_norm.dual(jnp.asarray([[1.0, -1.0]], logits.dtype))
         among = jnp.broadcast_to(between * value, logits.shape[:1])[:, None]
     reach = (gaps(logits, y) / among).min(1)
     return certificate(logits, jnp.minimum(eps, reach), constant.kind)
@@ -134,8 +134,8 @@ def margin_last_layer(
     if rows.ndim != 2 or len(rows) != classes:
         raise ValueError(f"W has shape {list(rows.shape)}; want a matrix [{classes}, n].")
     between = np.linalg.norm(rows[:, None] - rows[None], axis=2) * value
-    # Rounded up to the type of x.
-    margins = jnp.asarray(between * (1 + 4 * float(jnp.finfo(x.dtype).eps)), x.dtype)
+    dtype = wide(x).dtype  # rounded up to it
+    margins = jnp.asarray(between * (1 + 4 * float(jnp.finfo(dtype).eps)), dtype)
     found = LipschitzBound(jnp.zeros(()), margins, constant.kind)
     return margin_lipschitz(logits_fn, x, y, constant=found, eps=eps)
 
@@ -164,9 +164,9 @@ def first_order(logits_fn: LogitsFn, x: Array, y: Array, *, constant: Constant) 
 
 
 def checked_logits(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
-    """The logits, in the type of x, as constants and gradients are."""
+    """The logits, in the type of x, as constants and gradients are, but at least in float32."""
     check_inputs(logits_fn, x, y, ANYWHERE)
-    return logits_fn(x).astype(x.dtype)
+    return logits_fn(x).astype(wide(x).dtype)
 
 
 def checked_value(rule: str, constant: Constant | LipschitzBound, *served: type) -> Array:

@@ -47,9 +47,9 @@ def second_order(logits_fn: LogitsFn, x: Array, y: Array, *, curvature: Constant
     Certificate(radius=Array([0.7320508], dtype=float32), kind='certified')
     """
     logits = checked_logits(logits_fn, x, y)
-    value = checked_value("second_order", curvature, Constant).astype(x.dtype)
-    margins, pull = jax.vjp(lambda x: gaps(logits_fn(x).astype(x.dtype), y), x)
-    each = jnp.eye(margins.shape[1], dtype=x.dtype)
+    value = checked_value("second_order", curvature, Constant).astype(logits.dtype)
+    margins, pull = jax.vjp(lambda x: gaps(logits_fn(x).astype(logits.dtype), y), x)
+    each = jnp.eye(margins.shape[1], dtype=logits.dtype)
     spread = lambda e: jnp.broadcast_to(e, margins.shape)
     slope = jax.vmap(lambda e: L2.dual(pull(spread(e))[0]), out_axes=1)(each)
     # The root, written without a difference of nearly equal numbers and without a division by C.

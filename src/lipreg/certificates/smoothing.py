@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jax.scipy.special import betainc
 from jax.typing import ArrayLike
-from scipy.special import betaincinv, ndtri
+from scipy.special import bdtrc, bdtrik, betaincinv, ndtri
 
 from lipreg.certificates.constants import ANYWHERE
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs
 from lipreg.keys import example_keys, fold_in
+from lipreg.norms import wide
 from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["Smoothed", "certify", "predict"]
@@ -73,7 +73,8 @@ def certify(
     # The bound is a function of the hits: a table of it needs no inverse inside the program.
     k = np.arange(1, n + 1)
     table = np.maximum(ndtri(betaincinv(k, n - k + 1, alpha)), 0)
-    radius = jnp.asarray(sigma, x.dtype) * jnp.asarray(np.append(0, table), x.dtype)[hits]
+    dtype = wide(x).dtype
+    radius = jnp.asarray(sigma, dtype) * jnp.asarray(np.append(0, table), dtype)[hits]
     return Smoothed(jnp.where(radius > 0, guess.astype(jnp.int32), -1), radius)
 
 
@@ -103,10 +104,12 @@ def predict(
     keys = example_keys(key, x.shape[0])
     _, counts = compiled(logits_fn, _count, 0, n, batch)(keys, logits_fn, x, sigma)
     (most, second), (winner, _) = (a.T for a in jax.lax.top_k(counts, 2))
-    # P(a or more heads of a + b throws) = I_1/2(a, b + 1), which needs a > 0.
-    a, b = jnp.maximum(most, 1).astype(x.dtype), second.astype(x.dtype)
-    p = 2 * betainc(a, b + 1, jnp.full_like(a, 0.5))
-    return jnp.where(p <= alpha, winner.astype(jnp.int32), -1)
+    # The least a with 2 P(more than a - 1 heads of t throws) <= alpha, for every t.
+    throws = np.arange(1, n + 1)
+    a = np.ceil(bdtrik(1 - alpha / 2, throws, 0.5)) + 1
+    a -= (a > 1) & (bdtrc(np.maximum(a - 2, 0), throws, 0.5) <= alpha / 2)
+    enough = jnp.asarray(np.append(1, a), jnp.int32)
+    return jnp.where(most >= enough[most + second], winner.astype(jnp.int32), -1)
 
 
 def _check(what: str, logits_fn: LogitsFn, x: Array, sigma: ArrayLike, alpha: float) -> None:
@@ -125,13 +128,14 @@ def _count(
     Logits that are nan or inf count for no class.
     """
     batch = min(batch, n0 + n)
-    normal = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
+    single = wide(x)  # in half precision the noise would have few values
+    normal = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], single.dtype))
 
     def body(round_: Array, counts: Array) -> Array:
         draws = round_ * batch + jnp.arange(batch)
         noise = jax.vmap(lambda draw: normal(fold_in(keys, draw)))(draws)  # [batch, B, ...]
-        noisy = x[None] + jnp.asarray(sigma, x.dtype) * noise
-        logits = logits_fn(noisy.reshape(-1, *x.shape[1:]))
+        noisy = single[None] + jnp.asarray(sigma, single.dtype) * noise
+        logits = logits_fn(noisy.reshape(-1, *x.shape[1:]).astype(x.dtype))
         chosen = jnp.where(jnp.isfinite(logits.max(1)), logits.argmax(1), -1)
         hits = jax.nn.one_hot(chosen.reshape(batch, -1), counts.shape[2], dtype=counts.dtype)
         part = jnp.stack([draws < n0, (draws >= n0) & (draws < n0 + n)]).astype(counts.dtype)

@@ -29,6 +29,11 @@ def _round(attack: Callable, key: Array, *inputs: Any, **options: Any) -> Array:
     return attack(key, *inputs[:-1], **options)
 
 
+def _fab(key: Array, *inputs: Any, **options: Any) -> Array:
+    # The first round starts at the image.
+    return fab(key, *inputs[:-1], random_start=inputs[-1] > 0, **options)
+
+
 def _target(
     attack: Callable,
     key: Array,
@@ -57,8 +62,8 @@ def stages(
     `standard`: APGD on cross entropy, targeted APGD on DLR, targeted FAB (the 9 likeliest wrong
     classes, or as many as there are), Square with 5,000 queries. `plus`: APGD on cross entropy and
     on DLR and FAB, 5 starts each, Square, and the targeted two. `rand`, for random models given as
-    `attacks.expectation.expectation`: APGD on both losses. `channels` is the channel axis, for
-    Square.
+    `attacks.expectation.expectation`, which says how to judge them: APGD on both losses. `channels`
+    is the channel axis, for Square.
 
     In l_1 (2103.01208) both forms of APGD of `standard` begin at three times the radius, the one on
     cross entropy with 5 starts and the targeted one on 5 classes. Square is left out in l_1.
@@ -88,7 +93,7 @@ def stages(
             Stage("apgd-ce", partial(_round, apgd, **ce)),
             Stage("apgd-dlr", partial(_round, apgd, **by_dlr)),
         )
-    scores = [Stage("square", partial(_round, square, channels=channels, **common))]
+    scores = [Stage("square", partial(_round, square, channels=channels, rescale=False, **common))]
     scores = [] if norm is L1 else scores
     if version == "standard":
         return (
@@ -99,7 +104,7 @@ def stages(
     return (
         Stage("apgd-ce", partial(_round, apgd, **ce), 5),
         Stage("apgd-dlr", partial(_round, apgd, **by_dlr), 5),
-        Stage("fab", partial(_round, fab, **common), 5),
+        Stage("fab", partial(_fab, **common), 5),
         *scores,
         *by_target,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -180,5 +181,8 @@ def _broken(
     norm: Norm, bounds: Bounds, logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, eps: Array
 ) -> Array:
     inside = ((x_adv >= bounds[0]) & (x_adv <= bounds[1])).reshape(len(x), -1).all(1)
-    near = norm.size(wide(x_adv) - wide(x)) <= eps * (1 + 1e-5)
+    # To the rounding of a sum x + d, which is no share of eps.
+    change = wide(x_adv) - wide(x)
+    room = jnp.finfo(change.dtype).eps * jnp.abs(wide(x_adv))
+    near = norm.size(jnp.maximum(jnp.abs(change) - room, 0.0)) <= eps * (1 + 1e-5)
     return misclassified(logits_fn, x_adv, y) & inside & near

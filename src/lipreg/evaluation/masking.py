@@ -53,6 +53,7 @@ def masking_report(
     norm: NormLike = LINF,
     bounds: Bounds = (0.0, 1.0),
     surrogate: LogitsFn | None = None,
+    channels: int | None = None,
     steps: int = 40,
     queries: int = 500,
     batch_size: int = 256,
@@ -62,10 +63,11 @@ def masking_report(
     The attacks are FGSM, APGD of `steps` steps (three losses, five radii, rescaled logits, four
     starts, the whole box), the square attack of `queries` queries, and APGD on `surrogate`, an
     undefended model of the same data. Without a surrogate there is no check of transfer; for L1,
-    which the square attack does not serve, none of scores. 64 to 256 images are enough; two of
-    them are chance. Norms: L1, L2, LINF. Not to be jitted itself: it compiles a program for each
-    attack, whatever the radius, and none again for a model that differs only in its weights. The
-    models are measured as they are at this call.
+    which the square attack does not serve, none of scores. `channels` is the channel axis of images
+    for it, where it is not the last. 64 to 256 images are enough; two of them are chance. Norms:
+    L1, L2, LINF. Not to be jitted itself: it compiles a program for each attack, whatever the
+    radius, and none again for a model that differs only in its weights. The models are measured as
+    they are at this call.
 
     >>> x = jax.random.uniform(jax.random.key(0), (8, 4))
     >>> saturated = lambda x: 1e6 * x
@@ -90,7 +92,7 @@ def masking_report(
         """Which images the attack breaks, [N]; those misclassified from the start among them."""
         given = {"eps": number(eps), "scale": number(1), "loss": 0, "start": 0} | change
         budget = queries if attack == "square" else steps
-        run = compiled(model, _broken, attack, budget, norm, bounds)
+        run = compiled(model, _broken, attack, budget, norm, bounds, channels)
         return each(partial(run, model, source, **given))
 
     # The third loss, dlr, needs a third class.
@@ -136,6 +138,7 @@ def _broken(
     budget: int,
     norm: Norm,
     bounds: Bounds,
+    channels: int | None,
     model: Partial,
     source: Partial,
     keys: Array,
@@ -158,7 +161,7 @@ def _broken(
     run = {
         "apgd": partial(apgd, loss=chosen, steps=budget),
         "fgsm": fgsm,
-        "square": partial(square, queries=budget),
+        "square": partial(square, queries=budget, channels=channels),
     }[attack]
     x_adv = run(fold_in(keys, start), logits_fn, x, y, eps, norm=norm, bounds=bounds)
     distances = curves.distance(model, x, y, x_adv, norm=norm, bounds=bounds)

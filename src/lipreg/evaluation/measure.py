@@ -26,7 +26,7 @@ from lipreg.evaluation.store import Store
 from lipreg.evaluation.subject import Subject, admitted
 from lipreg.norms import NORMS, Norm
 from lipreg.progress import lines
-from lipreg.tracing import captured
+from lipreg.tracing import captured, snapshot
 from lipreg.trees import digest
 
 __all__ = ["RADII", "evaluate"]
@@ -47,6 +47,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     surrogate: LogitsFn | None = None,
+    channels: int | None = None,
     checked: int = 128,
     keep: bool = False,
     folder: str | Path | None = None,
@@ -68,6 +69,7 @@ def evaluate(
         norm, bounds) -> x_adv` at each radius, or the nearest image, without `eps`. Each gets one
         image at a time, `[1, ...]`, under `vmap`. What it returns is classified again and measured.
       surrogate: an undefended model whose adversarial images the masking report tries.
+      channels: the channel axis of images, for Square: 1 for `[B, C, H, W]`; None: the last.
       checked: images, from the first, that go into the masking report, at the smallest radius.
       keep: keep the nearest misclassified images as well.
       folder: where results are kept, from which a killed evaluation resumes; a folder of another
@@ -100,6 +102,8 @@ def evaluate(
         settings = {"radii": {k: list(v) for k, v in radii.items()}, "bounds": list(bounds)}
         settings |= {"seed": seed, "batch_size": batch_size, "checked": checked}
         identity = _identity(subject, surrogate) | settings | _settings(plan)
+        if channels is not None:
+            identity["channels"] = channels
         if attacks:
             identity["attack code"] = _programs(subject, attacks, radii)
         subject = subject._replace(store=Store(folder, identity))
@@ -107,8 +111,9 @@ def evaluate(
     def report(norm: str) -> tuple[Check, ...]:
         """The masking report at the smallest radius."""
         x, y = jnp.asarray(subject.x[:checked]), jnp.asarray(subject.y[:checked])
-        options = {"norm": NORMS[norm], "bounds": bounds, "surrogate": surrogate}
-        return masking_report(key, subject.model, x, y, min(radii[norm]), **options)
+        options = {"norm": NORMS[norm], "bounds": bounds, "channels": channels}
+        eps = min(radii[norm])
+        return masking_report(key, subject.model, x, y, eps, surrogate=surrogate, **options)
 
     clean = subject.each("clean", _wrong)["wrong"]
     searched = {norm: _searched(subject, plan, norm, keep) for norm in radii}
@@ -116,7 +121,7 @@ def evaluate(
         plan.name,
         clean,
         distances={norm: distances for norm, (distances, _) in searched.items()},
-        outcomes={norm: _autoattack(subject, plan, norm, radii[norm]) for norm in radii},
+        outcomes={norm: _autoattack(subject, plan, norm, radii[norm], channels) for norm in radii},
         checks={norm: _checks(subject, norm, report) if plan.masking else () for norm in radii},
         radii=radii,
         others={norm: _others(subject, plan, norm, radii[norm]) for norm in radii},
@@ -158,6 +163,8 @@ def _check(
             )
         if not values or not all(eps > 0 for eps in values):
             raise ValueError(f"radii of {norm} = {values}; give radii greater than 0.")
+        if len({f"{eps:g}" for eps in values}) < len(values):
+            raise ValueError(f"radii of {norm} = {values}; two are the same to six digits.")
     if surrogate is not None and not plan.masking:
         having = ", ".join(name for name, other in PROTOCOLS.items() if other.masking)
         raise ValueError(
@@ -188,7 +195,7 @@ def _programs(
 def _identity(subject: Subject, surrogate: LogitsFn | None) -> dict[str, Any]:
     """Hashes of the data and the models: leaves, arrays that they read besides, some logits."""
     x = jnp.asarray(subject.x[:8])
-    hashed = lambda f: None if f is None else digest((f, captured(f, x), f(x)))
+    hashed = lambda f: None if f is None else digest((snapshot(f), captured(f, x), f(x)))
     data = digest((subject.x, subject.y))
     return {"model": hashed(subject.model), "surrogate": hashed(surrogate), "data": data}
 
@@ -222,11 +229,11 @@ def _measured(
 
 
 def _autoattack(
-    subject: Subject, plan: Protocol, norm: str, radii: Sequence[float]
+    subject: Subject, plan: Protocol, norm: str, radii: Sequence[float], channels: int | None
 ) -> dict[float, Outcome]:
     """AutoAttack at each radius, what it found at a smaller one being known at the next."""
     outcomes, known = {}, None
-    every = stages("standard", subject.classes, NORMS[norm], subject.bounds)
+    every = stages("standard", subject.classes, NORMS[norm], subject.bounds, channels)
     for eps in sorted(radii) if plan.autoattack else ():
         name = f"{norm}-{eps:g}"
         outcomes[eps] = run(subject, eps, every, NORMS[norm], known=known, name=name)
