@@ -24,7 +24,7 @@ from absl import app, flags
 from PIL import Image
 from timing import publish, table
 
-from lipreg import objectives, runs
+from lipreg import objectives, runs, training
 from lipreg.datasets import streamed
 from lipreg.runs import config
 from lipreg.training import cpu
@@ -119,8 +119,8 @@ def trained(folder: Path) -> tuple[list[dict[str, str]], str]:
     c.train.update({"batch_size": _BATCH.value, "learning_rate": 0.1 * _BATCH.value / 256})
     c.train.schedule = "constant"
     prepared = runs.prepare(c)
-    training: Any = prepared.training
-    watched, begun = Watched(training), time.perf_counter()
+    stream: Any = prepared.training
+    watched, begun = Watched(stream), time.perf_counter()
     reports = training.fit(
         prepared.program.step,
         prepared.state,

@@ -204,6 +204,8 @@ NETWORKS = {"CNN": CNN, "ResNeXt34_2x32": ResNeXt}
 
 def moved(network: str, params: Any, running: Any, activation: str = "relu") -> nn.Module:
     """A network of `steps.NETWORKS` with these weights, in training mode."""
+    if network not in NETWORKS:
+        raise ValueError(f"No network {network!r} in PyTorch; choose {', '.join(NETWORKS)}.")
     model = ConfigDict({"name": network, "head": "linear", "activation": activation})
     logits_fn = jax.tree_util.Partial(lambda *_: None, params, running)
     images = datasets.Dataset(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32), 10)

@@ -31,7 +31,7 @@ from lipreg.training import cpu
 
 _FIRST = flags.DEFINE_bool("first", False, "print the seconds to the first step, and stop")
 
-EVERY = {"CNN": 48, "ResNeXt34_2x32": 16}  # steps to a report
+EVERY = {"CNN": 48}  # steps to a report
 PER_DISPATCH = (1, 4, 16)
 SHARE = 0.03  # of a step: what the pipeline may cost
 augment = partial(datasets.augment, flip=True, pad=4)
@@ -46,7 +46,7 @@ def alone(network: str, batch: int) -> Callable[[], Any]:
 
     def turn() -> Any:
         nonlocal state
-        for _ in range(EVERY[network]):
+        for _ in range(EVERY.get(network, 16)):
             state, parts = program(state, strengths, inputs)
         return parts
 
@@ -65,7 +65,7 @@ def by_fit(
         images,
         batch_size=batch,
         steps=1_000_000,  # more than are asked for
-        every=EVERY[network],
+        every=EVERY.get(network, 16),
         key=jax.random.key(0),
         per_dispatch=per_dispatch,
     )
@@ -81,7 +81,7 @@ def pipeline(batch: int, images: datasets.Dataset) -> Callable[[], Any]:
 
 def case(network: str, batch: int) -> dict[str, np.ndarray]:
     """Seconds `[repeats]` of one step by each program."""
-    every, rng = EVERY[network], np.random.default_rng(0)
+    every, rng = EVERY.get(network, 16), np.random.default_rng(0)
     size = 6 * every * batch  # an epoch ends with a report
     x = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
     images = datasets.Dataset(x, rng.integers(0, 10, size, np.int32), 10)

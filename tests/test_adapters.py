@@ -121,6 +121,20 @@ def test_batch_statistics_of_linen_and_nnx_are_the_same_and_move_in_training_alo
         jax.tree.map(np.testing.assert_array_equal, kept, s)
 
 
+def test_the_precision_is_that_of_every_network_however_it_was_made():
+    seen = []
+
+    def apply(params, x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return x @ params
+
+    pair = lambda key, x: jnp.ones((x.shape[-1], 3)), apply
+    for model in (pair, models.network(pair)):
+        net = models.network(model, precision="highest")
+        net.apply(*net.init(KEY, jnp.ones((1, 2))), jnp.ones((1, 2)), False)
+    assert seen == ["highest"] * 2
+
+
 def test_a_key_is_a_dropout_mask_in_training_and_nothing_in_evaluation(net):
     params, state = net.init(KEY, X)
     trained = jax.jit(lambda key: net.apply(params, state, X, True, key)[0])

@@ -654,3 +654,26 @@ def test_curvature_is_looked_at_where_an_activation_has_no_kinks(
     with pytest.raises(StopIteration):
         certified.certify(loaded, tmp_path, examples=1)
     assert compared.call_args.kwargs["smooth"] == smooth
+
+
+def test_the_smoothed_radius_of_an_image_of_another_class_is_0_and_the_table_says_the_share(
+    tmp_path,
+):
+    config = base_config("j0", {"j0": {}})
+    config.evaluation.l2.table = 0.2
+    x = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.5, 0.5]], np.float32)
+    dataset = datasets.Dataset(x, np.array([0, 1, 1, 0], np.int32), 2)
+    loaded = Loaded(config, jax.tree_util.Partial(lambda x: x), dataset, 1, 1)
+    text = certified.certify(loaded, tmp_path, examples=4, sigma=0.3)
+    exact = np.abs(x[:, 0] - x[:, 1]) / 2**0.5
+    with np.load(tmp_path / "certificates.npz") as arrays:
+        radius = arrays["smoothed"]
+    assert radius[1] == radius[3] == 0  # wrong, and on the boundary
+    for i in (0, 2):
+        assert 0.8 * exact[i] < radius[i] <= exact[i]
+    assert "at least 0.2 for 50.0 % of the images" in text
+    proved = certified.proved(tmp_path, "test", 4, 1)
+    np.testing.assert_allclose(proved, exact * [1, 0, 1, 1], atol=1e-5)
+    # A kill between the two files leaves those of another certification.
+    np.savez(tmp_path / "certificates.npz", **{name: np.ones(3) for name in arrays})
+    assert certified.proved(tmp_path, "test", 4, 1) is None

@@ -167,9 +167,29 @@ def test_a_masked_class_is_legal_and_the_rest_is_as_without_it():
     masked, y = jnp.array([[4.0, 0.0, 1.0, -jnp.inf]]), jnp.array([0], jnp.uint8)
     plain = masked[:, :3]
     p, shorter = jnp.array([[0.9, 0.1, 0.0, 0.0]]), jnp.array([[0.9, 0.1, 0.0]])
-    for loss in (losses.cross_entropy, losses.kl, losses.squared_l2, losses.margin, losses.dlr):
+    named = ("cross_entropy", "kl", "squared_l2", "margin", "dlr", "smoothed_cross_entropy", "hkr")
+    for loss in (getattr(losses, name) for name in named):
         np.testing.assert_allclose(loss(masked, y), loss(plain, y), rtol=1e-6)
         slope = jax.grad(lambda z, loss=loss: loss(z, y).sum())
         np.testing.assert_allclose(slope(masked)[:, :3], slope(plain), atol=1e-6)
     for loss in (losses.cross_entropy, losses.kl):
         np.testing.assert_allclose(loss(masked, p), loss(plain, shorter), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "squared_l2", "margin", "dlr", "hkr", "emma"])
+@pytest.mark.parametrize("y", [[0.0, 1.0, 2.0], [True, False, True]], ids=["floats", "bools"])
+def test_classes_that_are_no_integers_are_refused_also_where_there_are_as_many_as_images(name, y):
+    with pytest.raises(ValueError, match=r"y of shape \[3\] has dtype \w+; classes are integers"):
+        getattr(losses, name)(jnp.zeros((3, 3)), jnp.array(y))
+
+
+@pytest.mark.parametrize("name", ["margin", "dlr", "emma", "logit_annealing"])
+def test_a_loss_of_classes_alone_refuses_a_distribution(name):
+    with pytest.raises(ValueError, match=r"y of shape \[1, 3\]: want \[B, K\] and classes \[B\]\."):
+        getattr(losses, name)(jnp.zeros((1, 3)), jnp.array([[0.5, 0.5, 0.0]]))
+
+
+def test_whole_numbers_may_be_a_distribution():
+    z, y = jnp.array([[2.0, 0.0], [1.0, 3.0]]), jnp.array([0, 1])
+    found = losses.cross_entropy(z, jnp.eye(2, dtype=jnp.int32)[y])
+    np.testing.assert_allclose(found, losses.cross_entropy(z, y), rtol=1e-6)

@@ -264,3 +264,62 @@ def test_models_made_directly_check_their_names():
             model(classes=2, head="x")
     with pytest.raises(ValueError, match="No head 'x'"):
         models.Head(2, "x")
+
+
+# Residual networks as their papers write them, in numpy.
+
+
+def same(x, w, groups=1):
+    """The correlation of images with a kernel, zeros around them."""
+    a, b = w.shape[:2]
+    x = np.pad(x, ((0, 0), (a // 2, a // 2), (b // 2, b // 2), (0, 0)))
+    x = np.lib.stride_tricks.sliding_window_view(x, (a, b), (1, 2))
+    per_group = zip(np.split(x, groups, 3), np.split(w, groups, 3), strict=True)
+    return np.concatenate([np.einsum("nxyiab,abio->nxyo", u, v) for u, v in per_group], 3)
+
+
+def halved(x):
+    n, rows, columns, channels = x.shape
+    return x.reshape(n, rows // 2, 2, columns // 2, 2, channels).mean((2, 4))
+
+
+def pre_activated(x, conv, norm, act):
+    x = conv(0, x)
+    y = act(norm(0, x))
+    x = x + conv(2, act(norm(1, conv(1, y))))
+    y = halved(act(norm(2, x)))
+    x = conv(3, y) + conv(5, act(norm(3, conv(4, y))))
+    return act(norm(4, x))
+
+
+def branched(x, conv, norm, act):
+    def block(x, i):
+        y = norm(i + 1, conv(i + 1, act(norm(i, conv(i, x))), groups=2))
+        return act(x + (y[..., : y.shape[3] // 2] + y[..., y.shape[3] // 2 :]) / 2)
+
+    x = block(act(norm(0, conv(0, x))), 1)
+    return block(halved(act(norm(3, conv(3, x)))), 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("ResNet18", pre_activated), ("ResNeXt34_2x32", branched)]
+)
+def test_a_residual_network_is_the_one_of_its_paper(name, written):
+    model = models.build(name, classes=3, stages=(1, 1), channels=(4, 8))
+    x = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    rng = np.random.default_rng(1)
+    drawn = lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype)
+    variables = jax.tree.map(drawn, model.init(jax.random.key(0), x))
+    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    params, stats = (jax.tree.map(np.asarray, variables[k]) for k in ("params", "batch_stats"))
+
+    def norm(i, x):
+        of, seen = params[f"BatchNorm_{i}"], stats[f"BatchNorm_{i}"]
+        return (x - seen["mean"]) / np.sqrt(seen["var"] + 1e-5) * of.get("scale", 1) + of["bias"]
+
+    conv = lambda i, x, **groups: same(x, params[f"Conv_{i}"]["kernel"], **groups)
+    features = written(x, conv, norm, lambda x: np.maximum(x, 0)).mean((1, 2))
+    dense = params["Head_0"]["Dense_0"]
+    expected = features @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(model.apply(variables, x), expected, rtol=1e-4)
+    assert np.ptp(expected) > 1e-2

@@ -123,6 +123,8 @@ def test_derivatives_are_finite_to_second_order_also_at_zero(norm):
     for function in (norm.size, norm.dual):
         for value in jax.jit(lambda function=function: derivatives(function))():
             assert jnp.isfinite(value).all()
+    slope = jax.jit(jax.jacrev(norm.direction))(rows[3:6])
+    assert jnp.isfinite(slope).all()
 
 
 def test_the_largest_entry_has_a_slope_where_a_program_computes_it_twice():

@@ -190,6 +190,19 @@ def test_the_report_has_a_row_a_setting_the_front_and_the_best_by_validation(swe
     assert (record["axes"]["seed"], record["best"]) == ([0, 1], "lam=1.0")
 
 
+def test_rows_that_are_measured_differently_are_not_ranked(tmp_path):
+    axes = {"report.pgd.eps": (0.1, 0.5)}
+    found = sweep.points(config(), axes)
+    for name in found:
+        (tmp_path / "points" / name).mkdir(parents=True)
+        record = {"validation_error": 0.1, "validation_error_pgd": 0.2}
+        (tmp_path / "points" / name / "point.json").write_text(json.dumps(record))
+    text, _ = sweeps.report(found, axes, tmp_path)
+    assert "No row is best: by report.pgd.eps their errors are measured differently." in text
+    assert "*" not in text.splitlines()[2] + text.splitlines()[3]
+    assert json.loads((tmp_path / "sweep.json").read_text())["best"] == ""
+
+
 @pytest.mark.parametrize(
     ("errors", "best", "said"),
     [

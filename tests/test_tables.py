@@ -59,7 +59,7 @@ def add(folder, config, distances=DISTANCES, protocol="pgd", *, split="test", re
 
 def an_attack(protocol="autoattack", error=0.25):
     errors = {"0.5": {"clean": 0.1, "apgd-ce": 0.2, "square": error}}
-    checks = [{"status": "pass"}, {"status": "warn"}]
+    checks = [{"name": "steps", "status": "pass"}, {"name": "scores", "status": "warn"}]
     return {"norms": {norm: {"errors": errors, "checks": checks} for norm in ("l2", "linf")}}
 
 
@@ -164,6 +164,12 @@ def test_a_run_without_the_protocols_evaluation_is_refused_with_those_it_has(tmp
             reports.table([a, b], tmp_path / "out", **given)
     with pytest.raises(ValueError, match=r"--attack=MODULE:mine --attack=ddn --norms=l1\.$"):
         reports.table([a, b], tmp_path / "out", protocol="pgd+mine+ddn", norms=["l1"])
+    for given, flags in (
+        ({"split": "validation", "examples": 3}, r"--split=validation --examples=3\.$"),
+        ({"split": "test", "examples": 9}, r"--run=\S*a --examples=9\.$"),
+    ):
+        with pytest.raises(ValueError, match=flags):
+            reports.table([a, b], tmp_path / "out", **given)
     shutil.rmtree(b / "evaluations")
     files.write_json(b / "evaluation.json", {})
     said = r"b has .*, it has that of an earlier version: run python \S*evaluate.py --run=\S*b\.$"
@@ -217,7 +223,7 @@ def test_autoattack_of_other_images_is_left_out_and_of_other_weights_refused(tmp
     shutil.rmtree(place)
     config = storage.read_config(runs_[1])
     add(runs_[1], config, protocol="autoattack", record=an_attack() | {"step": 3})
-    said = r"b was evaluated at step 3 of 6: .* --run=\S*b --protocol=autoattack\."
+    said = r"b was evaluated at step 3 of 6: .* --run=\S*b --protocol=autoattack --examples=4\."
     with pytest.raises(ValueError, match=said):
         reports.table(runs_, tmp_path / "out")
 
@@ -245,6 +251,18 @@ def test_errors_under_autoattack_become_columns_when_every_run_has_them(tmp_path
     column = "% AutoAttack error at l2 0.5"
     assert [row[column] for row in rows.values()] == ["27.5 ± 3.5", "35"]
     assert rows["J2"]["masking flags"] == "2"
+
+
+def test_a_check_that_one_run_alone_was_asked_is_no_flag_of_the_table(tmp_path):
+    more = json.loads(json.dumps(an_attack()))
+    for numbers in more["norms"].values():
+        numbers["checks"].append({"name": "transfer", "status": "fail"})
+    found = [
+        a_run(tmp_path / "a", robust={"autoattack": {}}),
+        a_run(tmp_path / "b", "j2", robust={"autoattack": more}),
+    ]
+    rows = cells(reports.table(found, tmp_path / "out")[0])
+    assert [row["masking flags"] for row in rows.values()] == ["2", "2"]
 
 
 def test_a_certified_error_becomes_a_column_and_a_band_when_every_run_has_it(tmp_path, monkeypatch):

@@ -272,6 +272,7 @@ def test_training_lowers_the_objective_and_the_penalised_gradient():
     reports = run(state, step, 60, every=3)
     first, last = reports[0][1], reports[-1][1]
     assert last["objective"] < first["objective"]
+    assert last["max_grad_norm"] < first["max_grad_norm"]
 
 
 def test_a_part_that_is_not_finite_stops_the_run_naming_step_and_part():

@@ -130,9 +130,13 @@ def _direction(g: Array, p: float) -> Array:
         step = jnp.sign(flat) * jax.nn.one_hot(top, flat.shape[1], dtype=flat.dtype)
     else:
         q = p / (p - 1)
-        size = jnp.abs(flat).max(1, keepdims=True)
+        # The direction does not depend on this scale, so its derivative may ignore it.
+        size = jax.lax.stop_gradient(jnp.abs(flat).max(1, keepdims=True))
         flat = flat / jnp.where(size > 0, size, 1.0)
-        step = jnp.sign(flat) * jnp.abs(flat) ** (q - 1)
+        still = flat == 0  # where the power has an infinite derivative, for p above 2
+        step = jnp.sign(flat) * jnp.where(
+            still, 0.0, jnp.where(still, 1.0, jnp.abs(flat)) ** (q - 1)
+        )
         length = _power_size(step, p)[:, None]
         step = step / jnp.where(length > 0, length, 1.0)
     return step.reshape(g.shape)

@@ -121,7 +121,10 @@ def _distances(
 
 
 def to_markdown(comparison: Comparison, eps: float) -> str:
-    """One line per rule, and the attacks' last; `eps` is the radius of the last column but one."""
+    """One line per rule, and the attacks' last; `eps` is the radius of the last column but one.
+
+    A median is the lower of two, and the attacks' mean that of the distances found.
+    """
     lines = [
         "| rule | kind | median radius | mean | % of images at least "
         f"{eps:g} | radii beyond an adversarial image |",
@@ -130,12 +133,13 @@ def to_markdown(comparison: Comparison, eps: float) -> str:
     for name, (radius, kind) in comparison.certificates.items():
         r = np.asarray(radius)
         lines.append(
-            f"| {name} | {kind} | {np.median(r):.3g} | {r.mean():.3g} "
+            f"| {name} | {kind} | {float(curves.median_distance(r)):.3g} | {r.mean():.3g} "
             f"| {100 * (r >= eps).mean():.1f} | {comparison.violations[name]} |"
         )
-    d = comparison.distance
+    d = np.asarray(comparison.distance)
+    found = d[np.isfinite(d)].mean() if np.isfinite(d).any() else np.inf
     lines.append(
-        f"| {', '.join(ATTACKS)} | attacked | {np.median(d):.3g} | {d.mean():.3g} "
+        f"| {', '.join(ATTACKS)} | attacked | {float(curves.median_distance(d)):.3g} | {found:.3g} "
         f"| {100 * (d >= eps).mean():.1f} | |"
     )
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.losses.classification import cross_entropy, distribution
+from lipreg.losses.classification import check, cross_entropy, distribution
 from lipreg.norms import largest, wide
 
 __all__ = ["emma", "gloro", "hkr", "logit_annealing", "offset_cross_entropy"]
@@ -46,7 +46,7 @@ def hkr(logits: Array, y: Array, *, alpha: float = 0.9, margin: float = 1.0) -> 
     Hinge and Kantorovich-Rubinstein (2006.06520) for K classes, one against all, j over the other
     K - 1: z_y counts as much as they do together. For two logits (f, -f) it is the binary loss,
     `a max(0, m/2 - s f) - 2 (1 - a) s f`, s = 1 or -1 for classes of equal size. `alpha` a is the
-    hinge's weight, `margin` m in units of the logits.
+    hinge's weight, `margin` m in units of the logits. Masked classes do not count among the K.
 
     >>> hkr(jnp.array([[0.25, -0.25]]), jnp.array([0]), alpha=0.5)
     Array([-0.125], dtype=float32)
@@ -54,8 +54,10 @@ def hkr(logits: Array, y: Array, *, alpha: float = 0.9, margin: float = 1.0) -> 
     if not isinstance(alpha, Tracer) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha = {alpha} of hkr; it must be in [0, 1].")
     logits = wide(logits)
-    is_y = distribution(y, logits)
-    others = (1 - is_y) / max(logits.shape[-1] - 1, 1)
+    is_y, masked = distribution(y, logits), jnp.isneginf(logits) & (distribution(y, logits) == 0)
+    logits = jnp.where(masked, 0.0, logits)
+    others = jnp.where(masked, 0.0, 1 - is_y)
+    others = others / jnp.maximum((~masked).sum(-1, keepdims=True).astype(others.dtype) - 1, 1)
     hinge = lambda t: jax.nn.relu(margin / 2 - t)
     hinges = (is_y * hinge(logits) + others * hinge(-logits)).sum(-1)
     return alpha / 2 * hinges - (1 - alpha) * ((is_y - others) * logits).sum(-1)
@@ -75,6 +77,7 @@ def emma(logits: Array, y: Array, *, eps: float = 36 / 255, margins: ArrayLike =
 
 def _worst(logits: Array, y: Array, eps: float, margins: ArrayLike) -> Array:
     """EMMA's logits: 0 for y, and for the other classes their distance to a tie, shortened."""
+    check(logits, y, distributions=False)
     gaps = logits - jnp.take_along_axis(logits, y[:, None].astype(jnp.int32), -1)
     reach = eps * _constants(y, logits, margins)
     share = jnp.clip(-gaps / jnp.where(reach > 0, reach, 1.0), 0.01, 1.0)

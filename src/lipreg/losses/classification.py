@@ -14,6 +14,7 @@ from jax.core import Tracer
 from lipreg.norms import largest, wide
 
 __all__ = [
+    "check",
     "cross_entropy",
     "distribution",
     "divergence",
@@ -26,16 +27,20 @@ __all__ = [
 ]
 
 
-def _check(logits: Array, y: Array) -> None:
+def check(logits: Array, y: Array, *, distributions: bool = True) -> None:
     """ValueError for shapes that do not belong together, and for classes that there are not.
 
     Values are looked at outside of `jit` only.
     """
-    if logits.ndim < 1 or y.shape not in (logits.shape[:-1], logits.shape):
+    shapes = [logits.shape[:-1], logits.shape] if distributions else [logits.shape[:-1]]
+    if logits.ndim < 1 or y.shape not in shapes:
+        also = ", or distributions [B, K]" * distributions
         raise ValueError(
             f"logits of shape {list(logits.shape)} and y of shape {list(y.shape)}: want [B, K] and "
-            "classes [B], or distributions [B, K]."
+            f"classes [B]{also}."
         )
+    if y.ndim < logits.ndim and not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"y of shape {list(y.shape)} has dtype {y.dtype}; classes are integers.")
     classes = logits.shape[-1]
     if classes < 2:
         raise ValueError(
@@ -52,8 +57,8 @@ def _check(logits: Array, y: Array) -> None:
 
 def distribution(y: Array, logits: Array) -> Array:
     """y as a distribution over the classes of the logits, in their dtype; a class as one-hot."""
-    _check(logits, y)
-    if jnp.issubdtype(y.dtype, jnp.integer):
+    check(logits, y)
+    if y.ndim < logits.ndim:
         # As int32: a narrow type cannot hold the numbers of many classes.
         return jax.nn.one_hot(y.astype(jnp.int32), logits.shape[-1], dtype=logits.dtype)
     return y.astype(logits.dtype)
@@ -135,7 +140,7 @@ def margin(logits: Array, y: Array) -> Array:
     Array([-2.], dtype=float32)
     """
     logits = wide(logits)
-    _check(logits, y)
+    check(logits, y, distributions=False)
     y = y.astype(jnp.int32)
     is_y = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
     other = largest(jnp.where(is_y, -jnp.inf, logits))
@@ -174,6 +179,7 @@ def targeted_dlr(logits: Array, y: Array, target: Array) -> Array:
     Array([-0.6666667], dtype=float32)
     """
     logits = wide(logits)
+    check(logits, y, distributions=False)
     classes = logits.shape[-1]
     pick = lambda c: jnp.take_along_axis(logits, c[:, None].astype(jnp.int32), -1)[:, 0]
     towards = pick(target) - pick(y)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,18 +70,27 @@ def network(model: Any, *, precision: str = "default") -> Network:
     >>> net.apply(*net.init(jax.random.key(0), x), x, False)[0].shape
     (5, 3)
     """
-    if isinstance(model, Network):
-        return model
-    draw, apply = _functions(model)
+    net = model if isinstance(model, Network) else _network(model)
+    if precision == "default":
+        return net
+
+    def precise(params: Any, model_state: Any, x: Array, train: bool, key: Array | None = None):
+        with jax.default_matmul_precision(precision):
+            return net.apply(params, model_state, x, train, key)
+
+    return net._replace(apply=precise)
+
+
+def _network(model: Any) -> Network:
+    draw, run = _functions(model)
 
     def init(key: Array, x: Any) -> tuple[Any, Any]:
         return draw(key, jnp.zeros((1, *x.shape[1:]), jnp.float32))
 
-    def precise(params: Any, model_state: Any, x: Array, train: bool, key: Array | None = None):
-        with nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
-            return apply(params, model_state, x, train, key)
+    def apply(params: Any, model_state: Any, x: Array, train: bool, key: Array | None = None):
+        return run(params, model_state, x, train, key)
 
-    return Network(init, precise)
+    return Network(init, apply)
 
 
 def functional(model: Any, *, precision: str = "default") -> Apply:

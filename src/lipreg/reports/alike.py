@@ -57,7 +57,7 @@ def _choices(workdir: Path, wanted: Wanted) -> list[tuple[str, int]]:
         raise ValueError(
             f"{workdir} has not been evaluated by {wanted.protocol} in {', '.join(wanted.norms)}"
             f"{f' on {images}' if images != 'images' else ''}{f', it has {had}' if had else ''}: "
-            f"run {kept.command(workdir, wanted.protocol, wanted.norms)}."
+            f"run {kept.command(workdir, *wanted)}."
         )
     return choices
 

@@ -31,15 +31,17 @@ def proved(workdir: str | Path, split: str, examples: int, step: int) -> np.ndar
 
     None for a run whose certificates are of other images or weights, or that has none.
     """
-    path = Path(workdir) / "certificates.json"
-    if not path.is_file():
+    paths = [Path(workdir) / f"certificates.{kind}" for kind in ("json", "npz")]
+    if not all(path.is_file() for path in paths):
         return None
-    record = json.loads(path.read_text())
-    rules = [name for name, kind in record["kinds"].items() if kind == "certified"]
-    if [record[name] for name in ("split", "n", "step")] != [split, examples, step] or not rules:
+    record, radii = map(files.read, paths)
+    rules = [name for name, kind in record.get("kinds", {}).items() if kind == "certified"]
+    if [record.get(name) for name in ("split", "n", "step")] != [split, examples, step]:
         return None
-    with np.load(path.with_suffix(".npz")) as radii:
-        return np.max([radii[name] for name in rules], 0)
+    # A kill may come between the two files.
+    if not rules or any(len(radii.get(name, ())) != examples for name in rules):
+        return None
+    return np.max([radii[name] for name in rules], 0)
 
 
 def certify(

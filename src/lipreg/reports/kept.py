@@ -35,10 +35,10 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
     """
     workdir = folder.parents[1]
     config = storage.read_complete(workdir)
-    protocol, _, _, suffix = _named(folder.name)
+    protocol, split, n, suffix = _named(folder.name)
     norms = suffix[1:].split("-") if suffix else USUAL
     paths = folder / "evaluation.json", folder / "distances.npz"
-    again = f"run {command(workdir, protocol, norms)}"
+    again = f"run {command(workdir, protocol, norms, split, n)}"
     if not all(path.is_file() for path in paths):
         raise ValueError(f"{workdir} has not been evaluated by {protocol}: {again}.")
     record, arrays = map(files.read, paths)
@@ -64,12 +64,20 @@ def _median(distances: np.ndarray | None) -> float | None:
     return float(curves.median_distance(distances))
 
 
-def command(workdir: str | Path, protocol: str, norms: Sequence[str] = USUAL) -> str:
+def command(
+    workdir: str | Path,
+    protocol: str,
+    norms: Sequence[str] = USUAL,
+    split: str = "",
+    examples: int = 0,
+) -> str:
     """What makes an evaluation anew; the module of an attack of one's own is not known here."""
     protocol, *attacks = protocol.split("+")
     flags = [f"--protocol={protocol}"] * (protocol != "pgd")
     flags += [f"--attack={a}" if a in LIBRARY else f"--attack=MODULE:{a}" for a in attacks]
     flags += [f"--norms={','.join(norms)}"] * bool(_suffix(norms))
+    flags += [f"--split={split}"] * (split not in ("", "test"))
+    flags += [f"--examples={examples}"] * bool(examples)
     return " ".join([f"python experiments/evaluate.py --run={workdir}", *flags])
 
 

@@ -20,6 +20,10 @@ from lipreg.runs.config import Config
 __all__ = ["front", "report"]
 
 
+# Fields of what a validation error is measured on, and by.
+MEASURED = ("report.pgd.", "report.examples", "data.name", "data.dir", "data.seed", "data.valid")
+
+
 def report(
     points: Mapping[str, Config], axes: Mapping[str, Sequence[Any]], workdir: str | Path
 ) -> tuple[str, list[Path]]:
@@ -27,8 +31,8 @@ def report(
 
     A row is the mean over the seeds of a point, ± their standard deviation. The best is the row of
     the least error under the config's validation attack, if the next is behind it by more than the
-    spread of both; on the Pareto front are those that no row beats in both errors. The test split
-    has not been looked at.
+    spread of both; on the Pareto front are those that no row beats in both errors. Neither is said
+    of rows that are measured differently. The test split has not been looked at.
 
     Raises: ValueError, with their number, while points are missing.
     """
@@ -39,7 +43,8 @@ def report(
         raise ValueError(f"{len(missing)} of {len(points)} points are not done: {missing[0]}, ...")
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, record in records.items():
-        parts = (part for part in name.split(",") if not part.startswith("seed="))
+        seed = f"seed={points[name].seed}" if "seed" in axes else None
+        parts = (part for part in name.split(",") if part != seed)
         groups.setdefault(",".join(parts) or "all seeds", []).append(record)
     errors = {
         name: np.array(
@@ -49,7 +54,8 @@ def report(
     }
     # Rounded: the same errors in another order have the same mean.
     means = {name: seeds.mean(0).round(9) for name, seeds in errors.items() if len(seeds)}
-    on_front = front(means)
+    unlike = [name for name in axes if name.startswith(MEASURED)]
+    on_front = set() if unlike else front(means)
     rows = {
         name: {
             "% clean error": curves.spread(seeds[:, 0]) if len(seeds) else "diverged",
@@ -63,6 +69,9 @@ def report(
     best, sentence = _best(
         {name: seeds[:, 1].tolist() for name, seeds in errors.items() if len(seeds)}
     )
+    if unlike:
+        best = ""
+        sentence = f"No row is best: by {', '.join(unlike)} their errors are measured differently."
     lines.append(sentence)
     failed = {name: r["failed"] for name, r in records.items() if "failed" in r}
     lines += [f"{name}: {why}" for name, why in failed.items()]

@@ -21,10 +21,19 @@ from lipreg.reports.alike import Run
 __all__ = ["table"]
 
 
-def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
+def _checks(record: dict[str, Any]) -> set[tuple[str, str]]:
+    """What the masking reports of an evaluation have asked, by norm."""
+    norms = record["norms"].items()
+    return {(norm, check["name"]) for norm, numbers in norms for check in numbers["checks"]}
+
+
+def _robust(
+    record: dict[str, Any], asked: set[tuple[str, str]]
+) -> tuple[dict[str, float], dict[str, list]]:
     """AutoAttack's results for a run: columns, and points (eps, error) by norm.
 
-    The masking report's column is the number of checks that warn or fail, over both norms.
+    The masking report's column is the number of checks in `asked`, those that all runs have, which
+    warn or fail, over both norms.
     """
     columns: dict[str, float] = {}
     points: dict[str, list[tuple[float, float]]] = {}
@@ -37,7 +46,10 @@ def _robust(record: dict[str, Any]) -> tuple[dict[str, float], dict[str, list]]:
             error = list(breakdown.values())[-1]  # after the last attack
             points[norm].append((float(eps), error))
             columns[f"% AutoAttack error at {norm} {name}"] = round(100 * error, 4)
-        flags += sum(check["status"] != "pass" for check in numbers["checks"])
+        flags += sum(
+            check["status"] != "pass" and (norm, check["name"]) in asked
+            for check in numbers["checks"]
+        )
     return columns | {"masking flags": flags}, points
 
 
@@ -83,8 +95,9 @@ def table(
     rows, distances, marked, proved = {}, {}, {}, {}
     groups = alike.rows(runs)
     sure = all(run.radii is not None for run in runs) and "l2" in first.record["norms"]
+    asked = set.intersection(*(_checks(run.robust[auto]) for run in runs)) if auto else set()
     for name, members in groups.items():
-        robust = [_robust(run.robust[auto]) if auto else ({}, {}) for run in members]
+        robust = [_robust(run.robust[auto], asked) if auto else ({}, {}) for run in members]
         columns = [
             run.record["row"] | _errors(run, marks) | more
             for run, (more, _) in zip(members, robust, strict=True)
