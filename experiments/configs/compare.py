@@ -40,9 +40,11 @@ def recipes(
 
     at = {"options.norm": norm}
     exact = {"options.method": "penalty"}
-    rates = [round(factor * train.learning_rate, 12) for factor in (1.0, 0.4, 2.0, 0.2)]
+    rates = lambda *factors: [round(factor * train.learning_rate, 12) for factor in factors]
     made = {
-        "j0": Recipe("j0", weighed("train.learning_rate", *rates), approach="B"),
+        "j0": Recipe(
+            "j0", weighed("train.learning_rate", *rates(1.0, 0.4, 2.0, 0.2)), approach="B"
+        ),
         "weight_decay": Recipe(
             "j0", weighed("train.weight_decay", 3e-3, 1e-3, 1e-2, 3e-2), approach="B"
         ),
@@ -61,6 +63,13 @@ def recipes(
         "tikhonov": Recipe("tikhonov", tried(0.1, 1.0, 0.01, 0.3), approach="C"),
         "pgd_at": Recipe("pgd_at", within(eps), at, approach="B"),
         "fgsm_rs": Recipe("fgsm_rs", within(eps), at, approach="B"),
+        # Fast adversarial training as it was published, with the highest rates of its cycle.
+        "fast_at": Recipe(
+            "fgsm_rs",
+            weighed("train.learning_rate", *rates(2.0, 1.0, 4.0, 0.4), eps=eps),
+            at | {"train.schedule": "cyclic"},
+            approach="B",
+        ),
         "n_fgsm": Recipe("n_fgsm", within(eps), at, approach="B"),
         "free_at": Recipe("free_at", within(eps), at | {"train.replay": 8}, approach="B"),
         "trades": Recipe(
