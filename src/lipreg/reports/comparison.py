@@ -207,8 +207,8 @@ def report(
 
 _CONSTANTS = (
     "Of the cross entropy in l2: the largest gradient at these test images, an estimate from "
-    "below, and a proved bound in the whole box. Gaps: what the test images have more than as many "
-    "training images."
+    "below, and a proved bound in the whole box. Gaps: by how much error and loss are larger on the "
+    "test images than on as many training images."
 )
 
 
@@ -217,7 +217,7 @@ def _caption(plan: compare.Plan, at: Mapping[str, str], examples: int, note: str
     about = storage.about()
     tried = f"{plan.trials} setting{'s' * (plan.trials > 1)}, {plan.trial_seconds:g} s each"
     sentences = [
-        f"{note}." if note else "",
+        f"{note.rstrip('.')}." if note else "",
         f"{plan.seconds:g} s of training a run, without compilation, validation and checkpoints; "
         "the table has what it took.",
         f"{tried}, chosen by {PGD} at {plan.norm} {plan.eps:.3g} on the validation split.",
