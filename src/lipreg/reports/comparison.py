@@ -207,7 +207,7 @@ def report(
 
 _CONSTANTS = (
     "Of the cross entropy in l2: the largest gradient at these test images, an estimate from "
-    "below, and a proved bound in the whole box. Gaps: by how much error and loss are larger on the "
+    "below, and a proved bound in the whole box. Gaps: by how much error and loss are larger on "
     "test images than on as many training images."
 )
 
