@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -78,11 +79,10 @@ def alone(name: str, seconds: float, out: Path) -> None:
         publish(text, out / f"{name}.md")
 
 
-def stage(name: str, seconds: float, out: Path) -> str:
+def stage(name: str, seconds: float, out: Path, options: Sequence[str] = ()) -> str:
     """Run a stage in a process, killed when its time is up; returns how it ended, in one line."""
     argv = [sys.executable, __file__, f"--alone={name}", f"--minutes={seconds / 60}"]
-    argv += [f"--out={out}", f"--rows={','.join(_ROWS.value)}", f"--epochs={_EPOCHS.value}"]
-    argv += [f"--field={field}" for field in _FIELD.value]
+    argv += [f"--out={out}", *options]
     start = time.monotonic()
     with subprocess.Popen(
         argv,
@@ -115,12 +115,14 @@ def main(argv: list[str]) -> None:
     if _ALONE.value:
         alone(_ALONE.value, 60 * _MINUTES.value, out)
         return
+    options = [f"--rows={','.join(_ROWS.value)}", f"--epochs={_EPOCHS.value}"]
+    options += [f"--field={field}" for field in _FIELD.value]
     lines = ["| stage | seconds | |", "| --- | --- | --- |"]
     left = {name: share for name, share in STAGES.items() if name in _STAGES.value}
     for name in list(left):
         share = left[name] / sum(left.values())
         del left[name]
-        lines.append(stage(name, share * (end - time.monotonic()), out))
+        lines.append(stage(name, share * (end - time.monotonic()), out, options))
         print(lines[-1], flush=True)
         (out / "stages.md").write_text("\n".join(lines) + "\n")
 
