@@ -71,6 +71,11 @@ def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:
     return chosen
 
 
+def _ended(workdir: Path) -> bool:
+    loaded = runs.load(workdir)
+    return loaded.step == loaded.steps
+
+
 def _guest(name: str, config: Any) -> compare.Trained:
     """A run that is in the table as it is, or ValueError before anything is trained."""
     folder = Path(name)
@@ -83,8 +88,7 @@ def _guest(name: str, config: Any) -> compare.Trained:
                     f"--guests={name}: {seed} has config.data.{field} = {data[field]}; "
                     f"the comparison has {config.data[field]}."
                 )
-        loaded = runs.load(seed)
-        if loaded.step < loaded.steps or not math.isfinite(compare.error(seed)):
+        if not math.isfinite(compare.error(seed)) or not _ended(seed):
             raise ValueError(
                 f"--guests={name}: {seed} was not trained to its end, or has diverged."
             )
