@@ -309,6 +309,11 @@ BAD = {
         [DIGITS, "--workdir={out}", "--rows=j0", "--guests={made}/untrained"],
         ["made/untrained was not trained to its end"],
     ),
+    "a guest whose training was cut": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j0", "--guests={made}/cut"],
+        ["made/cut was not trained to its end"],
+    ),
     "two guests of one name": (
         COMPARE,
         [DIGITS, "--workdir={out}", "--rows=j0", "--guests={made}/j0"],
@@ -406,7 +411,10 @@ def foreign(folder: Path) -> Path:
         "nothing.py": "def get_config():\n    pass\n",
         "axes.py": "from configs.digits import get_config\n\ndef get_sweep():\n    return 1 / 0\n",
     }
-    shutil.copytree(ROOT / GOLDEN, folder / "about")
+    for name in ("about", "cut"):
+        shutil.copytree(ROOT / GOLDEN, folder / name)
+    about = json.loads((folder / "cut/about.json").read_text())
+    texts["cut/about.json"] = json.dumps(about | {"steps": 2 * about["steps"]})
     for name, text in texts.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
