@@ -284,6 +284,7 @@ def joint(draw, shape):
     off = draw.one(0.0, 0.0, 0.3)
     width, low = draw.int(1, min(side, 3)), draw.int(0, 2)
     kernel = draw.array(draw.int(1, 2), 1, width)
+    q = draw.one(1, 1, 2, 3)  # a stride and a dilation of the input that leave the side as it is
     size = draw.one(
         lambda x: jnp.sqrt(jnp.square(x).sum(axis)), lambda x: jnp.linalg.norm(x, axis=axis)
     )
@@ -302,10 +303,10 @@ def joint(draw, shape):
         v = jnp.moveaxis(x, axis, -1).reshape(-1, 1, side)[:1]
         pads = [(low % width, width - 1 - low % width)]
         w = const(x, kernel)
-        u = act(lax.conv_general_dilated(v, w, (1,), pads) + like(const(x, 0.0), k))
+        u = act(lax.conv_general_dilated(v, w, (q,), pads, (q,)) + like(const(x, 0.0), k))
         back = lax.rev(w, (2,)).swapaxes(0, 1)
         turned = [pads[0][::-1]] if off == 0.0 else pads
-        return v - like(u[:, :1], 0.3) * lax.conv_general_dilated(u, back, (1,), turned)
+        return v - like(u[:, :1], 0.3) * lax.conv_general_dilated(u, back, (q,), turned, (q,))
 
     return draw.one(
         lambda x: join(jnp.maximum(a(x), b(x)), jnp.minimum(a(x), b(x))),
