@@ -16,6 +16,7 @@ are runs that something else has trained (benchmarks/compare_torch.py).
 """
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ _NORM = flags.DEFINE_enum("norm", "linf", ["l2", "linf"], "of the attacks")
 _EPS = flags.DEFINE_float("eps", None, "their radius; default: that of the config's table")
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "of training a run", lower_bound=0.1)
 _TRIALS = flags.DEFINE_integer("trials", 4, "settings that a recipe may try", lower_bound=1)
+_RATES = flags.DEFINE_list(
+    "rates", [], "learning rates of each setting, in units of the config's; default: that one"
+)
 _SHARE = flags.DEFINE_float("trial_share", 1.0, "of the seconds, for a trial", 0.01, 1.0)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "of the best recipes", lower_bound=1)
 _BEST = flags.DEFINE_integer("best", 6, "recipes with all seeds", lower_bound=0)
@@ -68,7 +72,20 @@ def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:
         if name in every or name in chosen:
             raise ValueError(f"--own={text}: there is another {name!r}; write name=NAME.")
         chosen[name] = recipe
-    return chosen
+    if not _RATES.value:
+        return chosen
+    rate, factors = config.train.learning_rate, _factors()
+    return {name: compare.rated(recipe, rate, factors) for name, recipe in chosen.items()}
+
+
+def _factors() -> list[float]:
+    with suppress(ValueError):
+        factors = [float(factor) for factor in _RATES.value]
+        if all(0 < factor < math.inf for factor in factors):
+            return factors
+    raise ValueError(
+        f"--rates={','.join(_RATES.value)}; write numbers greater than 0, such as 1,0.5."
+    )
 
 
 def _ended(workdir: Path) -> bool:

@@ -27,10 +27,22 @@ from lipreg.runs.config import Config, drop_settings, leaves, no_field, options,
 from lipreg.runs.experiment import Experiment, check_steps, key_for
 from lipreg.runs.train import fit_options
 
-__all__ = ["Plan", "Recipe", "Trained", "error", "fitting", "own", "pace", "point", "train"]
+__all__ = [
+    "Plan",
+    "Recipe",
+    "Trained",
+    "error",
+    "fitting",
+    "own",
+    "pace",
+    "point",
+    "rated",
+    "train",
+]
 
 REPORTS = 20  # lines of metrics.jsonl a run, each with the gap between FGSM and PGD-10
 DISPATCH = 16  # steps at a time on accelerators, which a report would cut short
+RATE = "train.learning_rate"
 VALIDATIONS = 10  # a run, at ends of epochs: what the best epoch is chosen from
 
 
@@ -107,6 +119,21 @@ def own(text: str) -> tuple[str, Recipe]:
 
 
 _TOLD = {"name": "", "approach": "-"}
+
+
+def rated(recipe: Recipe, rate: float, factors: Sequence[float]) -> Recipe:
+    """The recipe with each of its settings at several learning rates, the first ones first.
+
+    Its rate, or else `rate`, times each factor. A recipe whose settings are rates stays as it is.
+
+    >>> recipe = rated(Recipe("j1", [{"strengths.eps": 0.1}]), 0.2, [1.0, 0.5])
+    >>> [setting[RATE] for setting in recipe.settings]
+    [0.2, 0.1]
+    """
+    if any(RATE in setting for setting in recipe.settings):
+        return recipe
+    rates = [round(factor * recipe.fields.get(RATE, rate), 12) for factor in factors]
+    return recipe._replace(settings=[s | {RATE: r} for s in recipe.settings for r in rates])
 
 
 def fitting(seconds: float, step_s: float) -> int:
