@@ -334,6 +334,18 @@ def test_an_outsiders_recipe_is_written_in_one_line():
     )
 
 
+def test_a_recipe_tries_each_setting_at_every_rate_but_where_its_settings_are_rates():
+    radii = compare.Recipe("j1", [{"strengths.eps": 0.1}, {"strengths.eps": 0.2}])
+    tried = [tuple(setting.values()) for setting in compare.rated(radii, 0.2, [1, 0.5]).settings]
+    assert tried == [(0.1, 0.2), (0.1, 0.1), (0.2, 0.2), (0.2, 0.1)]
+    slow = radii._replace(fields={"train.learning_rate": 0.01, "train.optimizer": "adam"})
+    rates = [s["train.learning_rate"] for s in compare.rated(slow, 0.2, [1, 0.5]).settings]
+    assert rates == [0.01, 0.005] * 2
+    made = compare.point(config(), compare.rated(slow, 0.2, [0.5]), 0, PLAN, steps=1)
+    assert made.train.learning_rate == 0.005
+    assert compare.rated(RECIPES["plain"], 0.2, [1, 0.5]) is RECIPES["plain"]
+
+
 @pytest.mark.parametrize(
     ("errors", "said"),
     [
@@ -470,12 +482,12 @@ def test_the_launcher_compares_recipes_on_digits(tmp_path):
     argv = [sys.executable, "-W", "ignore", "-c", program, "--silent", f"--workdir={tmp_path}/out"]
     argv += ["--config=experiments/configs/digits.py", "--config.model.settings.channels=(2,)"]
     argv += ["--eps=0.05", "--seconds=1", "--trials=1", "--seeds=1", "--examples=8"]
-    argv += ["--norms=linf", "--rows=j0"]
+    argv += ["--norms=linf", "--rows=j1", "--rates=0.5"]
     env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
-    assert "\n| j0 | B | " in done.stdout
-    (seed,) = json.loads((tmp_path / "out/compare.json").read_text())["seeds"]["j0"]
+    assert "\n| j1 | C | eps 0.05, learning_rate 0.025 | " in done.stdout
+    (seed,) = json.loads((tmp_path / "out/compare.json").read_text())["seeds"]["j1"]
     last = seed["rows"][-1]
     assert last["seconds"] > 0
     assert last["step"] == seed["last"]["asked"]["step"] > 20

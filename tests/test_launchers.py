@@ -293,6 +293,11 @@ BAD = {
         [DIGITS, "--workdir={out}", "--rows=j0", "--examples=361"],
         ["--examples=361", "the test split has 360"],
     ),
+    "a rate of nothing": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--rows=j1", "--rates=1,0"],
+        ["--rates=1,0", "greater than 0"],
+    ),
     "an empty recipe": (COMPARE, [DIGITS, "--workdir={out}", "--own="], ["--own=", "OBJECTIVE"]),
     "a guest that is no run": (
         COMPARE,
