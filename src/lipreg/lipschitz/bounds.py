@@ -17,7 +17,7 @@ Norms multiply from layer to layer only where nothing better is known:
 - `ellipsoids`: what one dense layer stretches most is not what the next does (ECLipsE-Fast);
 - `convolutions`: a torus and the phases of strides are exact in Fourier space;
 - `declared`: a constant that you state, and answer for.
-So networks that are 1-Lipschitz by construction have the bound 1, within 1e-5.
+So networks that are 1-Lipschitz by construction have a bound of at most 1.01, mostly 1 + 1e-5.
 
 What "proved" means: the bounds hold for the function of one example in exact arithmetic, with its
 parameters and constants as they are stored. The walk is in float64. Boxes and slopes are rounded

@@ -101,7 +101,7 @@ def logit_annealing(
     eps: float = 36 / 255,
     margins: ArrayLike = SQRT2,
 ) -> Array:
-    """`T (1 - p_y)^gamma CE(u, y)`, `u = (z' - xi 1_y) / T`, z' of EMMA.
+    """`T (1 - p_y)^gamma CE(u, y)`, `u = (z' - xi 1_y) / T`, p = softmax(u), z' of EMMA.
 
     Logit annealing (2505.15174). Examples that have their margin, p_y near 1, no longer count: a
     network of little capacity spends it on the others. `eps=0` leaves z as it is.

@@ -18,7 +18,7 @@ import numpy as np
 from lipreg import curves, files
 from lipreg.reports import compared, comparison_plots, plots
 from lipreg.reports.compared import AUTO, PGD
-from lipreg.runs import compare, storage
+from lipreg.runs import build, compare, logs, storage
 from lipreg.training import overfitting
 
 __all__ = ["APPROACHES", "against_best", "report"]
@@ -79,8 +79,6 @@ def _row(
     trained: compare.Trained, seeds: Sequence[Mapping[str, Any]], at: Mapping[str, str]
 ) -> dict[str, float | str]:
     """A recipe's line but for what compares it with others; `at` are the columns' names by norm."""
-    setting = trained.recipe.settings[trained.k] if trained.recipe.settings else {}
-    short = ", ".join(f"{name.rpartition('.')[2]} {_short(v)}" for name, v in setting.items())
     each = lambda number: curves.spread([number(seed) for seed in seeds]) if seeds else "diverged"
     steps = [overfitting.overfitted(seed["rows"]) for seed in seeds]
     finite = len(seeds) == len(trained.runs)
@@ -91,7 +89,7 @@ def _row(
     ]
     row = {
         "approach": trained.recipe.approach,
-        "setting": short or "-",
+        "setting": _setting(trained),
         "seeds": f"{len(seeds)}" if finite else f"{len(seeds)} of {len(trained.runs)}",
         "seconds": each(lambda seed: seed["rows"][-1].get("seconds", np.nan)),
         "compilation, s": trained.pace.get("compile_s", "-"),
@@ -115,6 +113,34 @@ def _row(
     row["overfitted"] = ", ".join(overfitted) or "-"
     row["masking flags"] = each(lambda seed: compared.flags(seed["last"]))
     return row
+
+
+def _validated(found: Mapping[str, compare.Trained]) -> dict[str, dict[str, float | str]]:
+    """All recipes, attacked or not, in the order of what chose their settings."""
+
+    def row(trained: compare.Trained) -> dict[str, float | str]:
+        last = [logs.metrics(run)[-1] for run in _whole(trained)]
+        each = lambda field: curves.spread([100 * r[field] for r in last]) if last else "diverged"
+        return {
+            "approach": trained.recipe.approach,
+            "setting": _setting(trained),
+            "seeds": len(last),
+            "% clean error": each(build.CLEAN),
+            f"% {PGD}": each(build.ROBUST),
+        }
+
+    order = sorted(found, key=lambda name: compare.error(found[name].runs[0]))
+    return {name: row(found[name]) for name in order}
+
+
+def _whole(trained: compare.Trained) -> list[Path]:
+    """The runs that have not diverged."""
+    return [run for run in trained.runs if np.isfinite(compare.error(run))]
+
+
+def _setting(trained: compare.Trained) -> str:
+    setting = trained.recipe.settings[trained.k] if trained.recipe.settings else {}
+    return ", ".join(f"{n.rpartition('.')[2]} {_short(v)}" for n, v in setting.items()) or "-"
 
 
 def _short(value: Any) -> str:
@@ -170,17 +196,19 @@ def report(
     at = {norm: f"{norm} {eps:.3g}" for norm, eps in radii.items()}
     caption = _caption(plan, at, examples, note)
     seeds: dict[str, list[dict[str, Any]]] = {}
-    rows, text = {}, caption
+    rows, text, validated = {}, caption, _validated(found)
     for name, trained in found.items():
-        whole = [run for run in trained.runs if np.isfinite(compare.error(run))]
         tell = (lambda line, name=name: progress(f"{name}: {line}")) if progress else None
-        seeds[name] = [compared.seed(run, radii, examples=examples, progress=tell) for run in whole]
+        seeds[name] = [
+            compared.seed(run, radii, examples=examples, progress=tell) for run in _whole(trained)
+        ]
         waiting = ", ".join(other for other in found if other not in seeds)
         rows = _rows({done: found[done] for done in seeds}, seeds, at)
         text = f"{curves.to_markdown(rows)}\n\n{caption}\n"
         text += f"Not attacked yet: {waiting}.\n" if waiting else ""
         if approaches := _approaches({done: found[done] for done in seeds}, seeds, at):
             text += f"\n{curves.to_markdown(approaches)}\n\n{_CONSTANTS}\n"
+        text += f"\n{curves.to_markdown(validated)}\n\n{_VALIDATED}\n"
         files.write(workdir / "compare.md", text)
     files.write(workdir / "compare.csv", curves.to_csv(rows))
     record = {"plan": plan._asdict(), "radii": radii, "examples": examples, "note": note}
@@ -209,6 +237,11 @@ _CONSTANTS = (
     "Of the cross entropy in l2: the largest gradient at these test images, an estimate from "
     "below, and a proved bound in the whole box. Gaps: by how much error and loss are larger on "
     "test images than on as many training images."
+)
+
+
+_VALIDATED = (
+    "The same runs on the validation split, at the last epoch: what chose settings and seeds."
 )
 
 

@@ -1,4 +1,4 @@
-"""The theorems of Oberman & Calder (1808.09540) as experiments, `(config) -> Study`.
+"""The theorems of Oberman & Calder (1808.09540v2) as experiments, `(config) -> Study`.
 
 `__all__` is the registry that `experiments/theory.py` looks in; `experiments/configs/theory.py` has
 the settings of each, `study.Study` what it returns, and `pictures` writes that down.

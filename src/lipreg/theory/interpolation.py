@@ -196,7 +196,7 @@ def _solve(
 
 
 def minimise(x: ArrayLike, y: ArrayLike, *, lam: float, L0: float, norm: Norm = L2) -> Minimiser:
-    """`min_f 1/n sum_i |f(x_i) - y_i|^2 + lam max(Lip(f) - L0, 0)` exactly (1808.09540, J^{Lip,n}).
+    """`min_f 1/n sum_i |f(x_i) - y_i|^2 + lam max(Lip(f) - L0, 0)` (1808.09540, J^{Lip,n}).
 
     `x [n, ...]`, and y scalars `[n]` or vectors `[n, K]`, which are measured in l_2. This is a
     convex program in the values `f(x_i)` and L, with Lip(f) over the data points. `extend` extends
@@ -204,7 +204,8 @@ def minimise(x: ArrayLike, y: ArrayLike, *, lam: float, L0: float, norm: Norm = 
     (Kirszbraun), but it is not `extend`'s. Labels in the simplex get values in the simplex.
     Points that coincide share one value, whatever their labels.
 
-    A pair becomes a constraint when it is violated, until none is: exact, with far fewer than all.
+    A pair becomes a constraint when it is violated, until none is: exact but for the solver's
+    tolerance, 1e-7 of L and lam times that in `value`, with far fewer than all.
 
     Raises: ValueError for data that are not finite or do not fit, and negative lam or L0;
     RuntimeError where the solver reports no solution.

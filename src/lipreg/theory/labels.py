@@ -160,9 +160,10 @@ def random_labels(config: Config, progress: Progress = iter) -> Study:
     """`L0 = max |y_i - y_j| / |x_i - x_j|` of labels partly shuffled, and networks that learn them.
 
     The first `examples` images of each data set. Plain networks fit any labels (1611.03530). Those
-    of `lip_excess`, with the L0 of the clean labels, cannot come near labels that are steeper
-    (1808.09540); that their class is the given one, by however little, is not excluded. Lip(f) is
-    the steepest of pairs ascended from the training images, an estimate from below.
+    of `lip_excess` are penalised where they are steeper than the clean labels, and a function with
+    Lip(f) <= L0 cannot come near steeper ones (1808.09540). That the penalty keeps Lip(f) to L0 is
+    not said, nor that the class is not the given one, by however little. Lip(f) is the steepest of
+    pairs ascended from the training images, an estimate from below.
     """
 
     def case(name: str) -> Case:

@@ -207,6 +207,8 @@ def noisy(config: Config, progress: Progress = iter) -> Study:
     the exact minimiser on `config.limit` equal cells. With lam = 0 the limit is `E[y | x]` itself.
     """
     check(config)
+    if config.flips > 1:
+        raise ValueError(f"config.flips = {config.flips}; a probability is at most 1.")
     reference, grid = _cells(1, config.reference), _cells(1, config.limit)
 
     def minimiser(x: ArrayLike, y: ArrayLike, lam: float) -> np.ndarray:
