@@ -38,7 +38,9 @@ _EPS = flags.DEFINE_float("eps", None, "their radius; default: that of the confi
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "of training a run", lower_bound=0.1)
 _TRIALS = flags.DEFINE_integer("trials", 4, "settings that a recipe may try", lower_bound=1)
 _RATES = flags.DEFINE_list(
-    "rates", [], "learning rates of each setting, in units of the config's; default: that one"
+    "rates",
+    [],
+    "of each setting, factors of its learning rate, the config's if it has none of its own",
 )
 _SHARE = flags.DEFINE_float("trial_share", 1.0, "of the seconds, for a trial", 0.01, 1.0)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "of the best recipes", lower_bound=1)
@@ -81,10 +83,10 @@ def _recipes(config: Any, eps: float) -> dict[str, compare.Recipe]:
 def _factors() -> list[float]:
     with suppress(ValueError):
         factors = [float(factor) for factor in _RATES.value]
-        if all(0 < factor < math.inf for factor in factors):
+        if all(0 < factor < math.inf for factor in factors) and len({*factors}) == len(factors):
             return factors
     raise ValueError(
-        f"--rates={','.join(_RATES.value)}; write numbers greater than 0, such as 1,0.5."
+        f"--rates={','.join(_RATES.value)}; write different numbers greater than 0, such as 1,0.5."
     )
 
 
@@ -112,12 +114,14 @@ def _guest(name: str, config: Any) -> compare.Trained:
     return compare.Trained(compare.Recipe("", [{}]), 0, seeds, {})
 
 
-# What recipes and flags set, and a flag of the config would not.
-SET = ("objective", "strengths.", "options.", "model.head", "train.steps", "train.epochs")
+# What recipes set, and a flag of the config would not.
+SET = ("objective", "strengths.", "options.", "model.head")
 
 
 def _check_flags() -> None:
     for name in config_flags.get_override_values(flags.FLAGS["config"]):
+        if name in ("train.steps", "train.epochs"):
+            raise ValueError(f"--config.{name}: runs have the steps that fit into --seconds.")
         if name.startswith(SET):
             raise ValueError(
                 f"--config.{name}: every recipe sets it; add one with another value by "

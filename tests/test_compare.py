@@ -334,6 +334,27 @@ def test_an_outsiders_recipe_is_written_in_one_line():
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("j0 name=a,b", "name=a,b; one name"),
+        ("j0 name=../x", "name=../x; one name"),
+        ("j0 approach=Z", "approach=Z; choose one of A, B, C, -"),
+        ("j0 train.learning_rate=0.1,0.1", "a value is there twice"),
+    ],
+)
+def test_a_recipe_that_is_written_wrongly_is_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        compare.own(text)
+
+
+@pytest.mark.parametrize("field", ["seed", "train.steps", "report.pgd.eps", "data.seed"])
+def test_what_all_recipes_share_is_not_set_by_one(field):
+    _, recipe = compare.own(f"j0 {field}=3")
+    with pytest.raises(ValueError, match=f"j0: {field}: the comparison sets it"):
+        compare.point(config(), recipe, 0, PLAN, steps=1)
+
+
 def test_a_recipe_tries_each_setting_at_every_rate_but_where_its_settings_are_rates():
     radii = compare.Recipe("j1", [{"strengths.eps": 0.1}, {"strengths.eps": 0.2}])
     tried = [tuple(setting.values()) for setting in compare.rated(radii, 0.2, [1, 0.5]).settings]
@@ -344,6 +365,9 @@ def test_a_recipe_tries_each_setting_at_every_rate_but_where_its_settings_are_ra
     made = compare.point(config(), compare.rated(slow, 0.2, [0.5]), 0, PLAN, steps=1)
     assert made.train.learning_rate == 0.005
     assert compare.rated(RECIPES["plain"], 0.2, [1, 0.5]) is RECIPES["plain"]
+    _, fixed = compare.own("j1 strengths.eps=0.1,0.2 train.learning_rate=0.3")
+    rates = [s["train.learning_rate"] for s in compare.rated(fixed, 0.2, [1, 0.5]).settings]
+    assert rates == [0.3, 0.15] * 2
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,23 @@ CLASSES = "y has values from 0 to 3; logits have 0 to 2"
 SHAPES = r"logits of shape \[6, 3\] and y of shape"
 BAD = {
     "weight of a hinge": (lambda: losses.hkr(net(X), Y, alpha=-1.0), "alpha = -1.0 of hkr"),
+    "smoothing above 1": (
+        lambda: losses.smoothed_cross_entropy(net(X), Y, smoothing=2.0),
+        "smoothing = 2.0 of smoothed_cross_entropy; it must be a number from 0 to 1",
+    ),
+    "temperature below 0": (
+        lambda: losses.offset_cross_entropy(net(X), Y, temperature=-1.0),
+        "temperature = -1.0 of offset_cross_entropy; it must be a number of at least 1e-06",
+    ),
+    "radius of a loss": (lambda: losses.emma(net(X), Y, eps=-1.0), "eps = -1.0 of emma"),
+    "weight of an extra logit": (lambda: losses.gloro(net(X), Y, weight=NAN), "weight = nan of gl"),
+    "power of annealing": (lambda: losses.logit_annealing(net(X), Y, gamma="a"), "gamma = 'a' of"),
+    "no steps between reports": (lambda: fit(every=0), "fit: every = 0; it must be at least 1"),
+    "no replay": (lambda: fit(replay=0), "fit: replay = 0; it must be at least 1"),
+    "norm of an inner attack": (
+        lambda: objectives.pgd_at(net, X, Y, eps=0.1, key=KEY, attack="pgd(norm='l2')"),
+        "norm of pgd: the attack gets that of the objective",
+    ),
     "norm of an attack": (lambda: attacks.pgd(KEY, net, X, Y, 0.1, norm="l7"), NO_NORM),
     "norm that is a number": (lambda: attacks.fmn(KEY, net, X, Y, norm=2), "No norm 2; choose one"),
     "norm of a distance": (lambda: curves.distance(net, X, Y, X, norm="l7"), NO_NORM),

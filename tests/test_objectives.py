@@ -592,6 +592,23 @@ def test_the_largest_gradient_is_that_of_the_frozen_view_and_the_full_form_that_
         np.testing.assert_allclose(parts["lip"], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["attack", "penalty", "difference(h=0.1)"])
+def test_the_example_of_the_largest_gradient_is_chosen_by_what_is_taken_there(method):
+    """In the trained view, and over a step of 0.1, another example has the largest."""
+    x = jnp.array([[1.0], [2.0]])
+    trained = lambda x: jnp.where(x < 1.05, x**2 / 2, x**2 / 2 + 50 * (x - 1.05))
+    frozen = lambda x: jnp.where(x < 1.5, x**2, x)  # slopes 2 and 1
+    given = {"lam": 1.0, "loss": first, "frozen": frozen, "method": objectives.method(method)}
+    _, parts = objectives.j2_lip(trained, x, NONE[:2], eps=0.0, **given)
+    assert parts["lip"] == 2.0
+    kink = lambda x: jnp.where(x > 1.5, 2 * x, jnp.where(x < 1.05, x, 50 * x))
+    lips = [
+        objectives.j2_lip(kink, x, NONE[:2], eps=0.0, **given | {"frozen": None}, top_k=k)[1]["lip"]
+        for k in (1, 0)
+    ]
+    assert lips == [2.0, 2.0]
+
+
 def test_attack_directions_are_not_differentiated_in_the_parameters():
     """`l = a x0 + b x1`: along the fixed unit direction the slope in a is its first entry."""
     a = jnp.array([3.0, 4.0])

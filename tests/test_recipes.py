@@ -10,6 +10,7 @@ import pytest
 from lipreg import losses, objectives
 from lipreg.norms import L1, L2, LINF, lp
 from lipreg.objectives import inner
+from lipreg.runs import build
 from lipreg.runs.checks import check
 from lipreg.runs.config import base_config
 
@@ -327,3 +328,12 @@ def test_an_objective_that_attacks_stays_in_the_bounds_of_the_data():
         check(config)
     config.options.bounds = (-3.0, 3.0)
     check(config)
+
+
+def test_pairs_of_points_stay_in_the_box_of_the_data():
+    config = base_config("lip_excess", {"lip_excess": {"lam": 0.1, "L0": 1.0}})
+    config.data.bounds, config.options.method = (-3.0, 3.0), "pairs(steps=4)"
+    assert build.bound_objective(config).keywords["method"] == objectives.pairs(4, (-3.0, 3.0))
+    config.options.method = "pairs(bounds=(0.0, 5.0))"
+    with pytest.raises(ValueError, match=r"box of the data, config.data.bounds = \(-3.0, 3.0\)"):
+        build.bound_objective(config)

@@ -190,6 +190,41 @@ def test_the_report_has_a_row_a_setting_the_front_and_the_best_by_validation(swe
     assert (record["axes"]["seed"], record["best"]) == ([0, 1], "lam=1.0")
 
 
+def test_a_row_with_a_seed_that_diverged_is_not_the_best(tmp_path):
+    axes = {"train.learning_rate": (0.1, 9.0, 0.2), "seed": (0, 1)}
+    found = sweep.points(config(), axes)
+    for name, point in found.items():
+        robust = {0.1: 0.3, 9.0: 0.2, 0.2: 0.5}[point.train.learning_rate] + 0.02 * point.seed
+        record = {"validation_error": robust / 2, "validation_error_pgd": robust}
+        if name == "learning_rate=9.0,seed=1":
+            record = {"failed": "Step 3: loss is nan."}
+        (tmp_path / "points" / name).mkdir(parents=True)
+        (tmp_path / "points" / name / "point.json").write_text(json.dumps(record))
+    text, _ = sweeps.report(found, axes, tmp_path)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:1] == "|"}
+    assert "| 20 | 1 of 2 |  |" in rows["learning_rate=9.0"]
+    assert "| * |" in rows["learning_rate=0.1"]
+    assert json.loads((tmp_path / "sweep.json").read_text())["best"] == "learning_rate=0.1"
+
+
+def test_epochs_are_no_axis_of_runs_that_have_steps():
+    with pytest.raises(ValueError, match=r"Axis train.epochs: the runs have train.steps"):
+        sweep.points(config(**{"train.steps": 5}), {"train.epochs": (1, 2)})
+
+
+def test_a_point_whose_last_report_was_lost_is_validated_again(tmp_path):
+    found = sweep.points(config(), {"seed": (0,)})
+    sweep.run(found, tmp_path, engine="loop", silent=True)
+    place = tmp_path / "points/seed=0"
+    whole = sweep.outcome(place)
+    rows = (place / "metrics.jsonl").read_text()
+    (place / "metrics.jsonl").write_text(rows[:-20])
+    (place / "point.json").unlink()
+    sweep.run(found, tmp_path, engine="loop", silent=True)
+    assert sweep.outcome(place) == whole
+    assert [row["step"] for row in logs.metrics(place)] == [2, 4, 6, 8]
+
+
 def test_rows_that_are_measured_differently_are_not_ranked(tmp_path):
     axes = {"report.pgd.eps": (0.1, 0.5)}
     found = sweep.points(config(), axes)
@@ -240,6 +275,7 @@ def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_
         sweep.run(found, tmp_path, engine=engine, silent=True)
     again = {"lam=2.0": found["lam=2.0"].copy_and_resolve_references()}
     again["lam=2.0"].train.learning_rate = 0.01
+    (tmp_path / "points/lam=2.0/checkpoints/4").mkdir(parents=True)  # it went on for a while
     sweep.run(again, tmp_path, engine=engine, silent=True)
     assert sweep.outcome(tmp_path / "points/lam=2.0").keys() == {build.CLEAN, build.ROBUST}
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.losses.classification import check, cross_entropy, distribution
+from lipreg.losses.classification import check, check_option, cross_entropy, distribution
 from lipreg.norms import largest, wide
 
 __all__ = ["emma", "gloro", "hkr", "logit_annealing", "offset_cross_entropy"]
 
 SQRT2 = 2**0.5
+SMALL = 1e-6  # the least temperature
 
 
 def offset_cross_entropy(
@@ -35,6 +35,7 @@ def offset_cross_entropy(
     >>> offset_cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0]), offset=2.0, temperature=1.0)
     Array([0.6931472], dtype=float32)
     """
+    check_option("offset_cross_entropy", SMALL, temperature=temperature)
     logits = wide(logits)
     shifted = logits - offset * distribution(y, logits)
     return temperature * cross_entropy(shifted / temperature, y)
@@ -51,8 +52,7 @@ def hkr(logits: Array, y: Array, *, alpha: float = 0.9, margin: float = 1.0) -> 
     >>> hkr(jnp.array([[0.25, -0.25]]), jnp.array([0]), alpha=0.5)
     Array([-0.125], dtype=float32)
     """
-    if not isinstance(alpha, Tracer) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha = {alpha} of hkr; it must be in [0, 1].")
+    check_option("hkr", 0, 1, alpha=alpha)
     logits = wide(logits)
     is_y, masked = distribution(y, logits), jnp.isneginf(logits) & (distribution(y, logits) == 0)
     logits = jnp.where(masked, 0.0, logits)
@@ -78,6 +78,7 @@ def emma(logits: Array, y: Array, *, eps: float = 36 / 255, margins: ArrayLike =
 def _worst(logits: Array, y: Array, eps: float, margins: ArrayLike) -> Array:
     """EMMA's logits: 0 for y, and for the other classes their distance to a tie, shortened."""
     check(logits, y, distributions=False)
+    check_option("emma and logit_annealing", 0, eps=eps)
     gaps = logits - jnp.take_along_axis(logits, y[:, None].astype(jnp.int32), -1)
     reach = eps * _constants(y, logits, margins)
     share = jnp.clip(-gaps / jnp.where(reach > 0, reach, 1.0), 0.01, 1.0)
@@ -110,6 +111,8 @@ def logit_annealing(
     >>> logit_annealing(z, y, temperature=1.0, offset=0.0, gamma=1.0, eps=0.0)  # (log 2) / 2
     Array([0.3465736], dtype=float32)
     """
+    check_option("logit_annealing", SMALL, temperature=temperature)
+    check_option("logit_annealing", 0, gamma=gamma)
     logits = wide(logits)
     shifted = _worst(logits, y, eps, margins) - offset * distribution(y, logits)
     losses = cross_entropy(shifted / temperature, y)
@@ -135,6 +138,7 @@ def gloro(
     >>> gloro(jnp.zeros((1, 2)), jnp.array([0]), eps=0.0)  # log 2 + log 3/2
     Array([1.0986123], dtype=float32)
     """
+    check_option("gloro", 0, eps=eps, weight=weight)
     logits = wide(logits)
     predicted = jnp.argmax(logits, -1)
     is_predicted = jax.nn.one_hot(predicted, logits.shape[-1], dtype=bool)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from lipreg.norms import largest, wide
 
 __all__ = [
     "check",
+    "check_option",
     "cross_entropy",
     "distribution",
     "divergence",
@@ -64,6 +67,17 @@ def distribution(y: Array, logits: Array) -> Array:
     return y.astype(logits.dtype)
 
 
+def check_option(loss: str, low: float, high: float = math.inf, **options: Any) -> None:
+    """ValueError for an option of a loss that is no number from low to high, or not finite."""
+    wanted = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+    for name, value in options.items():
+        if isinstance(value, Tracer):
+            continue
+        number = isinstance(value, int | float | np.number | np.ndarray | Array)
+        if not number or np.ndim(value) or not low <= value <= high or value == math.inf:
+            raise ValueError(f"{name} = {value!r} of {loss}; it must be a number {wanted}.")
+
+
 def _log_softmax(logits: Array, p: Array) -> Array:
     """`log softmax(z)`, but 0 for a masked class (a logit of -inf) of probability 0 in p."""
     likely = jax.nn.log_softmax(logits)
@@ -90,6 +104,7 @@ def smoothed_cross_entropy(logits: Array, y: Array, *, smoothing: float = 0.1) -
     >>> smoothed_cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0]), smoothing=0.5).round(2)
     Array([0.63], dtype=float32)
     """
+    check_option("smoothed_cross_entropy", 0, 1, smoothing=smoothing)
     logits = wide(logits)
     even = jax.nn.softmax(jnp.where(jnp.isneginf(logits), logits, 0.0))
     p = (1 - smoothing) * distribution(y, logits) + smoothing * even

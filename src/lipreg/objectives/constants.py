@@ -23,7 +23,7 @@ from lipreg.objectives.contract import (
     value_and_grad,
     with_aux,
 )
-from lipreg.objectives.methods import Method, first_order, pairs
+from lipreg.objectives.methods import Method, difference, first_order, pairs
 
 __all__ = ["j2_lip", "lip_excess"]
 
@@ -79,6 +79,8 @@ def j2_lip(
         # With method="attack" this repeats a pass, of which the compiler keeps one copy.
         x = jax.lax.stop_gradient(moved(x, eps, ascent(still, x, y, norm)[2]))
         _, sizes, _ = ascent(still, x, y, norm)
+    elif top_k and method != "attack" and (frozen or isinstance(method, difference)):
+        _, sizes, _ = ascent(still, x, y, norm)  # norms, and those of the frozen view
     if top_k:
         _, top = jax.lax.top_k(jax.lax.stop_gradient(sizes), top_k)
         lip = norm.dual(value_and_grad(still, x[top], y[top])[1]).mean()

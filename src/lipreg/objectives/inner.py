@@ -112,6 +112,7 @@ def n_fgsm(
 
 _NAMES = {name: getattr(attacks, name) for name in attacks.__all__}
 _NAMES |= {"fgsm_rs": fgsm_rs, "n_fgsm": n_fgsm}
+_GIVEN = ("key", "logits_fn", "x", "y", "eps", "norm", "bounds")
 
 
 def inner(attack: Attack) -> Callable[..., Array]:
@@ -126,9 +127,12 @@ def inner(attack: Attack) -> Callable[..., Array]:
     name, options = called(attack) if isinstance(attack, str) else ("", {})
     function = named("attack", name, _NAMES) if isinstance(attack, str) else attack
     takes = inspect.signature(function).parameters
+    free = [option for option in takes if option not in _GIVEN]
     for option in options:
-        if option not in takes:
-            raise ValueError(f"No option {option!r} of {name}; it takes {', '.join(takes)}.")
+        if option in _GIVEN:
+            raise ValueError(f"{option} of {name}: the attack gets that of the objective.")
+        if option not in free:
+            raise ValueError(f"No option {option!r} of {name}; it takes {', '.join(free) or '-'}.")
     run = partial(function, **options)
 
     def on_ball(

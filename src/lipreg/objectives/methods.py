@@ -6,6 +6,7 @@ value that carries them, `difference(h, order)`, `pairs(steps, bounds)`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,6 +71,8 @@ Method = str | difference | pairs
 def method(text: str) -> Method:
     """The method that a text names, with its options.
 
+    Raises: ValueError for an option that it does not have, and for a step that is no step.
+
     >>> method("penalty"), method("difference(order=2)")
     ('penalty', difference(h=0.01, order=2))
     """
@@ -81,6 +84,9 @@ def method(text: str) -> Method:
         if option not in forms[name]._fields:
             fields = ", ".join(forms[name]._fields)
             raise ValueError(f"No option {option!r} of {name}; choose one of {fields}.")
+    h = options.get("h", 1.0)
+    if not isinstance(h, int | float) or not 0 < h < math.inf:
+        raise ValueError(f"h = {h!r} of {name}; it must be a number greater than 0.")
     return forms[name](**options)
 
 

@@ -76,6 +76,7 @@ def updates(name: str, options: dict[str, Any], steps: int) -> int:
     >>> updates("sam", {}, 10), updates("awp", {"warmup": 4}, 10), updates("local_entropy", {}, 10)
     (5, 7, 10)
     """
+    wrapper(name, options, 0.0)(optax.identity())  # refuses what it cannot be made of
     given = _defaults(name) | options
     if name == "local_entropy":  # one state of it for each replica
         each = given["period"] if given["variant"] == "heat" else 1

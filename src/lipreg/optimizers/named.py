@@ -48,7 +48,7 @@ def schedule(name: str, learning_rate: float, steps: int) -> optax.Schedule:
             [peak],
         ),
         "papers": lambda: optax.piecewise_constant_schedule(
-            learning_rate, {round(steps * f): 0.2 for f in (0.3, 0.6, 0.8)}
+            learning_rate, {max(1, round(steps * f)): 0.2 for f in (0.3, 0.6, 0.8)}
         ),
     }
     if name not in schedules:

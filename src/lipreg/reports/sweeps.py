@@ -32,7 +32,8 @@ def report(
     A row is the mean over the seeds of a point, ± their standard deviation. The best is the row of
     the least error under the config's validation attack, if the next is behind it by more than the
     spread of both; on the Pareto front are those that no row beats in both errors. Neither is said
-    of rows that are measured differently. The test split has not been looked at.
+    of rows that are measured differently, or of which a seed has diverged. The test split has not
+    been looked at.
 
     Raises: ValueError, with their number, while points are missing.
     """
@@ -53,7 +54,8 @@ def report(
         for name, group in groups.items()
     }
     # Rounded: the same errors in another order have the same mean.
-    means = {name: seeds.mean(0).round(9) for name, seeds in errors.items() if len(seeds)}
+    whole = [name for name, seeds in errors.items() if len(seeds) == len(groups[name])]
+    means = {name: errors[name].mean(0).round(9) for name in whole}
     unlike = [name for name in axes if name.startswith(MEASURED)]
     on_front = set() if unlike else front(means)
     rows = {
@@ -66,9 +68,7 @@ def report(
         for name, seeds in errors.items()
     }
     lines = [curves.to_markdown(rows), ""]
-    best, sentence = _best(
-        {name: seeds[:, 1].tolist() for name, seeds in errors.items() if len(seeds)}
-    )
+    best, sentence = _best({name: errors[name][:, 1].tolist() for name in whole})
     if unlike:
         best = ""
         sentence = f"No row is best: by {', '.join(unlike)} their errors are measured differently."

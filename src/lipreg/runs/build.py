@@ -180,8 +180,21 @@ def bound_objective(config: Config) -> Callable[..., Any]:
         if isinstance(defaults[name].default, norms.Norm):
             options[name] = norms.by_name(value)
     if "method" in options and ":" not in config.objective:
-        options["method"] = objectives.method(options["method"])
+        options["method"] = _method(options["method"], config.data.bounds)
     return partial(function, **options)
+
+
+def _method(text: str, bounds: tuple[float, float]) -> Any:
+    """That of the text, in the box of the data."""
+    method = objectives.method(text)
+    if not isinstance(method, objectives.pairs):
+        return method
+    if method.bounds != bounds and "bounds" in called(text)[1]:
+        raise ValueError(
+            f"config.options.method = {text}; pairs must stay in the box of the data, "
+            f"config.data.bounds = {bounds}."
+        )
+    return method._replace(bounds=bounds)
 
 
 def _loss(text: str) -> Callable[[Array, Array], Array]:
@@ -194,6 +207,9 @@ def _loss(text: str) -> Callable[[Array, Array], Array]:
         if option not in takes:
             raise ValueError(f"No option {option!r} of {name}; it takes {', '.join(takes) or '-'}.")
     bound: Any = partial(loss, **options) if options else loss
+    if ":" not in name:
+        with told(f"The loss {text} cannot be computed"):
+            jax.eval_shape(bound, jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32))
     return bound
 
 

@@ -11,6 +11,7 @@ the table.
 """
 
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,12 @@ __all__ = [
 REPORTS = 20  # lines of metrics.jsonl a run, each with the gap between FGSM and PGD-10
 DISPATCH = 16  # steps at a time on accelerators, which a report would cut short
 RATE = "train.learning_rate"
+APPROACHES = ("A", "B", "C", "-")  # of a `Recipe`
+# What all recipes of a comparison share, beginnings of fields of a config.
+SET = (
+    *("seed", "train.steps", "train.epochs", "report.", "evaluation."),
+    *("data.name", "data.dir", "data.seed", "data.validation", "data.bounds", "data.side"),
+)
 VALIDATIONS = 10  # a run, at ends of epochs: what the best epoch is chosen from
 
 
@@ -113,27 +120,38 @@ def own(text: str) -> tuple[str, Recipe]:
     if not objective:
         raise ValueError("--own=; write OBJECTIVE FIELD=VALUE,VALUE ...")
     axes = sweep.parse(words)
-    told = {name: str(axes.pop(name, (default,))[0]) for name, default in _TOLD.items()}
-    name = told["name"] or objective.rpartition(":")[2]
-    return name, Recipe(objective, sweep.combinations(axes), approach=told["approach"])
-
-
-_TOLD = {"name": "", "approach": "-"}
+    names = axes.pop("name", (objective.rpartition(":")[2],))
+    approach = axes.pop("approach", ("-",))
+    if len(names) != 1 or not re.fullmatch(r"\w[\w.-]*", str(names[0])):
+        raise ValueError(
+            f"name={','.join(map(str, names))}; one name, of letters, digits, '_', '-' and '.'."
+        )
+    if len(approach) != 1 or approach[0] not in APPROACHES:
+        raise ValueError(
+            f"approach={','.join(map(str, approach))}; choose one of {', '.join(APPROACHES)}."
+        )
+    return str(names[0]), Recipe(objective, sweep.combinations(axes), approach=approach[0])
 
 
 def rated(recipe: Recipe, rate: float, factors: Sequence[float]) -> Recipe:
     """The recipe with each of its settings at several learning rates, the first ones first.
 
-    Its rate, or else `rate`, times each factor. A recipe whose settings are rates stays as it is.
+    Its rate, or else `rate`, times each factor. A recipe whose settings differ in their rates stays
+    as it is.
 
     >>> recipe = rated(Recipe("j1", [{"strengths.eps": 0.1}]), 0.2, [1.0, 0.5])
     >>> [setting[RATE] for setting in recipe.settings]
     [0.2, 0.1]
     """
-    if any(RATE in setting for setting in recipe.settings):
+    own = [setting.get(RATE, recipe.fields.get(RATE, rate)) for setting in recipe.settings]
+    if len({*own}) > 1:
         return recipe
-    rates = [round(factor * recipe.fields.get(RATE, rate), 12) for factor in factors]
-    return recipe._replace(settings=[s | {RATE: r} for s in recipe.settings for r in rates])
+    rated = [
+        {**setting, RATE: float(f"{factor * mine:.12g}")}
+        for setting, mine in zip(recipe.settings, own, strict=True)
+        for factor in factors
+    ]
+    return recipe._replace(settings=rated)
 
 
 def fitting(seconds: float, step_s: float) -> int:
@@ -166,6 +184,9 @@ def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed:
     if "model.settings" in given:  # of another network
         with config.unlocked():
             config.model.settings = dict(given["model.settings"])
+    for name in given:
+        if name.startswith(SET):
+            raise ValueError(f"{row}: {name}: the comparison sets it, the same for all recipes.")
     fields |= {name: value for name, value in given.items() if name != "model.settings"}
     for name, value in fields.items():
         if name not in leaves(config):

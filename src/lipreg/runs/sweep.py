@@ -11,6 +11,7 @@ the other, `vmap` all at once, sharded over the devices. `ray` starts a process 
 import ast
 import itertools
 import logging
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,10 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     >>> combinations({"lam": (1, 2), "seed": (0,)})
     [{'lam': 1, 'seed': 0}, {'lam': 2, 'seed': 0}]
     """
+    for name, values in axes.items():
+        if len(set(values)) < len(values):
+            listed = ",".join(map(str, values))
+            raise ValueError(f"Axis {name}={listed}: a value is there twice.")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -93,10 +98,10 @@ def points(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, Confi
     # The short name "seed" is for the training seed only: the report averages over its values.
     clear = len(set(short)) == len(short) and ("seed" in axes or "seed" not in short)
     labels = short if clear else list(axes)
-    for name, values in axes.items():
-        if len(set(values)) < len(values):
-            listed = ",".join(map(str, values))
-            raise ValueError(f"Axis {name}={listed}: a value is there twice.")
+    if "train.epochs" in axes and (config.train.steps or any(axes.get("train.steps", ()))):
+        raise ValueError(
+            "Axis train.epochs: the runs have train.steps instead; give one of the two."
+        )
     configs: dict[str, Config] = {}
     for values in combinations(axes):
         point = config.copy_and_resolve_references()
@@ -124,7 +129,7 @@ def run(
 ) -> None:
     """Train those points that are not done; a point that diverges is written down and skipped.
 
-    With another config, a smaller learning rate for instance, one that has diverged is tried again.
+    With another config, a smaller learning rate for instance, one that has diverged begins anew.
 
     `auto` is `vmap` on accelerators, for points that allow it, and `loop` on CPU.
 
@@ -134,14 +139,18 @@ def run(
     if engine not in ENGINES:
         raise ValueError(f"No engine {engine!r}; choose one of {', '.join(ENGINES)}.")
     folder = Path(workdir) / "points"
+
+    diverged = [
+        name
+        for name, config in configs.items()
+        if "failed" in outcome(folder / name) and storage.changes(folder / name, config.to_dict())
+    ]
     for name, config in configs.items():
-        storage.check_workdir(folder / name, config.to_dict())
-
-    def done(place: Path, config: Config) -> bool:
-        found = outcome(place)
-        return bool(found) and not ("failed" in found and storage.changes(place, config.to_dict()))
-
-    left = {name: config for name, config in configs.items() if not done(folder / name, config)}
+        if name not in diverged:
+            storage.check_workdir(folder / name, config.to_dict())
+    for name in diverged:
+        shutil.rmtree(folder / name)
+    left = {name: config for name, config in configs.items() if not outcome(folder / name)}
     for name in left:
         (folder / name / "point.json").unlink(missing_ok=True)
     if engine == "ray":

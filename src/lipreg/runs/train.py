@@ -46,6 +46,8 @@ def train_run(
             bar.write(shown.resumed(experiment, workdir, first))
         log = stack.enter_context(_log(experiment, workdir, first))
         advance = shown.advancing(bar, experiment)
+        if first == experiment.steps and (not log.rows or log.rows[-1]["step"] < first):
+            _record(experiment, begun, {}, log, manager)  # its last report was lost
         for state, parts in _fitted(
             experiment,
             experiment.program.step,
@@ -216,7 +218,8 @@ def _record(
     last = step == experiment.steps
     due = lambda every: last or (rest == 0 and epoch % every == 0)
     kept = due(report.validate_every_epochs) or due(report.checkpoint_every_epochs)
-    if kept and state.ema_state is not None and train.ema_statistics == "recomputed":
+    used = kept or report.gap_examples
+    if used and state.ema_state is not None and train.ema_statistics == "recomputed":
         options = {"batch_size": train.batch_size, "key": key_for(config, "report")}
         state = training.refitted(experiment.program.apply, state, experiment.training, **options)
     if due(report.validate_every_epochs):

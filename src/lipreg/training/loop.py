@@ -17,6 +17,7 @@ import optax
 from jax import Array
 
 from lipreg import batching, datasets, models, optimizers, parallel
+from lipreg.contracts import at_least_one
 from lipreg.datasets.images import to_unit
 from lipreg.training.step import Apply, State, init, logits_fn, make_step
 
@@ -64,6 +65,7 @@ def fit(
     Raises: Diverged, naming the step and the part, when a part is not finite; ValueError for a data
     set that is none, and, naming the leaf, where a step changes the form of its state.
     """
+    at_least_one("fit", every=every, replay=replay)
     stacked = state.step.ndim > 0
     _check(dataset, batch_size)
     place = parallel.shard if stacked else parallel.replicate
@@ -210,7 +212,8 @@ def refitted(
     augmentation. At a momentum of 0.9, 0.5 % of model_state is left after 50.
     """
     if isinstance(dataset, datasets.Dataset | datasets.Mixture):
-        images, share = dataset.x, parallel.shard
+        even = batch_size == parallel.multiple(batch_size)  # not of vmapped runs on their devices
+        images, share = dataset.x, parallel.shard if even else parallel.replicate
         xs = (images[rows] for rows in _batches(key, dataset, batch_size, 0))
     else:
         seed, share = int(jax.random.key_data(key)[-1]), parallel.assemble
