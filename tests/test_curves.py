@@ -294,6 +294,40 @@ def test_a_median_counts_errors_as_zero_and_failures_as_infinite(distances, expe
     np.testing.assert_allclose(curves.median_distance(jnp.array(distances)), expected)
 
 
+def test_a_median_of_nothing_or_of_nan_is_refused():
+    for distances in ([], [0.0, float("nan")]):
+        with pytest.raises(ValueError, match="median of no distances, or of nan"):
+            curves.median_distance(jnp.array(distances))
+
+
+@pytest.mark.parametrize("refine", [0, 8])
+def test_what_an_attack_breaks_at_a_radius_counts_there_however_its_length_is_rounded(refine):
+    ends = np.linspace(0.097, 0.0999, 40, dtype=np.float32)
+    x, y = jnp.repeat(0.75 - ends[:, None], 8, 1), jnp.zeros(40, int)
+    model = lambda x: jnp.stack([0 * x[:, 0], (x - 0.75).sum(1)], 1)
+    attack, grid = partial(attacks.fgsm, norm="linf"), jnp.array([0.05, 0.1, 0.2])
+    assert curves.error(model, attack(KEY, model, x, y, 0.1), y) == 1.0
+    curve = curves.error_curve(KEY, model, x, y, grid, attack=attack, refine=refine)
+    assert curve.tolist() == [0.0, 1.0, 1.0]
+
+
+def test_a_box_that_is_not_the_attacks_is_refused():
+    with pytest.raises(
+        ValueError, match=r"bounds = \(-1.0, 1.0\), and pgd attacks in \(0.0, 1.0\)"
+    ):
+        curves.minimal_distance(
+            KEY, linear, X, Y, jnp.array([0.1, 0.2]), attack=attacks.pgd, bounds=(-1.0, 1.0)
+        )
+    with pytest.raises(ValueError, match="give two numbers, which jit does not trace"):
+        attacks.fgsm(KEY, linear, X, Y, 0.1, bounds=(np.zeros(2), np.ones(2)))
+
+
+def test_labels_of_another_shape_or_of_no_class_are_refused():
+    for y, said in ((Y[:, None], "want"), (Y[:1], "want"), (Y - 9, "y has values")):
+        with pytest.raises(ValueError, match=said):
+            curves.error(linear, X, y)
+
+
 def test_a_summary_has_the_columns_of_the_paper_in_percent():
     expected = {
         "% clean error": 25.0,

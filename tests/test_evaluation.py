@@ -14,7 +14,7 @@ import pytest
 from lipreg import attacks, evaluation
 from lipreg.attacks.expectation import expectation
 from lipreg.batching import packed
-from lipreg.evaluation import protocols
+from lipreg.evaluation import measure, protocols
 from lipreg.evaluation.autoattack import stages
 from lipreg.evaluation.cascade import Stage
 from lipreg.norms import L1, L2, LINF
@@ -177,6 +177,36 @@ def test_a_damaged_result_is_computed_again(tmp_path):
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:40])
     assert store.get("a") is None
     assert store.get("b") is None
+
+
+def test_a_store_keeps_every_radius_of_a_cascade_apart(tmp_path):
+    x, y = np.array([[0.6, 0.4], [0.8, 0.2], [0.9, 0.1]], np.float32), np.zeros(3, int)
+    step = Stage("fgsm", lambda key, f, x, y, eps, _: attacks.fgsm(key, f, x, y, eps))
+    store = evaluation.Store(tmp_path, {"model": 1})
+    cascade = partial(evaluation.cascade, KEY, lambda x: x, x, y, attacks=[step], store=store)
+    errors = [cascade(eps).error for eps in (0.45, 0.15, 0.35)]
+    np.testing.assert_allclose(errors, [1, 1 / 3, 2 / 3])
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 255.0)])
+def test_the_pgd_curve_reaches_the_radii_that_are_asked_for_in_every_box(bounds):
+    ends, width = np.linspace(0.05, 0.45, 16, dtype=np.float32), bounds[1]
+    x, y = width * np.repeat(0.95 - ends[:, None], 4, 1), np.zeros(16, int)
+    model = lambda x: jnp.stack([0 * x[:, 0], (x / width - 0.95).sum(1)], 1)
+    radii = {"linf": tuple(width * eps for eps in (0.1, 0.3, 0.5))}
+    options = {"protocol": "pgd", "radii": radii, "bounds": bounds, "progress": None}
+    found = evaluation.evaluate(model, x, y, **options)
+    errors = [found.error("linf", eps) for eps in radii["linf"]]
+    assert errors == [(ends <= eps).mean() for eps in (0.1, 0.3, 0.5)]
+    few = evaluation.pgd(grids={"linf": (0.1 * width, 0.2 * width)})
+    with pytest.raises(ValueError, match=r"pgd looks as far as .*: give it a grid"):
+        evaluation.evaluate(model, x, y, **options | {"protocol": few})
+
+
+@pytest.mark.parametrize("name", ["square", "clean", "all attacks", "all together"])
+def test_a_strangers_attack_has_a_name_of_its_own(name):
+    with pytest.raises(ValueError, match=f"has an attack '{name}': rename yours"):
+        measure._plan("autoattack", {name: attacks.fgsm})
 
 
 def test_the_versions_of_autoattack_have_their_attacks():

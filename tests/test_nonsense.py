@@ -1,6 +1,7 @@
 """What the Python API refuses: one line with the value and the choices, and no wrong number."""
 
 import inspect
+import math
 import re
 from functools import partial
 
@@ -86,6 +87,10 @@ BAD = {
         NO_NORM,
     ),
     "radius of nan": (lambda: attacks.pgd(KEY, net, X, Y, NAN), "eps = nan; a radius"),
+    "radius without an end": (
+        lambda: attacks.fgsm(KEY, net, X, Y, math.inf),
+        "eps = inf; a radius",
+    ),
     "negative radius": (lambda: attacks.fgsm(KEY, net, X, Y, -0.1), "eps = -0.1; a radius"),
     "radius of nan, trained": (lambda: objectives.j1(net, X, Y, eps=NAN), "eps = nan; a radius"),
     "negative radius, trained": (

@@ -8,6 +8,7 @@ from jax import Array
 
 from lipreg.contracts import LogitsFn, check_labels, check_logits
 from lipreg.losses import margin
+from lipreg.losses.classification import check
 from lipreg.norms import expand, select, wide
 
 __all__ = ["misclassified", "score", "to_boundary"]
@@ -19,15 +20,25 @@ def misclassified(logits_fn: LogitsFn, x: Array, y: Array) -> Array:
     A logit of -inf is legal and masks its class. Classes of any integer type are compared as int32.
     """
     check_labels(y)
-    logits = logits_fn(x)
+    logits, y = logits_fn(x), jnp.asarray(y)
     check_logits(logits, len(x))
-    answer = jnp.argmax(logits, -1).astype(jnp.int32)
-    return (answer != jnp.asarray(y).astype(jnp.int32)) | ~jnp.isfinite(logits.max(-1))
+    check(logits, y, distributions=False)
+    return _wrong(logits, y) | ~jnp.isfinite(logits.max(-1))
 
 
 def score(logits: Array, y: Array) -> Array:
-    """The margin, and inf where a logit is nan or inf: above 0 the image is `misclassified`."""
-    return jnp.where(jnp.isfinite(logits.max(-1)), margin(logits, y), jnp.inf)
+    """The margin, above 0 exactly where the image is `misclassified`.
+
+    So it is inf where a logit is nan or inf, and the smallest number above 0 where another class
+    ties with y and is the answer.
+    """
+    value = margin(logits, y)
+    value = jnp.where((value == 0) & _wrong(logits, y), jnp.finfo(value.dtype).tiny, value)
+    return jnp.where(jnp.isfinite(logits.max(-1)), value, jnp.inf)
+
+
+def _wrong(logits: Array, y: Array) -> Array:
+    return jnp.argmax(logits, -1).astype(jnp.int32) != y.astype(jnp.int32)
 
 
 def to_boundary(logits_fn: LogitsFn, x: Array, y: Array, x_adv: Array, *, steps: int = 10) -> Array:

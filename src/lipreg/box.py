@@ -13,8 +13,13 @@ Bounds = tuple[float, float]
 
 
 def check_inside(x: Array, bounds: Bounds) -> None:
-    """ValueError for x outside of the box, and for bounds that are not in increasing order."""
-    low, high = bounds
+    """ValueError for x outside of the box, and for bounds that are no two increasing numbers."""
+    try:
+        low, high = map(float, bounds)
+    except TypeError:  # arrays, also traced ones
+        raise ValueError(
+            f"bounds = {bounds}: give two numbers, which jit does not trace, for all pixels."
+        ) from None
     if not low < high:
         raise ValueError(f"bounds = {bounds}: the first must be less than the second.")
     if isinstance(x, Tracer):
@@ -22,8 +27,9 @@ def check_inside(x: Array, bounds: Bounds) -> None:
     values = np.asarray(x)
     if np.isnan(values).any():
         raise ValueError(f"x has values of nan: {int(np.isnan(values).sum())} of {values.size}.")
-    # Pixels normalised in x's type differ by one rounding from bounds normalised in another.
-    room = float(jnp.finfo(values.dtype).eps)
+    # Pixels normalised in x's type differ by the rounding of mean, deviation, difference and
+    # quotient from bounds normalised in another.
+    room = 4 * float(jnp.finfo(values.dtype).eps)
     least, most = float(values.min()), float(values.max())
     if not (least >= low - room * abs(low) and most <= high + room * abs(high)):
         raise ValueError(f"x has values from {least:.9g} to {most:.9g}, outside bounds {bounds}.")

@@ -44,9 +44,9 @@ def check_norm(attack: str, norm: Norm, *served: Norm) -> None:
 
 
 def check_radius(eps: ArrayLike) -> None:
-    """ValueError for a radius that is negative or NaN."""
-    if not isinstance(eps, Tracer) and not (np.asarray(eps) >= 0).all():
-        raise ValueError(f"eps = {eps}; a radius must be 0 or more.")
+    """ValueError for a radius that is negative, infinite or NaN."""
+    if not isinstance(eps, Tracer) and not ((np.asarray(eps) >= 0) & np.isfinite(eps)).all():
+        raise ValueError(f"eps = {eps}; a radius must be 0 or more, and finite.")
 
 
 def check_labels(y: ArrayLike, what: str = "y") -> None:

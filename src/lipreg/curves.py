@@ -107,9 +107,10 @@ def nearest(
     are in its norm, and in `norm`, by default l_2, for an attack that has no option of that name.
     `unroll` is that of the loop over attacks.
 
-    Raises: ValueError for a norm that is not the attack's, and for an attack without a radius.
+    Raises: ValueError for a norm or a box that is not the attack's, and for an attack without a
+    radius.
     """
-    norm = _norm_of(attack, norm)
+    norm = _norm_of(attack, norm, bounds)
     epsilons = jnp.asarray(epsilons, wide(x).dtype)
     if epsilons.ndim != 1 or epsilons.size == 0:
         raise ValueError(f"epsilons has shape {list(epsilons.shape)}; want a list of radii [E].")
@@ -127,6 +128,8 @@ def nearest(
         eps = epsilons[jnp.minimum(middle, epsilons.size - 1)]
         x_adv = attack(fold_in(keys, round_), logits_fn, x, y, eps)
         size = distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
+        # A point at the end of the ball, measured with a rounding, is inside.
+        size = jnp.where(size <= eps * (1 + 1e-5), jnp.minimum(size, eps), size)
         broken = size < jnp.inf
         # A successful point may lie well inside the ball: skip the radii beyond it.
         high = jnp.where(broken, jnp.minimum(middle, jnp.searchsorted(epsilons, size)), high)
@@ -147,8 +150,8 @@ def nearest(
     return jnp.minimum(best, size), select(size <= best, closest, point)
 
 
-def _norm_of(attack: Attack, norm: NormLike | None) -> Norm:
-    """The norm in which an attack with a radius is measured."""
+def _norm_of(attack: Attack, norm: NormLike | None, bounds: Bounds) -> Norm:
+    """The norm in which an attack with a radius is measured; its box is that of the measure."""
     asked = None if norm is None else by_name(norm)
     try:
         signature = inspect.signature(attack)
@@ -161,6 +164,9 @@ def _norm_of(attack: Attack, norm: NormLike | None) -> Norm:
             f"{_name(attack)} takes no radius: it looks for the nearest image. Measure that with "
             "curves.distance; curves.error_at gives the curve of the distances."
         ) from None
+    box = signature.parameters.get("bounds")
+    if box and box.default is not box.empty and tuple(box.default) != tuple(bounds):
+        raise ValueError(f"bounds = {bounds}, and {_name(attack)} attacks in {box.default}.")
     option = signature.parameters.get("norm")
     own = None if option is None or option.default is option.empty else by_name(option.default)
     if asked and own and asked != own:
@@ -232,6 +238,12 @@ def median_distance(distances: ArrayLike) -> Array:
     >>> median_distance(jnp.array([0.0, 0.5, jnp.inf]))
     Array(0.5, dtype=float32)
     """
+    if not np.size(distances) or (
+        not isinstance(distances, Tracer) and np.isnan(np.asarray(distances)).any()
+    ):
+        raise ValueError(
+            "The median of no distances, or of nan; give inf for an attack that failed."
+        )
     # jnp.median would average 0.5 and inf, or inf and inf by way of inf - inf = nan.
     ranked = jnp.sort(jnp.asarray(distances))
     return ranked[(len(ranked) - 1) // 2]

@@ -76,12 +76,13 @@ def square(
     axis = -1 if channels is None else channels
     shown = lambda points: logits_fn(jnp.moveaxis(points, -1, axis))
     x = jnp.moveaxis(x, axis, -1)
-    shape = (1, x.shape[1], 1) if x.ndim == 2 else (*x.shape[1:3], math.prod(x.shape[3:]))
+    shape = (
+        (1, math.prod(x.shape[1:]), 1) if x.ndim <= 2 else (*x.shape[1:3], math.prod(x.shape[3:]))
+    )
     start, move, least = (_stripes, _overwrite, 1) if norm == LINF else (_tiles, _shift, 3)
     sides = [_sides(initial / 2**n, shape, least) for n in range(len(HALVED_AT) + 1)]
-    halved_at = np.array(HALVED_AT, np.int32)
-    if rescale:
-        halved_at = halved_at * queries // 10_000
+    halved_at = np.array(HALVED_AT, np.int64)
+    halved_at = (halved_at * queries // 10_000 if rescale else halved_at).astype(np.int32)
 
     # All random numbers of a trial in one draw: several draws are slow to compile.
     chances = jax.vmap(lambda key: jax.random.uniform(key, (5 + shape[2],)))

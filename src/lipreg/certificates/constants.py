@@ -84,9 +84,10 @@ def margin_lipschitz(
     `lipschitz(logits_fn, x[:1])`, which hold for all. Or it is one number, the L of the logits.
     Then `L_yj = ||e_y - e_j||_* L`: `2 L` where L is in `label_norm` LINF, `sqrt(2) L` where it is
     in L2. A constant that is in L2 is one in LINF too, which is the default. `eps`, a number or
-    `[B]`, is the radius around x within which the constant holds.
+    `[B]`, is the radius around x within which the constant holds; a `LipschitzBound` has its own.
 
-    Raises: ValueError for a constant of another type or shape, negative or not a number.
+    Raises: ValueError for a constant of another type or shape, negative or not a number, and for
+    that of one example's ball where there are more.
 
     >>> from lipreg.lipschitz.bounds import lipschitz
     >>> f, x, y = lambda x: x @ jnp.array([[3.0, 0.0], [0.0, 4.0]]), jnp.eye(2), jnp.array([0, 0])
@@ -97,6 +98,7 @@ def margin_lipschitz(
     value = checked_value("margin_lipschitz", constant, Constant, LipschitzBound)
     if isinstance(constant, LipschitzBound):
         among = class_constants(value, logits, y)
+        eps = jnp.minimum(jnp.asarray(eps), _reach(constant, len(logits)))
     else:
         between = label_norm.dual(jnp.asarray([[1.0, -1.0]], logits.dtype))
         among = jnp.broadcast_to(between * value, logits.shape[:1])[:, None]
@@ -197,8 +199,11 @@ def gaps(logits: Array, y: Array) -> Array:
 
 
 def class_constants(margins: Array, logits: Array, y: Array) -> Array:
-    """`L_yj` of each example's y, `[B, K - 1]`, from `[K, K]`, `[1, K, K]` or `[B, K, K]`."""
+    """`L_yj` of each example's y, `[B, K - 1]`, from `[K, K]`, `[1, K, K]` or `[B, K, K]`; or from
+    those of y alone, `[B, 1, K]`."""
     batch, classes = logits.shape
+    if margins.shape == (batch, 1, classes):
+        return others(margins[:, 0], y)
     margins = margins[0] if len(margins.shape) == 3 and len(margins) == 1 else margins
     if margins.shape not in ((classes, classes), (batch, classes, classes)):
         raise ValueError(
@@ -206,6 +211,18 @@ def class_constants(margins: Array, logits: Array, y: Array) -> Array:
             f"[{batch}, {classes}, {classes}]."
         )
     return others(margins[y] if margins.ndim == 2 else margins[jnp.arange(batch), y], y)
+
+
+def _reach(constant: LipschitzBound, batch: int) -> Array:
+    """The radius within which a bound holds, for each example."""
+    eps = jnp.asarray(constant.eps)
+    if eps.shape not in ((), (batch,)) or (
+        batch > 1 and constant.margins.shape[:-2] != (batch,) and bool(jnp.isfinite(eps).any())
+    ):
+        raise ValueError(
+            f"margin_lipschitz: constant holds around {max(eps.size, 1)} example; x has {batch}."
+        )
+    return eps
 
 
 def certificate(logits: Array, radius: Array, kind: str) -> Certificate:

@@ -55,7 +55,7 @@ def margin_local(
 
     def reach(eps: ArrayLike) -> Certificate:
         bound = bound_at(eps)
-        radii = gaps(logits, y) / others(bound.margins, y)
+        radii = gaps(logits, y) / others(bound.margins[:, 0], y)
         found = certificate(logits, radii.min(1), bound.kind)
         return found._replace(radius=jnp.minimum(found.radius, diameter))
 

@@ -77,7 +77,7 @@ def cascade(
     batch_size: int = 256,
     known: Array | np.ndarray | None = None,
     store: Store | None = None,
-    name: str = "cascade",
+    name: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Each attack on the survivors of those before it, so that no broken image is attacked again.
@@ -88,7 +88,7 @@ def cascade(
     Attacks are not trusted: their points are classified again and measured. `known [N, ...]` are
     adversarial examples to begin with, from a smaller radius for instance. After each batch
     `progress` is called with the attack and the number of survivors. With a `store` a killed run
-    resumes where it was.
+    resumes where it was; what it keeps has the `name`, by default of norm and radius.
 
     Raises: ValueError, before anything runs, for invalid images, labels or radii.
 
@@ -111,10 +111,11 @@ def run(
     norm: Norm,
     *,
     known: np.ndarray | None = None,
-    name: str = "cascade",
+    name: str = "",
 ) -> Outcome:
     """`cascade` on what an evaluation hands on."""
     check_radius(eps)
+    name = name or f"cascade-{norm.name}-{eps:.9g}"
     model, x, y, bounds = subject.model, subject.x, subject.y, subject.bounds
     x_adv, broken_by, names = x.copy(), np.full(len(x), -1), ["clean"]
 

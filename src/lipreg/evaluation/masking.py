@@ -28,7 +28,7 @@ from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
 from lipreg.evaluation.checks import QUESTIONS, Check, answered, to_markdown, verdict
 from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy, dlr, margin
-from lipreg.norms import L1, L2, LINF, Norm, NormLike, by_name, expand
+from lipreg.norms import L1, L2, LINF, Norm, NormLike, by_name, expand, wide
 from lipreg.tracing import compiled, output, snapshot
 
 __all__ = ["Check", "masking_report", "to_markdown", "verdict"]
@@ -171,7 +171,11 @@ def _broken(
 def _probe(
     norm: Norm, bounds: Bounds, model: Partial, keys: Array, x: Array, y: Array, *, eps: Array
 ) -> dict[str, Array]:
-    """What needs no attack, for each image, where it is classified correctly."""
+    """What needs no attack, for each image, where it is classified correctly.
+
+    Moved in float32: in half precision steps this small are rounded away.
+    """
+    x = wide(x)
     logits_fn = lambda x: model(x).astype(x.dtype)
     logits, right = logits_fn(x), ~misclassified(model, x, y)
     clean = margin(logits, y)

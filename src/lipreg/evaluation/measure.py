@@ -20,7 +20,14 @@ from lipreg.evaluation.autoattack import stages
 from lipreg.evaluation.cascade import Outcome, Stage, run
 from lipreg.evaluation.checks import Check
 from lipreg.evaluation.masking import check_surrogate, masking_report
-from lipreg.evaluation.protocols import PROTOCOLS, Protocol, has_radius, outsider, search
+from lipreg.evaluation.protocols import (
+    PROTOCOLS,
+    Protocol,
+    has_radius,
+    outsider,
+    pgd_for,
+    search,
+)
 from lipreg.evaluation.record import Evaluation
 from lipreg.evaluation.store import Store
 from lipreg.evaluation.subject import Subject, admitted
@@ -88,8 +95,8 @@ def evaluate(
     >>> result.error("l2", 0.0) == result.clean.mean(), result.error("l2", 9.0)
     (np.True_, 1.0)
     """
-    plan = _plan(protocol, attacks or {})
     radii = {norm: tuple(values) for norm, values in radii.items()}
+    plan = _plan(pgd_for(radii, bounds) if protocol == "pgd" else protocol, attacks or {})
     _check(plan, radii, surrogate)
     key = jax.random.key(seed)
     subject = admitted(
@@ -137,6 +144,9 @@ def _plan(protocol: str | Protocol, attacks: Mapping[str, Callable[..., Array]])
             raise ValueError(f"No protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
         protocol = PROTOCOLS[protocol]
     own = {label for by_name in protocol.searches.values() for label in by_name}
+    own |= {"clean", "known", "all attacks", "all together"}
+    if protocol.autoattack:
+        own |= {stage.name for norm in NORMS for stage in stages("standard", 10, norm)}
     if taken := sorted(own & set(attacks)):
         raise ValueError(f"The protocol {protocol.name} has an attack {taken[0]!r}: rename yours.")
     within = {name: outsider(name, f) for name, f in attacks.items() if has_radius(name, f)}
@@ -165,6 +175,12 @@ def _check(
             raise ValueError(f"radii of {norm} = {values}; give radii greater than 0.")
         if len({f"{eps:g}" for eps in values}) < len(values):
             raise ValueError(f"radii of {norm} = {values}; two are the same to six digits.")
+        grid = plan.settings.get("grids", {}).get(norm, values)
+        if max(values) > max(grid) * (1 + 1e-5):
+            raise ValueError(
+                f"radii of {norm} = {values}; {plan.name} looks as far as {max(grid):g}: give it a "
+                "grid of radii that reaches farther."
+            )
     if surrogate is not None and not plan.masking:
         having = ", ".join(name for name, other in PROTOCOLS.items() if other.masking)
         raise ValueError(

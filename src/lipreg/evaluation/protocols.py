@@ -17,7 +17,7 @@ from lipreg.contracts import LogitsFn
 from lipreg.doors import told
 from lipreg.norms import Norm
 
-__all__ = ["PROTOCOLS", "Protocol", "grid", "has_radius", "outsider", "pgd", "search"]
+__all__ = ["PROTOCOLS", "Protocol", "grid", "has_radius", "outsider", "pgd", "pgd_for", "search"]
 
 Search = Callable[..., tuple[Array, Array]]
 
@@ -105,6 +105,14 @@ def pgd(
     settings: dict[str, Any] = {"steps": steps, "restarts": restarts}
     settings["grids"] = {norm: values.tolist() for norm, values in radii.items()}
     return Protocol("pgd", searches, masking=False, settings=settings)
+
+
+def pgd_for(radii: Mapping[str, Sequence[float]], bounds: Bounds) -> Protocol:
+    """`pgd` with grids that have these radii and reach beyond, in a box of this width."""
+    width = bounds[1] - bounds[0] if np.isfinite(bounds).all() else 1.0
+    served = {norm: values for norm, values in radii.items() if norm in GRIDS}
+    grids = {n: grid(width * float(GRIDS[n][-1]), 31, *values) for n, values in served.items()}
+    return pgd(grids=GRIDS | grids)
 
 
 _DECK = {"basic_iterative": search(attacks.basic_iterative)}

@@ -151,7 +151,7 @@ def _distances(evaluation: Evaluation, norm: str) -> dict[str, dict[str, float |
             "median distance": float(curves.median_distance(values)),
             "mean of those found": _finite_mean(values),
             "failures": str(int(np.isinf(values).sum())),
-            **{f"% error at {eps:.4g}": 100 * float((values <= eps).mean()) for eps in errors},
+            **{f"% error at {eps:g}": 100 * float((values <= eps).mean()) for eps in errors},
         }
         for label, values in distances.items()
     }
@@ -170,5 +170,5 @@ def _errors(evaluation: Evaluation, norm: str) -> dict[str, dict[str, float]]:
         row = {"clean": float(evaluation.clean.mean())} | row | alone
         if evaluation.distances[norm] or len(evaluation.at(norm, eps)) > 1:
             row["all attacks"] = evaluation.error(norm, eps)
-        rows[f"eps = {eps:.4g}"] = {name: 100 * error for name, error in row.items()}
+        rows[f"eps = {eps:g}"] = {name: 100 * error for name, error in row.items()}
     return rows

@@ -46,6 +46,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from lipreg.box import check_inside
 from lipreg.float64 import in_float64
 from lipreg.lipschitz.declared import check
 from lipreg.lipschitz.slopes import Box, largest, length, outward, product, times, upper
@@ -65,13 +66,15 @@ class LipschitzBound(NamedTuple):
     Attributes:
       output: of f, `[B]`.
       margins: of every difference of two outputs `m = z_j - z_k`, `[B, K, K]`; where `bounder` was
-        given classes y, only of `z_y - z_k`, `[B, K]`.
+        given classes y, only of `z_y - z_k`, `[B, 1, K]`.
       kind: "certified", or "estimate" with a constant that was declared without a proof.
+      eps: the radius around each example within which they hold.
     """
 
     output: Array
     margins: Array
     kind: str = "certified"
+    eps: ArrayLike = math.inf
 
 
 def interval(f: Callable[[Array], Array], low: Array, high: Array) -> Box:
@@ -154,7 +157,7 @@ def bounder(
 ) -> Callable[[ArrayLike], LipschitzBound]:
     """`eps -> lipschitz(f, x, eps, bounds=bounds)`, compiled once for all finite eps.
 
-    With classes `y [B]` it computes only the K margins of `z_y`, `[B, K]`, not all K^2.
+    With classes `y [B]` it computes only the K margins of `z_y`, `[B, 1, K]`, not all K^2.
 
     >>> bound_at = bounder(lambda x: jax.nn.relu(x - 0.5), jnp.zeros((1, 1)))
     >>> [round(bound_at(eps).output.item(), 4) for eps in (0.25, 0.75)]
@@ -179,8 +182,8 @@ def bounder(
     every = np.arange(shape[1], dtype=np.int32)
     rows, row = (every, None) if y is None else np.unique(np.asarray(y), return_inverse=True)
     own = np.broadcast_to(every, (len(x), len(every))) if y is None else np.asarray(y)[:, None]
-    if not ((points >= low) & (points <= high)).all():
-        raise ValueError(f"x from {points.min():g} to {points.max():g}: outside bounds {bounds}.")
+    check_inside(x, bounds)
+    low, high = min(low, points.min()), max(high, points.max())  # by a rounding of x
 
     @jax.jit
     @partial(jax.vmap, in_axes=(None, 0, 0, 0))
@@ -210,10 +213,10 @@ def bounder(
             constants = run(traced.consts, *given)
             output, margins = (_widened(upper(a), 1, x.dtype) for a in constants)
         if y is not None:
-            margins = margins[0, row] if everywhere else margins[:, 0]
+            margins = margins[0, row][:, None] if everywhere else margins
         output = jnp.broadcast_to(output, (len(x),))
         margins = jnp.broadcast_to(margins, (len(x), *margins.shape[1:]))
-        return LipschitzBound(output, margins, kind)
+        return LipschitzBound(output, margins, kind, math.inf if everywhere else radii)
 
     return bound_at
 

@@ -92,7 +92,17 @@ def convolution(params: dict, apply: Callable, w: Array, root: Root, left: bool)
         place, found = _place(params, root, periods), entries(root)
         source = found and (found[0], once)
         own = times(lip, largest(mask))
-        made = Linear(source, own, kernel[0], alone, place, numbers.out_spec[1])
+        out = jax.eval_shape(apply, mask, w).shape
+        reads, writes = (
+            (spec, tuple(period or shape[k] for k, period in zip(spec[2:], around, strict=True)))
+            for spec, shape, around in (
+                (numbers.lhs_spec, mask.shape, periods),
+                (numbers.out_spec, out, [0] * len(periods)),
+            )
+        )
+        made = Linear(
+            *(source, own, kernel[0], alone, place, numbers.out_spec[1]), reads=reads, writes=writes
+        )
 
     def least(c: Array) -> Array:
         if made is None:

@@ -23,7 +23,7 @@ __all__ = ["FORMS", "check", "declare", "declared", "read_as"]
 
 ROOM = 1e-3  # relative: a slope is measured in float32
 DISTANCES = (0.01, 1.0)  # of pairs, relative to the size of what is given to the function
-_NAME = re.compile(r"declared_lipschitz_(.+)_(certified|estimate)")
+_NAME = re.compile(r"declared_lipschitz_(.+)_(certified|estimate)_(\w*)")
 FORMS: dict[str, Callable] = {}  # see `read_as`
 
 
@@ -48,7 +48,7 @@ def declare(
     """
     if not 0 <= constant < math.inf:
         raise ValueError(f"declare: the constant is {constant}; want a number >= 0.")
-    name = f"declared_lipschitz_{float(constant)!r}_{'certified' if proof else 'estimate'}"
+    named = f"declared_lipschitz_{float(constant)!r}_{'certified' if proof else 'estimate'}"
 
     def call(x: Array) -> Array:
         closed, shape = trace(f, x)
@@ -58,7 +58,7 @@ def declare(
         def run(constants: list, x: Array) -> Array:
             return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))(x)[0]
 
-        run.__name__ = name
+        run.__name__ = f"{named}_{_shapes(closed.jaxpr.constvars)}"
         return jax.jit(run)(closed.consts, x)
 
     return call
@@ -89,9 +89,23 @@ def read_as(form: Callable) -> Callable[[Callable], Callable]:
 
 
 def declared(eqn: Any) -> tuple[float, str] | None:
-    """The constant and its kind, where an equation is the call of a declared function."""
+    """The constant and its kind, where an equation is the call of a declared function.
+
+    Raises: ValueError where a transformation, such as vmap over parameters or grad, has made
+    another function of it.
+    """
     found = _NAME.fullmatch(str(eqn.params.get("name"))) if "jaxpr" in eqn.params else None
+    if found and (_shapes(eqn.invars[:-1]) != found[3] or len(eqn.outvars) != 1):
+        raise ValueError(
+            f"A function that was declared to have the constant {found[1]} is transformed, by vmap "
+            "over its parameters or by grad; declare the transformed function."
+        )
     return (float(found[1]), found[2]) if found else None
+
+
+def _shapes(variables: Sequence) -> str:
+    """As a part of a name: `3x4_2`."""
+    return "_".join("x".join(map(str, v.aval.shape)) or "0d" for v in variables)
 
 
 def check(traced: ClosedJaxpr, x: Array, bounds: tuple[float, float]) -> str:

@@ -106,6 +106,8 @@ def move(
     whole, index = part_of(root)
     own = PLACES[name](np.arange(index.size).reshape(index.shape), params)
     own = own if isinstance(own, list) else [own]
+    if len(moved) == 1 and moved[0].rows.size == root.rows.size and name != "slice":
+        moved = [dataclasses.replace(moved[0], squares=root.squares)]  # the same entries, elsewhere
     return [_placed(m, root, whole, index, o) for m, o in zip(moved, own, strict=True)]
 
 

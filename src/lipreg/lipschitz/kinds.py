@@ -5,7 +5,6 @@ from lipreg.lipschitz.slopes import CONDITIONS, ELEMENTWISE
 __all__ = [
     "CALLS",
     "CHOICES",
-    "COMPARED",
     "EXTREMES",
     "JOINS",
     "MOVES",
@@ -25,7 +24,6 @@ EXTREMES = {"reduce_max": 1, "reduce_window_max": 1, "reduce_min": -1, "reduce_w
 WEIGHTED = {"dot_general", "conv_general_dilated"}
 SAME = {"convert_element_type", "stop_gradient"}  # once steps have been refused
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
-COMPARED = {"gt", "ge", "lt", "le"}
 RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
 RULES = {*ELEMENTWISE, *MOVES, *JOINS, *SUMS, *EXTREMES, *WEIGHTED, *SAME, "sort"}
 # These return some of the numbers that they are given, so do not round.

@@ -63,6 +63,8 @@ def _bound(way: Root, first: Linear, slope: Box, second: Linear, scale: Box) -> 
     back = jnp.flip(b.swapaxes(0, 1), tuple(range(2, b.ndim)))  # B^T, which is to be G A
     if back.shape != a.shape or second.place != _turned(first.place, sides):
         return None
+    if (first.reads, first.writes) != (second.writes, second.reads):
+        return None
     # One factor for each output of B, wherever it is; what it varies by is a remainder.
     low, high = second.by_output(scale[0], jnp.min), second.by_output(scale[1], jnp.max)
     along = lambda values: values.reshape(1, -1, *(1,) * len(sides))
@@ -121,6 +123,8 @@ def sandwich_on_torus(second: Linear, b: Array) -> Array:
         return jnp.asarray(jnp.inf)
     first, slope = inner.units[0].linear, inner.units[1]
     if first is None or first.place is None or second.place is None:
+        return jnp.asarray(jnp.inf)
+    if first.writes != second.reads:
         return jnp.asarray(jnp.inf)
     sides = [[n for _, n in linear.place or ()] for linear in (first, second)]
     if sides[0] != sides[1] or not all(sides[0]) or b.shape[1] != len(first.weight):

@@ -26,6 +26,7 @@ class Linear:
       place: a kernel's, for each side: how far the image is padded before its first entry, and the
         period at which it wraps around, 0 where it does not.
       channel: the axis of a kernel's outputs.
+      reads, writes: a kernel's, in which layout its images come and go, and how large they are.
     """
 
     source: tuple["Root", np.ndarray] | None
@@ -34,6 +35,8 @@ class Linear:
     norm: Callable[[Array], Array]
     place: tuple[tuple[int, int], ...] | None = None
     channel: int = 0
+    reads: Any = None
+    writes: Any = None
 
     def by_output(self, values: Array, choose: Callable) -> Array:
         """`[O]`, the least or largest of each output's values, as `choose` says."""

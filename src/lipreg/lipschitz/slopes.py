@@ -17,6 +17,7 @@ from jax import Array
 __all__ = [
     "AFFINE",
     "ANY",
+    "COMPARED",
     "CONDITIONS",
     "ELEMENTWISE",
     "Box",
@@ -279,4 +280,5 @@ ELEMENTWISE: dict[str, Rule] = {
     "select_n": _select,
 }
 AFFINE = {"add", "sub", "neg", "mul", "div"}
-CONDITIONS = {"gt", "ge", "lt", "le", "is_finite"}  # their values are true, false or either
+COMPARED = {"gt", "ge", "lt", "le"}
+CONDITIONS = {*COMPARED, "is_finite"}  # their values are true, false or either

@@ -14,12 +14,14 @@ from lipreg.lipschitz.roots import Root, part_of
 from lipreg.lipschitz.slopes import (
     AFFINE,
     ANY,
+    COMPARED,
     CONDITIONS,
     Box,
     Rule,
     divide,
     length,
     most,
+    negative,
     outward,
     plus,
     product,
@@ -109,10 +111,26 @@ def evaluate(value: Value, box: Box, seen: dict | None = None) -> tuple[Box, Box
         out, partials = cast(Rule, value.rule)(*(box for box, _ in pairs))
         slopes = [product(d, s) for d, (_, s) in zip(partials, pairs, strict=True) if s is not None]
         slope = ANY if value.name in CONDITIONS else reduce(plus, slopes)
+        if value.name in COMPARED:
+            out = _sure(out, *pairs)
         like = box[0]
         full = lambda v: jnp.broadcast_to(jnp.asarray(v, like.dtype), like.shape)
         seen[value] = jax.tree.map(full, (out, slope))
     return seen[value]
+
+
+def _sure(out: Box, a: tuple[Box, Any], b: tuple[Box, Any]) -> Box:
+    """A comparison of two boxes that touch is sure only where they can be equal at one end alone.
+
+    There a jump is looked for, as at all ends of cells. So it is if the difference is strictly
+    monotone; a value that is clipped may be equal to its limit anywhere inside.
+    """
+    (left, rising), (right, other) = a, b
+    still = jnp.zeros_like(left[0]), jnp.zeros_like(left[0])
+    low, high = plus(rising or still, negative(other or still))
+    touch = (left[0] == right[1]) ^ (left[1] == right[0])
+    unsure = touch & (low <= 0) & (high >= 0)
+    return jnp.where(unsure, 0.0, out[0]), jnp.where(unsure, 1.0, out[1])
 
 
 # Activations have their kinks at small multiples of 1/2, bend between and are straight far out.
@@ -179,7 +197,9 @@ def _by_cells(
         seen = {start: (part, scale)}
         return [evaluate(value, (low, high), seen) for value in values]
 
-    pairs = jnp.asarray(np.stack([EDGES[:-1], EDGES[1:]], 1), box[0].dtype)
+    # The first is empty: a jump at the box's own end.
+    ends = np.concatenate([EDGES[:1], EDGES])
+    pairs = jnp.asarray(np.stack([ends[:-1], ends[1:]], 1), box[0].dtype)
     nothing = jnp.full_like(box[0], jnp.inf), jnp.full_like(box[0], -jnp.inf)
     begin = [(nothing, nothing) for _ in values], jnp.zeros_like(box[0])
     (hulls, longest), _ = jax.lax.scan(cell, begin, pairs)

@@ -21,7 +21,6 @@ from lipreg.lipschitz import convolutions, joint, mixing, residuals
 from lipreg.lipschitz.declared import FORMS, declared
 from lipreg.lipschitz.kinds import (
     CALLS,
-    COMPARED,
     EXTREMES,
     JOINS,
     RANDOM,
@@ -34,6 +33,7 @@ from lipreg.lipschitz.kinds import (
 from lipreg.lipschitz.platforms import platforms
 from lipreg.lipschitz.roots import Root, numbers
 from lipreg.lipschitz.slopes import (
+    COMPARED,
     CONDITIONS,
     ELEMENTWISE,
     Box,
@@ -256,6 +256,8 @@ def _mix(eqn: Any, args: list, seen: dict) -> list[Root]:
         overlap = mixing.overlap(params)
         return [joint.extreme(params, apply, args[0], EXTREMES[name], overlap, seen)]
     if name == "sort":
+        if len(args) > 1:
+            raise ValueError("No bound for a sort of several arrays at once.")
         return [joint.ordered(params, root)]
     # Indices, or the number that is filled in, which is 0 for slopes.
     empty = [jnp.zeros_like(a) for a in args[1:]] if name == "pad" else args[1:]

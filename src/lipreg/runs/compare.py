@@ -12,21 +12,18 @@ the table.
 
 import math
 import re
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from lipreg import files, parallel, runs, training
+from lipreg import files, parallel, runs
 from lipreg.runs import build, logs, storage, sweep
 from lipreg.runs.build import ROBUST
 from lipreg.runs.config import Config, drop_settings, leaves, no_field, options, strengths
-from lipreg.runs.experiment import Experiment, check_steps, key_for
-from lipreg.runs.train import fit_options
+from lipreg.runs.experiment import check_steps
+from lipreg.runs.pace import DISPATCH, fitting, pace
 
 __all__ = [
     "Plan",
@@ -42,7 +39,6 @@ __all__ = [
 ]
 
 REPORTS = 20  # lines of metrics.jsonl a run, each with the gap between FGSM and PGD-10
-DISPATCH = 16  # steps at a time on accelerators, which a report would cut short
 RATE = "train.learning_rate"
 APPROACHES = ("A", "B", "C", "-")  # of a `Recipe`
 # What all recipes of a comparison share, beginnings of fields of a config.
@@ -154,15 +150,6 @@ def rated(recipe: Recipe, rate: float, factors: Sequence[float]) -> Recipe:
     return recipe._replace(settings=rated)
 
 
-def fitting(seconds: float, step_s: float) -> int:
-    """The steps that fit into some seconds, at least one.
-
-    >>> fitting(60.0, 0.25), fitting(1.0, 5.0)
-    (240, 1)
-    """
-    return max(1, int(seconds / step_s))
-
-
 def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed: int = 0) -> Config:
     """The config of a recipe's k-th setting, for so many steps."""
     config = base.copy_and_resolve_references()
@@ -198,51 +185,6 @@ def point(base: Config, recipe: Recipe, k: int, plan: Plan, *, steps: int, seed:
             raise ValueError(f"{row}: {name} = {value}: {error}.") from None
     drop_settings(config, base.model.name, given)
     return config
-
-
-def pace(experiment: Experiment, seconds: float) -> dict[str, float]:
-    """The mean seconds of a training step, `step_s`, and those of the compilation, `compile_s`.
-
-    Measured by training for so many seconds, with few reports: on small networks one takes longer
-    than a step. Empty where the first steps are not finite.
-    """
-    one = experiment.config.train.per_dispatch or (
-        1 if jax.default_backend() == "cpu" else DISPATCH
-    )
-    rough, first = _timed(experiment, one, 0.0)
-    if not rough:
-        return {}
-    every = int(seconds / 4 / rough)
-    step_s, more = _timed(experiment, max(one, every - every % one), seconds)
-    return {"step_s": step_s or rough, "compile_s": first + more}
-
-
-def _timed(experiment: Experiment, every: int, seconds: float) -> tuple[float, float]:
-    """Seconds of a step and of compilation, by so many seconds and at least three reports; of a
-    step 0 where none was finite."""
-    config = experiment.config
-    compiled: list[float] = []
-    spent: list[float] = []
-    taken: list[int] = []
-    begun, first, programs = time.perf_counter(), 0, 0
-    with suppress(training.Diverged):  # in so many seconds at the highest rate
-        for state, _ in training.fit(
-            experiment.program.step,
-            experiment.state,
-            config.strengths.to_dict(),
-            experiment.training,
-            key=key_for(config, "batches"),
-            started=compiled.append,
-            **fit_options(experiment) | {"every": every},
-        ):
-            now, step = time.perf_counter(), int(state.step)
-            if len(compiled) == programs:  # nothing was compiled for this report
-                spent.append(now - begun)
-                taken.append(step - first)
-            begun, first, programs = now, step, len(compiled)
-            if sum(spent) >= seconds and len(spent) >= 3:
-                break
-    return sum(spent) / max(1, sum(taken)), sum(compiled)
 
 
 def _paced(recipe: Recipe, base: Config, plan: Plan, workdir: Path) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def linear(x: Array, w: Array, padding: str = "zeros") -> Array:
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore
     if w.ndim == 2:
         return jnp.matmul(x, w, precision=precision)
+    if not all(k % 2 for k in w.shape[:2]):
+        raise ValueError(f"A kernel of {w.shape[0]} x {w.shape[1]}; want odd sides.")
     pads = [(k // 2, k // 2) for k in w.shape[:2]]
     if padding == "circular":
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="wrap")

@@ -1,0 +1,188 @@
+"""Functions whose bounds were once called certified and were too small, or the like of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from lipreg.certificates import interval_bound, margin_lipschitz, margin_local
+from lipreg.lipschitz import declare
+from lipreg.lipschitz.bounds import bounder, interval, lipschitz
+from lipreg.models.lipschitz import aol, linear
+
+X = jnp.full((1, 1), 0.5)
+HALF, ZERO, ONE = (lambda x: jax.nn.relu(x - 0.25)), jnp.zeros_like, jnp.ones_like
+
+# Each jumps where a clipped value reaches its limit, at points inside of a cell.
+JUMPS = {
+    "clipped": lambda x: jnp.where(jnp.clip(x, 0.3, 0.7) > 0.3, 0 * x, HALF(x)),
+    "clipped, the other way round": lambda x: jnp.where(jnp.clip(x, 0.3, 0.7) >= 0.7, x, ONE(x)),
+    "a valley": lambda x: jnp.where(
+        jnp.maximum(jnp.abs(x * x - 0.0784), 0.01) > 0.01, ONE(x), ZERO(x)
+    ),
+    "a unit that is off": lambda x: jnp.where(
+        jax.nn.relu(jnp.abs(jnp.tanh(x) - 0.28) - 0.01) > 0, ONE(x), 0 * x
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_a_jump_inside_of_a_cell_has_no_slope(name):
+    assert lipschitz(JUMPS[name], X).output == jnp.inf
+
+
+def test_a_box_around_a_jump_has_both_of_its_sides():
+    f = JUMPS["a unit that is off"]
+    low, high = interval(f, jnp.zeros((1, 1)), jnp.ones((1, 1)))
+    assert low <= 0
+    assert high >= 1
+    logits = lambda x: jnp.concatenate([f(x), 0.5 + 0 * x], 1)
+    x, y = jnp.array([[0.9]]), jnp.array([0])
+    assert interval_bound(logits, x, y).radius < 0.62  # tanh(0.2877) = 0.28
+    assert margin_local(logits, x, y).radius < 0.62
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jnp.where(jnp.abs(x) < 0.25, 2 * x * x, jnp.abs(x) - 0.125),
+        lambda x: jnp.where(x > 0.25, 0.5 - x, x),
+        jax.nn.elu,
+        jax.nn.hard_tanh,
+    ],
+    ids=["huber", "tent", "elu", "hard_tanh"],
+)
+def test_cases_that_agree_where_a_monotone_condition_switches_have_their_slope(f):
+    assert lipschitz(f, X).output <= 1.001
+
+
+@pytest.mark.parametrize("end", [-4.0, -32768.0])
+def test_a_jump_at_the_lower_end_of_the_box_is_seen_however_far_it_is(end):
+    f = lambda x: jnp.where(x > end, ONE(x), ZERO(x))
+    assert lipschitz(f, jnp.zeros((1, 1)), bounds=(end, -end)).output == jnp.inf
+
+
+def kernel(n):
+    k = jax.random.normal(jax.random.key(0), (3, 3, n, n))
+    return k / jnp.abs(k).sum()
+
+
+def symmetric(first, second, padding=((1, 1), (1, 1)), sides=(4, 4), between=None):
+    """`v - 2 B relu(A v)` on an image, B the transpose of A in layouts of NHWC."""
+    k = kernel(1)
+
+    def f(x):
+        v = x.reshape(1, 4, 4, 1)
+        layout = lambda out: ("NHWC", "HWIO", out)
+        u = jax.nn.relu(
+            lax.conv_general_dilated(v, k, (1, 1), padding, dimension_numbers=layout(first))
+        )
+        u = u if between is None else u.reshape(between)
+        back = jnp.flip(k, (0, 1)).swapaxes(2, 3)
+        w = lax.conv_general_dilated(u, back, (1, 1), padding, dimension_numbers=layout(second))
+        return (v - 2 * w.reshape(v.shape)).reshape(1, -1)
+
+    return f
+
+
+def steepest(f, x, bounds=(-1.0, 1.0)):
+    points = jax.random.uniform(jax.random.key(1), (300, *x.shape), minval=bounds[0])
+    norms = jax.vmap(lambda p: jnp.linalg.norm(jax.jacobian(f)(p).reshape(-1, x.size), 2))
+    return norms(points).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "one"),
+    [
+        (("NHWC", "NHWC"), True),
+        (("NHWC", "NWHC"), False),
+        (("NWHC", "NHWC"), False),
+        (("NHWC", "NHWC", [(1, 1), (1, 1)], (4, 4), (1, 2, 8, 1)), False),
+    ],
+)
+def test_a_residual_is_one_map_only_where_both_convolutions_see_the_same_image(options, one):
+    f, x = symmetric(*options), jnp.zeros((1, 16))
+    bound = lipschitz(f, x, bounds=(-1.0, 1.0)).output[0]
+    assert steepest(f, x) <= bound * (1 + 1e-5)
+    assert (bound <= 1.0001) == one
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NWHC"])
+def test_a_sandwich_on_a_torus_is_one_only_where_both_convolutions_see_the_same_image(layout):
+    """At each frequency one of the two has gain sqrt(2), by which side of the diagonal it is on."""
+    n = 4
+    f = np.minimum(np.arange(n), n - np.arange(n))
+    first = np.where(f[:, None] > f[None], 1.0, np.where(f[:, None] < f[None], 0.0, 0.5))
+    kernels = [np.fft.ifft2(np.sqrt(2 * share)).real for share in (first, 1 - first)]
+    a, b = (jnp.asarray(k, jnp.float32).reshape(n, n, 1, 1) for k in kernels)
+    wrapped = lambda v: jnp.pad(v, ((0, 0), (0, n - 1), (0, n - 1), (0, 0)), mode="wrap")
+    conv = lambda v, k, into: lax.conv_general_dilated(
+        wrapped(v), k, (1, 1), "VALID", dimension_numbers=(into, "HWIO", "NHWC")
+    )
+    g = lambda x: conv(jax.nn.relu(conv(x.reshape(1, n, n, 1), a, "NHWC")), b, layout).reshape(
+        1, -1
+    )
+    bound = lipschitz(g, jnp.full((1, n * n), 0.5)).output[0]
+    assert steepest(g, jnp.zeros((1, n * n))) <= bound * (1 + 1e-5)
+    assert bound <= (1.0001 if layout == "NHWC" else 3)
+
+
+def test_the_margins_of_each_examples_class_are_not_those_of_all_classes():
+    """With as many examples as classes both would have the same shape."""
+    f = lambda x: jnp.stack([jax.nn.relu(x[:, 0] - 0.5) * 100 - x[:, 0], 0 * x[:, 0]], 1)
+    x, y = jnp.array([[0.1], [0.9]]), jnp.array([1, 0])
+    own, every = bounder(f, x, y=y)(0.3), lipschitz(f, x, 0.3)
+    assert own.margins.shape == (2, 1, 2)
+    radii = [margin_lipschitz(f, x, y, constant=constant).radius for constant in (own, every)]
+    np.testing.assert_allclose(*radii)
+    assert radii[0][0] <= 0.1  # f(0) is a tie, which the first class wins
+
+
+def test_a_local_bound_certifies_its_own_ball_and_its_own_examples():
+    f = lambda x: jnp.stack([0.6 + 0 * x[:, 0], 10 * jax.nn.relu(x[:, 0] - 0.5)], 1)
+    x, y = jnp.array([[0.3], [0.55]]), jnp.array([0, 0])
+    local = lipschitz(f, x[:1], 0.1)
+    assert margin_lipschitz(f, x[:1], y[:1], constant=local).radius <= 0.1 * (1 + 1e-6)
+    with pytest.raises(ValueError, match="constant holds around 1 example; x has 2"):
+        margin_lipschitz(f, x, y, constant=local)
+    everywhere = margin_lipschitz(f, x, y, constant=lipschitz(f, x[:1])).radius
+    np.testing.assert_allclose(everywhere, [0.06, 0.01], rtol=1e-4)
+
+
+def test_a_declared_function_that_was_transformed_is_not_the_declared_one():
+    c = 0.777 + 1e-6 * jnp.arange(9.0)
+    member = lambda c: declare(lambda x: jnp.tanh(2000 * (x - c)) / 2000, 1.0, proof="of tanh")
+    ensemble = lambda x: jax.vmap(lambda c: member(c)(x))(c)[:, 0, :].reshape(1, -1)
+    with pytest.raises(ValueError, match=r"constant 1.0 is transformed, by vmap"):
+        lipschitz(ensemble, X)
+    slope = lambda x: jax.vmap(jax.grad(lambda v: member(c[0])(v[None])[0, 0]))(x)
+    with pytest.raises(ValueError, match="is transformed, by vmap"):
+        lipschitz(slope, X)
+    each = jax.vmap(lambda v: member(c[0])(v[None])[0])  # over x alone
+    assert lipschitz(each, jnp.full((1, 3), 0.5)).output <= 1.0001
+
+
+def test_an_even_kernel_has_no_middle():
+    with pytest.raises(ValueError, match="A kernel of 2 x 2; want odd sides"):
+        linear(jnp.ones((1, 4, 4, 1)), aol(jnp.ones((2, 2, 1, 1))), "circular")
+
+
+def test_images_one_rounding_outside_of_their_box_are_inside():
+    mean, std = np.float32(0.2860), np.float32(0.3530)
+    x = (jnp.array([[0.0, 1.0]]) - mean) / std
+    bounds = ((0 - 0.2860) / 0.3530, (1 - 0.2860) / 0.3530)
+    assert lipschitz(lambda x: 3 * x, x, bounds=bounds).output == pytest.approx(3, rel=1e-5)
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_a_norm_has_slope_one_with_and_without_its_axis(keepdims):
+    f = lambda x: jnp.linalg.norm(x, axis=1, keepdims=keepdims).reshape(1, 1)
+    bound = lipschitz(f, jnp.full((1, 8), 0.1), bounds=(-2.0, 2.0))
+    assert bound.output == pytest.approx(1, rel=1e-5)
+
+
+def test_a_sort_of_several_arrays_is_refused():
+    f = lambda x: lax.sort((x, jnp.arange(3.0)[None]), num_keys=1)[1]
+    with pytest.raises(ValueError, match="No bound for a sort of several arrays"):
+        lipschitz(f, jnp.full((1, 3), 0.5))
