@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -129,7 +130,7 @@ def test_the_best_epoch_of_a_run_that_has_diverged_stands_in_nobodys_way(tmp_pat
 
 def test_a_pace_counts_no_compilation_and_few_reports(monkeypatch):
     now, asked = [0.0], []
-    monkeypatch.setattr(compare.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def fit(*_, started, every, **__):
         """Steps of 0.1 s, reports of 0.5 s; every call compiles for 9 s."""
@@ -209,7 +210,7 @@ def test_a_folder_of_another_comparison_is_refused_even_if_nothing_but_its_pace_
         (compare.Recipe("j0", [{}]), "odd has 1 settings; give one for each of 2 trials"),
         (compare.Recipe("j2", [{}, {}]), "strengths.eps = nan: it is not given"),
         (compare.Recipe("j0", [{"train.lr": 1}] * 2), "j0: train.lr: no such field"),
-        (compare.Recipe("j0", [{"train.epochs": "x"}] * 2), "j0: train.epochs = x: "),
+        (compare.Recipe("j0", [{"train.clip": "x"}] * 2), "j0: train.clip = x: "),
         (compare.Recipe("j9", [{}, {}]), "No objective 'j9'"),
     ],
 )

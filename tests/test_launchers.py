@@ -357,7 +357,7 @@ FIELDS = [
     ("options.method=difference(order=3)", ["No difference of order 3", "1 or 2"]),
     ("options.method=difference(h=0)", ["h = 0 of difference", "greater than 0"]),
     ("loss=smoothed_cross_entropy(smoothing=2)", ["smoothing = 2", "a number from 0 to 1"]),
-    ("loss=emma(margins=(1,2))", ["The loss emma(margins=(1,2)) cannot be computed"]),
+    ("loss=emma(margins=(1,2))", ["margins = (1, 2); want a number, or one for each pair"]),
     ("train.optimizer=local_entropy(replicas=0)", ["replicas = 0 of local_entropy", "1 or more"]),
     ("train.optimizer=awp(warmup='a')", ["warmup = a of awp"]),
     ("loss=hinge", ["'hinge'", "cross_entropy"]),

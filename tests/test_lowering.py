@@ -128,6 +128,8 @@ def test_a_step_on_an_accelerator_multiplies_what_it_should(name, method):
     forward = products(jax.jit(lambda x: apply(params, {}, x, False)[0]).lower(x).as_text())
     passes = FORMS[name, method] + (1 / BATCH if name == "j2_lip" else 0)
     units = cost.price(name, method, BATCH) * flops(forward)
+    if (name, method) == ("j2_lip", "difference"):  # a pass that is there twice until XLA merges it
+        units += 2 * flops(forward)
     if (
         name == "jacobian"
     ):  # what it projects on is drawn: the last layer is not differentiated twice

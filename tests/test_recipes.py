@@ -308,7 +308,7 @@ def test_smoothed_cross_entropy_shares_a_part_of_the_label_among_all_classes():
     ("name", "options", "said"),
     [
         ("pgd_at", {"attack": "pdg"}, "No attack 'pdg'; choose one of apgd, .*n_fgsm, or name"),
-        ("mart", {"attack": "pgd(step=3)"}, "No option 'step' of pgd; it takes key, logits_fn"),
+        ("mart", {"attack": "pgd(step=3)"}, "No option 'step' of pgd; it takes loss, steps"),
         ("trades", {"bounds": (0.0, 1.0)}, r"outside bounds \(0.0, 1.0\)"),
         ("trades", {"steps": 0}, "steps = 0; it must be at least 1"),
         ("jacobian", {"projections": 0}, "projections = 0; it must be at least 1"),

@@ -88,6 +88,10 @@ def _worst(logits: Array, y: Array, eps: float, margins: ArrayLike) -> Array:
 def _constants(classes: Array, logits: Array, margins: ArrayLike) -> Array:
     """The constants of `z_j - z_c`, `[B, K]`, for classes c `[B]`; 0 for c itself."""
     count = logits.shape[-1]
+    if jnp.shape(margins) not in ((), (count, count)):
+        raise ValueError(
+            f"margins = {margins}; want a number, or one for each pair of the {count} classes."
+        )
     pairs = jnp.broadcast_to(jnp.asarray(margins, logits.dtype), (count, count))
     return jnp.where(jnp.eye(count, dtype=bool), 0.0, pairs)[classes]
 

@@ -80,7 +80,8 @@ def j2_lip(
         x = jax.lax.stop_gradient(moved(x, eps, ascent(still, x, y, norm)[2]))
         _, sizes, _ = ascent(still, x, y, norm)
     elif top_k and method != "attack" and (frozen or isinstance(method, difference)):
-        _, sizes, _ = ascent(still, x, y, norm)  # norms, and those of the frozen view
+        # Norms, and of the frozen view; of a difference's pass the compiler keeps one copy.
+        _, sizes, _ = ascent(still, x, y, norm)
     if top_k:
         _, top = jax.lax.top_k(jax.lax.stop_gradient(sizes), top_k)
         lip = norm.dual(value_and_grad(still, x[top], y[top])[1]).mean()

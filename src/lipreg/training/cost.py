@@ -52,7 +52,7 @@ def price(objective: str, method: Any, batch_size: int, *, top_k: int = 1) -> fl
     """Forward units of one step of an objective with a method, `""` where it has none.
 
     J2-Lip adds `6 top_k / B` to J2: second derivatives of the examples of the largest gradients, of
-    all where top_k is 0.
+    all where top_k is 0; and 2 by penalty, to find the largest in the frozen view.
 
     >>> price("j2_lip", "attack", 32), price("j2_lip", "attack", 32, top_k=0)
     (5.1875, 11.0)
@@ -60,7 +60,8 @@ def price(objective: str, method: Any, batch_size: int, *, top_k: int = 1) -> fl
     if not isinstance(method, str):
         method = type(method).__name__  # one that carries its options
     if objective == "j2_lip":
-        return price("j2", method, batch_size) + 6 * (top_k or batch_size) / batch_size
+        found = 2 if method == "penalty" and top_k else 0
+        return price("j2", method, batch_size) + found + 6 * (top_k or batch_size) / batch_size
     if (objective, method) not in PRICES:
         raise ValueError(f"No price of {objective!r} by {method!r}.")
     return PRICES[objective, method]
