@@ -49,7 +49,8 @@ from jax.typing import ArrayLike
 from lipreg.box import check_inside
 from lipreg.float64 import in_float64
 from lipreg.lipschitz.declared import check
-from lipreg.lipschitz.slopes import Box, largest, length, outward, product, times, upper
+from lipreg.lipschitz.exponentials import without_common
+from lipreg.lipschitz.intervals import Box, largest, length, outward, product, times, upper
 from lipreg.lipschitz.values import Value, bound
 from lipreg.lipschitz.walk import walk_from
 from lipreg.tracing import snapshot, trace
@@ -197,7 +198,10 @@ def bounder(
         out = walk_from(traced, constants, None if eps is None else x, box, eps)
         if not isinstance(out, Value):
             return jnp.zeros(()), jnp.zeros((classes.size, shape[1]))
-        return _constants(out, classes)
+        output, margins = _constants(out, classes)
+        if (logits := without_common(out)) is not out:
+            margins = jnp.minimum(margins, _constants(logits, classes)[1])
+        return output, margins
 
     def bound_at(eps: ArrayLike) -> LipschitzBound:
         if isinstance(eps, Tracer):

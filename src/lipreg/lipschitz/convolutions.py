@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 
 from lipreg.lipschitz import residuals
+from lipreg.lipschitz.intervals import largest, most, times, upper
 from lipreg.lipschitz.mixing import weighted
 from lipreg.lipschitz.roots import Linear, Root, entries, part_of
 from lipreg.lipschitz.singular import largest_singular
-from lipreg.lipschitz.slopes import largest, most, times, upper
 
 __all__ = ["convolution"]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from functools import wraps
 from typing import Any
 
 import jax
@@ -15,16 +14,16 @@ import numpy as np
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
+from lipreg.lipschitz.forms import other_form
 from lipreg.lipschitz.functions import ascended_pairs
 from lipreg.norms import L2
 from lipreg.tracing import inner, trace
 
-__all__ = ["FORMS", "check", "declare", "declared", "read_as"]
+__all__ = ["check", "declare", "declared"]
 
 ROOM = 1e-3  # relative: a slope is measured in float32
 DISTANCES = (0.01, 1.0)  # of pairs, relative to the size of what is given to the function
 _NAME = re.compile(r"declared_lipschitz_(.+)_(certified|estimate)_(\w*)")
-FORMS: dict[str, Callable] = {}  # see `read_as`
 
 
 def declare(
@@ -62,30 +61,6 @@ def declare(
         return jax.jit(run)(closed.consts, x)
 
     return call
-
-
-def read_as(form: Callable) -> Callable[[Callable], Callable]:
-    """Decorates f, in whose place proved bounds read `form`: the same function of the same arrays.
-
-    For what is written in one way for its speed or its range, and in another for its proof.
-    Arguments are arrays; f may depend on nothing else.
-
-    >>> from lipreg.lipschitz.bounds import lipschitz
-    >>> f = read_as(lambda x: 2 * x)(lambda x: jnp.cumsum(x, 0) + x)
-    >>> lipschitz(f, jnp.zeros((1, 3))).output.round(3)
-    Array([2.], dtype=float32)
-    """
-
-    def decorate(f: Callable) -> Callable:
-        @wraps(f)
-        def run(*args: Array) -> Array:
-            return f(*args)
-
-        run.__name__ = f"read_as_{len(FORMS)}_{f.__name__}"
-        FORMS[run.__name__] = form
-        return wraps(f)(jax.jit(run))
-
-    return decorate
 
 
 def declared(eqn: Any) -> tuple[float, str] | None:
@@ -134,6 +109,8 @@ def check(traced: ClosedJaxpr, x: Array, bounds: tuple[float, float]) -> str:
 
 
 def _inside(eqn: Any) -> bool:
+    if eqn.primitive.name == "while":  # for which there is no bound
+        return False
     return bool(declared(eqn)) or any(_inside(e) for part in inner(eqn) for e in part.jaxpr.eqns)
 
 
@@ -145,7 +122,10 @@ def _run(jaxpr: Any, constants: Sequence, args: Sequence, calls: dict) -> list:
         inputs = list(map(read, eqn.invars))
         if declared(eqn):
             calls.setdefault(id(eqn), (eqn, []))[1].append(inputs)
-        if _inside(eqn) and not declared(eqn):
+        if eqn.primitive.name == "scan" and _inside(eqn):
+            unrolled = jax.make_jaxpr(other_form(eqn))(*inputs)
+            outputs = _run(unrolled.jaxpr, unrolled.consts, inputs, calls)
+        elif _inside(eqn) and not declared(eqn):
             parts, taken = inner(eqn), 0
             if "branches" in eqn.params:
                 taken, *inputs = inputs

@@ -1,6 +1,6 @@
 """The primitives that have a rule, by the kind of it."""
 
-from lipreg.lipschitz.slopes import CONDITIONS, ELEMENTWISE
+from lipreg.lipschitz.elementwise import ELEMENTWISE, KINKED
 
 __all__ = [
     "CALLS",
@@ -27,6 +27,5 @@ CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "ch
 RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
 RULES = {*ELEMENTWISE, *MOVES, *JOINS, *SUMS, *EXTREMES, *WEIGHTED, *SAME, "sort"}
 # These return some of the numbers that they are given, so do not round.
-CHOICES = {"abs", "clamp", "max", "min", "neg", "select_n", "sign", "sort"}
-CHOICES |= {*CONDITIONS, *EXTREMES}
+CHOICES = {*KINKED, *EXTREMES, "neg", "sort"}
 ROUNDED = RULES - {*CHOICES, *MOVES, *JOINS, *SAME}

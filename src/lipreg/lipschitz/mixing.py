@@ -13,10 +13,10 @@ from jax import Array
 
 from lipreg.lipschitz import residuals
 from lipreg.lipschitz.ellipsoids import LARGEST, Ellipsoid, linear, sphere
+from lipreg.lipschitz.intervals import Box, largest, most, outward, times, upper
 from lipreg.lipschitz.joint import constant, plain
 from lipreg.lipschitz.roots import Linear, Root, entries
 from lipreg.lipschitz.singular import largest_singular
-from lipreg.lipschitz.slopes import Box, largest, most, outward, times, upper
 from lipreg.lipschitz.values import Value, settle
 
 __all__ = ["dense", "either", "overlap", "total", "weighted"]
@@ -79,37 +79,43 @@ def weighted(
 
 
 def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Root:
-    """`A x`: ||diag(c) A diag(mask)||_2; `left` says whether x is the first factor."""
-    (first, second), (batch, _) = params["dimension_numbers"]
-    if batch:
-        raise ValueError("No bound for a dot_general with batch dimensions; write it as matrices.")
-    summed_w, summed_x = (second, first) if left else (first, second)
-    free = [i for i in range(w.ndim) if i not in summed_w]
+    """`A x`: ||diag(c) A diag(mask)||_2; `left` says whether x is the first factor.
+
+    With batch dimensions, the largest of the norms of their matrices.
+    """
+    first, second = zip(*params["dimension_numbers"], strict=True)
+    (summed_w, batch_w), (summed_x, batch_x) = (second, first) if left else (first, second)
+    free = [i for i in range(w.ndim) if i not in (*summed_w, *batch_w)]
     mask = most(root.slope)
-    kept = [i for i in range(mask.ndim) if i not in summed_x]
+    kept = [i for i in range(mask.ndim) if i not in (*summed_x, *batch_x)]
     size = lambda array, axes: math.prod(array.shape[i] for i in axes)
     outputs, terms, copies = size(w, free), size(w, summed_w), size(mask, kept)
-    matrix = w.transpose(*free, *summed_w).reshape(outputs, terms)
-    mask = mask.transpose(*kept, *summed_x).reshape(copies, terms)
-    masked = times(matrix, mask.max(0, initial=0.0)[None])
+    blocks = size(w, batch_w)
+    matrices = w.transpose(*batch_w, *free, *summed_w).reshape(blocks, outputs, terms)
+    mask = mask.transpose(*batch_x, *kept, *summed_x).reshape(blocks, copies, terms)
+    masked = times(matrices, mask.max(1, initial=0.0)[:, None])
 
     def each(c: Array) -> Array:
         # One matrix for all copies: the largest c, and the largest mask, among them.
-        return c.reshape(copies, outputs).max(0) if left else c.reshape(outputs, copies).max(1)
+        if left:
+            return c.reshape(blocks, copies, outputs).max(1)
+        return c.reshape(blocks, outputs, copies).max(2)
 
-    norm = lambda c: times(root.lip, largest_singular(times(each(c)[:, None], masked)))
-    if copies > 1 or outputs > LARGEST:
+    norm = lambda c: times(root.lip, largest_singular(times(each(c)[..., None], masked)))
+    if blocks * copies != 1 or outputs > LARGEST:
         return weighted(apply, w, root, norm)
-    alone = lambda c: largest_singular(each(c)[:, None] * matrix)
+    matrix = matrices[0]
+    alone = lambda c: largest_singular(c.reshape(-1, 1) * matrix)
     # In the order in which A counts them, that of the entries or its reverse.
     ordered = list(summed_x) == sorted(summed_x)
     made = Linear(entries(root), times(root.lip, largest(mask)), matrix, alone) if ordered else None
     if root.ellipsoid is None or not ordered:
-        return weighted(apply, w, root, norm, sphere(masked * root.lip), made)
+        return weighted(apply, w, root, norm, sphere(masked[0] * root.lip), made)
     inside = linear(matrix, root.ellipsoid)
 
     def least(c: Array) -> Array:
-        bounds = norm(c), inside.norm(each(c)), residuals.sandwich(root, each(c)[:, None] * matrix)
+        c = c.reshape(-1)
+        bounds = norm(c), inside.norm(c), residuals.sandwich(root, c[:, None] * matrix)
         return reduce(jnp.minimum, map(upper, bounds))
 
     return weighted(apply, w, root, least, inside, made)

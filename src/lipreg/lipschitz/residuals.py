@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.roots import Linear, Root, entries, part_of
+from lipreg.lipschitz.intervals import Box, largest, most, negative, product, times, upper
+from lipreg.lipschitz.roots import Linear, Root, entries, part_of, summed_over
 from lipreg.lipschitz.singular import largest_eigenvalue
-from lipreg.lipschitz.slopes import Box, largest, most, negative, product, times, upper
 from lipreg.lipschitz.values import Value, bound, settle
 
 __all__ = ["centred", "sandwich", "sandwich_on_torus", "symmetric"]
@@ -168,13 +168,9 @@ def centred(name: str, roots: list) -> Array | None:
     if name not in ("add", "sub") or any(root is None for root in roots):
         return None
     for k, other in ((0, 1), (1, 0)):
-        way, (whole, index) = roots[k], part_of(roots[other])
-        if whole.sums is None or whole.sums[0] is not way or (name == "sub" and k == 1):
-            continue
-        group = whole.sums[1]
-        if index.ndim != group.ndim or np.broadcast_shapes(index.shape, group.shape) != group.shape:
-            continue
-        if not group.size or not (index == group).all():
+        way, whole = roots[k], part_of(roots[other])[0]
+        group = summed_over(way, roots[other])
+        if group is None or (name == "sub" and k == 1):
             continue
         n = group.size // whole.rows.size
         low, high = roots[other].slope if name == "add" else negative(roots[other].slope)

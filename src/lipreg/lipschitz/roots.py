@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 
 from lipreg.lipschitz.ellipsoids import Ellipsoid
-from lipreg.lipschitz.slopes import Box, outward, upper
+from lipreg.lipschitz.intervals import Box, outward, upper
 
-__all__ = ["Linear", "Root", "entries", "numbers", "part_of"]
+__all__ = ["Linear", "Root", "entries", "numbers", "part_of", "summed_over"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +66,10 @@ class Root:
     What was cut out of another root, its `whole`, knows where: `dh_i = dh_whole[index_i]`, or 0 for
     index -1. So pieces that are put together again are one vector, which counts once. If w, too,
     was only moved, `origin` is the root that it was taken from.
+
+    `made` is the value that was settled; `offset` is one that this root is but for a number that is
+    the same where the index is; `logsumexp` the logits that it is the log-sum-exp of, and to which
+    entry each of them counts.
     """
 
     box: Box
@@ -82,6 +86,9 @@ class Root:
     whole: "Root | None" = None
     index: np.ndarray | None = None
     origin: "Root | None" = None
+    made: Any = None
+    offset: tuple[Any, "Root", np.ndarray] | None = None
+    logsumexp: tuple["Root", np.ndarray] | None = None
 
 
 def entries(root: Root) -> tuple[Root, np.ndarray] | None:
@@ -99,6 +106,17 @@ def part_of(root: Root) -> tuple[Root, np.ndarray]:
     if root.whole is None or root.index is None:
         return root, np.arange(root.rows.size).reshape(root.rows.shape)
     return root.whole, root.index
+
+
+def summed_over(way: Root, other: Root) -> np.ndarray | None:
+    """To which sum each entry of `way` is added, where `other` is these sums, each at its own."""
+    whole, index = part_of(other)
+    if whole.sums is None or whole.sums[0] is not way:
+        return None
+    group = whole.sums[1]
+    if index.ndim != group.ndim or np.broadcast_shapes(index.shape, group.shape) != group.shape:
+        return None
+    return group if group.size and (index == group).all() else None
 
 
 def numbers(root: Root) -> Root:

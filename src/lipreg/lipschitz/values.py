@@ -1,7 +1,7 @@
 """Elementwise expressions on a root, and their bounds."""
 
 import dataclasses
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, cast
 
 import jax
@@ -10,14 +10,10 @@ import numpy as np
 from jax import Array
 
 from lipreg.lipschitz import ellipsoids
-from lipreg.lipschitz.roots import Root, part_of
-from lipreg.lipschitz.slopes import (
-    AFFINE,
+from lipreg.lipschitz.elementwise import AFFINE, COMPARED, CONDITIONS, KINKED, Rule
+from lipreg.lipschitz.intervals import (
     ANY,
-    COMPARED,
-    CONDITIONS,
     Box,
-    Rule,
     divide,
     length,
     most,
@@ -27,6 +23,7 @@ from lipreg.lipschitz.slopes import (
     product,
     upper,
 )
+from lipreg.lipschitz.roots import Root, part_of
 
 __all__ = [
     "Comparison",
@@ -53,17 +50,36 @@ class Value:
 
     @property
     def affine(self) -> bool:
-        """Whether it is affine in the root; a quotient is if its divisor is a constant."""
-        once = self.name in AFFINE and len(self.sources) == 1 and self.sources[0].affine
-        return self.rule is None or (once and (self.name != "div" or self.args[0] in self.sources))
+        """Whether it is affine in the root."""
+        return self.rule is None or (self.straight and self.sources[0].affine)
+
+    @property
+    def straight(self) -> bool:
+        """Whether it is affine in its source; a quotient is if its divisor is a constant."""
+        once = self.name in AFFINE and len(self.sources) == 1
+        return once and (self.name != "div" or isinstance(self.args[0], Value))
+
+    @cached_property
+    def bends(self) -> int:
+        """How many operations, one after the other, are curved."""
+        curved = self.rule is not None and not self.straight and self.name not in KINKED
+        return curved + max((a.bends for a in self.sources), default=0)
 
     @property
     def tangled(self) -> bool:
-        """Whether several paths lead to the root, whose dependence boxes alone would lose; or a
-        condition switches cases, whose values are to be compared there."""
-        return (
-            self.name == "select_n" or len(self.sources) > 1 or any(a.tangled for a in self.sources)
-        )
+        """Whether boxes alone would lose how things depend on each other: several paths lead to the
+        root, or one through several curves; or a condition switches cases, whose values are to be
+        compared there."""
+        several = self.name == "select_n" or len(self.sources) > 1 or self.bends > 1
+        return several or any(a.tangled for a in self.sources)
+
+    @cached_property
+    def kinks(self) -> dict[int, Any]:
+        """The constants, by identity, that something is compared with."""
+        known = {k: c for a in self.sources for k, c in a.kinks.items()}
+        constants = [a for a in self.args if not isinstance(a, Value)]
+        compared = self.name in KINKED - {"select_n"}
+        return known | {id(c): c for c in constants if compared}
 
     @property
     def start(self) -> "Value":
@@ -164,10 +180,14 @@ def _by_cells(
     """Boxes and slopes of each value and the length of their slopes, from cell to cell."""
     box = start.root.box
     least, greatest = evaluate(start, box)[0]
+    kinks = _own_edges(values, least)
 
-    def cell(hulls: Any, edges: Array) -> tuple[Any, None]:
+    def cell(hulls: Any, edges: Array, whole: bool = False) -> tuple[Any, None]:
         """The hulls widened by one cell: values and slopes, and the jump, if any, at its end."""
         begin, end = (jnp.clip(edge, least, greatest) for edge in edges)
+        if not whole:
+            for kink in kinks:  # which divides the cell: see below
+                end = jnp.where((begin < kink) & (kink < end), begin, end)
         # Cells divide the affine part, not the root: there kinks lie exactly on edges.
         parts = jax.tree.map(lambda *v: jnp.stack(v), (begin, end), (end, end))
         # A cell outside of the box is clipped to a point, whose only slope is that of a jump.
@@ -202,8 +222,32 @@ def _by_cells(
     pairs = jnp.asarray(np.stack([ends[:-1], ends[1:]], 1), box[0].dtype)
     nothing = jnp.full_like(box[0], jnp.inf), jnp.full_like(box[0], -jnp.inf)
     begin = [(nothing, nothing) for _ in values], jnp.zeros_like(box[0])
-    (hulls, longest), _ = jax.lax.scan(cell, begin, pairs)
-    return hulls, longest
+    found, _ = jax.lax.scan(cell, begin, pairs)
+    if kinks:
+        both = jnp.stack([pair for kink in kinks for pair in _around(kink, kinks)])
+        found, _ = jax.lax.scan(partial(cell, whole=True), found, both)
+    return found
+
+
+def _own_edges(values: list[Value], like: Array) -> list[Array]:
+    """The constants c that the values are compared with, and -c, as of `|x| > c`."""
+    constants = {k: c for value in values for k, c in value.kinks.items()}
+    full = lambda c: jnp.broadcast_to(jnp.asarray(c, like.dtype), like.shape)
+    return [
+        jnp.where(jnp.isnan(k := full(s * c)), 0.0, k) for c in constants.values() for s in (1, -1)
+    ]
+
+
+def _around(kink: Array, kinks: list[Array]) -> list[Array]:
+    """The cells before and after a kink, as far as the next edge or kink."""
+    edges = jnp.asarray(EDGES, kink.dtype)
+    right = jnp.searchsorted(edges, kink, side="right")
+    left = jnp.searchsorted(edges, kink, side="left")
+    low, high = edges[jnp.maximum(left - 1, 0)], edges[jnp.minimum(right, len(EDGES) - 1)]
+    for other in kinks:
+        low = jnp.where(other < kink, jnp.maximum(low, other), low)
+        high = jnp.where(other > kink, jnp.minimum(high, other), high)
+    return [jnp.stack([low, kink]), jnp.stack([kink, high])]
 
 
 def _settle(value: Value) -> Root:
@@ -219,7 +263,7 @@ def _settle(value: Value) -> Root:
     if root.norm is None:
         whole, index = part_of(root)
         slope = product(slope, root.slope)
-        found = Root(box, centre, slope, root.lip, root.rows, ellipsoid=inside)
+        found = Root(box, centre, slope, root.lip, root.rows, ellipsoid=inside, made=value)
         return dataclasses.replace(found, whole=whole, index=index)
     # The affine part joins the weights before it, the rest waits for the weights after it.
     unit = most(scale)
@@ -227,4 +271,4 @@ def _settle(value: Value) -> Root:
     rows = unit * root.rows
     lip = jnp.minimum(upper(root.norm(unit)), length(rows))
     units, slope = (root, slope), product(slope, outward((1 / unit, 1 / unit)))
-    return Root(box, centre, slope, lip, rows, ellipsoid=inside, units=units)
+    return Root(box, centre, slope, lip, rows, ellipsoid=inside, units=units, made=value)

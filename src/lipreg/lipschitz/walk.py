@@ -7,7 +7,7 @@ draws others than in its batch.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -16,9 +16,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
-from lipreg import convolution
-from lipreg.lipschitz import convolutions, joint, mixing, residuals
-from lipreg.lipschitz.declared import FORMS, declared
+from lipreg.lipschitz import convolutions, exponentials, joint, mixing, residuals
+from lipreg.lipschitz.branches import branches
+from lipreg.lipschitz.declared import declared
+from lipreg.lipschitz.elementwise import COMPARED, CONDITIONS, ELEMENTWISE
+from lipreg.lipschitz.forms import other_form
+from lipreg.lipschitz.intervals import Box, largest, most, outward, times, upper
 from lipreg.lipschitz.kinds import (
     CALLS,
     EXTREMES,
@@ -30,19 +33,7 @@ from lipreg.lipschitz.kinds import (
     SUMS,
     WEIGHTED,
 )
-from lipreg.lipschitz.platforms import platforms
 from lipreg.lipschitz.roots import Root, numbers
-from lipreg.lipschitz.slopes import (
-    COMPARED,
-    CONDITIONS,
-    ELEMENTWISE,
-    Box,
-    largest,
-    most,
-    outward,
-    times,
-    upper,
-)
 from lipreg.lipschitz.values import Comparison, Value, settle
 from lipreg.tracing import primitives
 
@@ -72,11 +63,11 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any, seen: dict) -> li
         if name in RANDOM:
             _refuse_noise(name)
         moving = any(isinstance(a, (Value, Comparison)) for a in inputs)
-        if eqn.params.get("branches_platforms") and moving:
-            outputs = platforms(walk, eqn.params["branches"], inputs[1:], eps, seen)
+        if name == "cond" and moving and not isinstance(inputs[0], (Value, Comparison)):
+            outputs = branches(walk, eqn.params["branches"], inputs[1:], eps, seen)
         elif moving and declared(eqn):
             outputs = [Value(_trimmed(_declared(eqn, inputs), eps))]
-        elif moving and (form := _other_form(eqn)):
+        elif moving and (form := other_form(eqn)):
             inner = jax.make_jaxpr(form)(*(v.aval for v in eqn.invars))
             outputs = walk(inner.jaxpr, inner.consts, inputs, eps, seen)
         elif name in CALLS:
@@ -93,13 +84,6 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any, seen: dict) -> li
             outputs = _once(eqn, inputs, eps, seen)
         known.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
-
-
-def _other_form(eqn: Any) -> Callable | None:
-    """The same function of the same arrays, in primitives that have rules."""
-    if eqn.primitive is convolution.partial_p:
-        return partial(convolution.in_lax, **eqn.params)
-    return FORMS.get(str(eqn.params.get("name"))) if eqn.primitive.name in CALLS else None
 
 
 def _typed(constant: Any, v: Any) -> Array:
@@ -120,14 +104,18 @@ def _refuse_noise(name: str) -> None:
     )
 
 
+def _is_bool(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.bool_)
+
+
 def _refuse_steps(eqn: Any) -> None:
     """ValueError unless values that depend on x are real and at least as precise as float32."""
     name, source = eqn.primitive.name, eqn.invars[0].aval.dtype
     for dtype in (v.aval.dtype for v in eqn.outvars):
         cast = name == "convert_element_type" and dtype != source
         real = jnp.issubdtype(dtype, jnp.floating)
-        condition = jnp.issubdtype(dtype, jnp.bool_) and name in {*CONDITIONS, "select_n"}
-        if cast and not jnp.issubdtype(source, jnp.floating):
+        condition = _is_bool(dtype) and name in {*CONDITIONS, "select_n"}
+        if cast and not jnp.issubdtype(source, jnp.floating) and not (real and _is_bool(source)):
             why = "it is a step"
         elif real and jnp.finfo(dtype).bits < 32 and (cast or name in ROUNDED):
             why = "it rounds in steps; compute in float32"
@@ -167,7 +155,8 @@ def _step(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
         )
     _refuse_steps(eqn)
     if name in SAME:
-        return inputs
+        a, dtype = inputs[0], eqn.invars[0].aval.dtype
+        return [_indicator(a) if _is_bool(dtype) and not _is_bool(eqn.outvars[0].aval.dtype) else a]
     dtype = sources[0].root.rows.dtype  # constants keep their own until they meet x
     eqn = eqn.replace(params=_wide(eqn.params, dtype))
     args = [a if isinstance(a, Value) else _wider(a, dtype) for a in inputs]
@@ -212,7 +201,16 @@ def _combined(name: str, rule: Any, args: list, shape: tuple[int, ...], seen: di
     settled = [settle(a) if isinstance(a, Value) else None for a in args]
     lips = residuals.symmetric(name, args), residuals.centred(name, settled)
     least = reduce(jnp.minimum, [upper(lip) for lip in (root.lip, *lips) if lip is not None])
-    return dataclasses.replace(root, lip=least)
+    root = dataclasses.replace(root, lip=least, offset=exponentials.shifted(name, args, settled))
+    known = exponentials.one_map(name, args, settled)
+    return exponentials.narrowed(root, known) if known else root
+
+
+def _indicator(condition: Value) -> Value:
+    """1 where it is true, 0 elsewhere."""
+    zeros = jnp.zeros_like(condition.root.rows)
+    args = condition, zeros, zeros + 1
+    return Value(condition.root, "select_n", ELEMENTWISE["select_n"], args)
 
 
 def _chosen(name: str, inputs: list, eps: Any, seen: dict) -> Value:

@@ -1,112 +1,39 @@
 """Elementwise operations on intervals: boxes of their values and of their slopes.
 
 A rule takes a box `(low, high)` for each argument, and returns a box of the value and for each
-argument a box of the partial slope. Boxes are rounded outwards; 0, and values that are only
-compared, moved or negated, stay exact, so that kinks are located exactly.
+argument a box of the partial slope.
 """
 
 import math
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = [
-    "AFFINE",
-    "ANY",
-    "COMPARED",
-    "CONDITIONS",
-    "ELEMENTWISE",
-    "Box",
-    "Rule",
-    "divide",
-    "hull",
-    "largest",
-    "length",
-    "most",
-    "negative",
-    "outward",
-    "plus",
-    "product",
-    "times",
-    "upper",
-]
+from lipreg.lipschitz.intervals import (
+    ANY,
+    MINUS,
+    ONE,
+    Box,
+    divide,
+    hull,
+    most,
+    negative,
+    outward,
+    plus,
+    product,
+    reciprocal,
+)
 
-Box = tuple[Any, Any]
+__all__ = ["AFFINE", "COMPARED", "CONDITIONS", "ELEMENTWISE", "KINKED", "LOGICAL", "Rule"]
+
 Rule = Callable[..., tuple[Box, tuple[Box, ...]]]
-ONE, MINUS, ANY = (1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0)
 
 # Units in the last place: twice the largest error measured of XLA's functions (erfc's tail).
 FUNCTIONS = 64
-
-
-def hull(*values: Any) -> Box:
-    return reduce(jnp.minimum, values), reduce(jnp.maximum, values)
-
-
-# Jitted, so that many calls are traced once.
-@partial(jax.jit, static_argnames="ulps")
-def outward(a: Box, ulps: float = 2.0) -> Box:
-    """The box widened by `ulps` units in the last place; NaN becomes unbounded.
-
-    A low end of inf becomes the largest finite number, a high end of -inf the lowest, so that
-    sums of boxes are never `inf - inf`.
-    """
-    info = jnp.finfo(jnp.result_type(*a))
-    unit, far = ulps * float(info.eps), float(info.max)
-
-    def farther(end: Array, sign: int) -> Array:
-        past = jnp.where(sign * end < 0, -sign * far, sign * jnp.inf)  # inf or NaN
-        return jnp.where(jnp.isfinite(end), end + sign * unit * jnp.abs(end), past)
-
-    return farther(a[0], -1), farther(a[1], 1)
-
-
-def upper(a: Any) -> Array:
-    """An upper bound, with inf for NaN."""
-    return jnp.where(jnp.isnan(a), jnp.inf, a)
-
-
-def largest(a: Array) -> Array:
-    """The largest of some sizes; 0 if there are none."""
-    return a.max(initial=0.0)
-
-
-def length(a: Array) -> Array:
-    """`||a||_2`, computed relative to the largest entry, lest squares underflow."""
-    unit = largest(jnp.abs(a))
-    return upper(jnp.linalg.norm(a / jnp.where(unit > 0, unit, 1.0)) * unit)
-
-
-def times(a: Any, b: Any) -> Array:
-    """`a b` with `0 inf = 0`: an infinite bound stands for a finite number."""
-    return jnp.where((a == 0) | (b == 0), 0.0, a * b)
-
-
-def product(a: Box, b: Box) -> Box:
-    if a is ONE:
-        return b
-    return negative(b) if a is MINUS else _product(a, b)
-
-
-@jax.jit
-def _product(a: Box, b: Box) -> Box:
-    return outward(hull(*(times(x, y) for x in a for y in b)))
-
-
-def plus(a: Box, b: Box) -> Box:
-    return outward((a[0] + b[0], a[1] + b[1]))
-
-
-def negative(a: Box) -> Box:
-    return -a[1], -a[0]
-
-
-def most(a: Box) -> Array:
-    return jnp.maximum(jnp.abs(a[0]), jnp.abs(a[1]))
 
 
 def _function(low: Any, high: Any, least: float = -math.inf, greatest: float = math.inf) -> Box:
@@ -116,15 +43,8 @@ def _function(low: Any, high: Any, least: float = -math.inf, greatest: float = m
     return jnp.maximum(low - tiny, least), jnp.minimum(high + tiny, greatest)
 
 
-def divide(a: Box, b: Box) -> Box:
-    return _divide(a, b)[0]
-
-
 def _divide(a: Box, b: Box) -> tuple[Box, tuple[Box, ...]]:
-    clear = (b[0] > 0) | (b[1] < 0)
-    safe = tuple(jnp.where(clear, end, 1.0) for end in b)
-    inverse = outward((1 / safe[1], 1 / safe[0]))
-    inverse = jnp.where(clear, inverse[0], -jnp.inf), jnp.where(clear, inverse[1], jnp.inf)
+    inverse = reciprocal(b)
     value = product(a, inverse)
     return value, (inverse, negative(product(value, inverse)))
 
@@ -159,16 +79,39 @@ def _sign(a: Box) -> tuple[Box, tuple[Box, ...]]:
 
 
 def _power(a: Box, y: int) -> tuple[Box, tuple[Box, ...]]:
-    if y < 1:
-        raise ValueError(f"No bound for the power {y} of a value that depends on x; want y >= 1.")
-
     def power(y: int) -> Box:
+        if y < 0:
+            return divide(ONE, power(-y))
         if y % 2 or y == 0:
             return outward((a[0] ** y, a[1] ** y), 2.0 * y)
         near = jnp.maximum(jnp.maximum(a[0], -a[1]), 0.0)
         return outward((near**y, most(a) ** y), 2.0 * y)
 
     return power(y), (product(power(y - 1), (float(y), float(y))),)
+
+
+def _pow(a: Box, y: Box) -> tuple[Box, tuple[Box, ...]]:
+    """`a^y`: monotone in each for `a >= 0`, and of the sign `(-1)^y` where a < 0 and y is whole."""
+    whole = (y[0] == y[1]) & (jnp.floor(y[0]) == y[0])
+
+    def power(y: Box, odd: Array) -> Box:
+        def above(low: Any, high: Any) -> Box:
+            low, high = (jnp.maximum(end, 0.0) for end in (low, high))
+            return _function(*hull(*(jnp.power(x, e) for x in (low, high) for e in y)), least=0.0)
+
+        right, left = above(*a), above(-a[1], -a[0])
+        left = jnp.where(odd, -left[1], left[0]), jnp.where(odd, -left[0], left[1])
+        mirrored, straight = whole & (a[0] < 0), ~whole | (a[1] >= 0)
+        low, high = (
+            (jnp.where(straight, r, end), jnp.where(mirrored, m, end))
+            for r, m, end in zip(right, left, (jnp.inf, -jnp.inf), strict=True)
+        )
+        return jnp.minimum(*low), jnp.maximum(*high)
+
+    odd = jnp.mod(y[0], 2.0) == 1
+    value, less = power(y, odd), plus(y, MINUS)
+    logarithm, _ = _monotone(jnp.log, jnp.reciprocal, a, domain=0.0)
+    return value, (product(y, power(less, ~odd)), product(value, logarithm))
 
 
 def _monotone(
@@ -189,17 +132,59 @@ def _monotone(
 
 
 def _sigmoid(
-    f: Callable, slope: Callable, a: Box, *, least: float = -1.0
+    f: Callable, slope: Callable, a: Box, *, least: float = -1.0, greatest: float = 1.0
 ) -> tuple[Box, tuple[Box, ...]]:
-    """Increasing from `least` to 1, with an even slope that decreases from 0 on."""
+    """Increasing from `least` to `greatest`, with an even slope that decreases from 0 on."""
     near = jnp.maximum(jnp.maximum(a[0], -a[1]), 0.0)
-    return _function(f(a[0]), f(a[1]), least, 1.0), (_function(slope(most(a)), slope(near), 0.0),)
+    value = _function(f(a[0]), f(a[1]), least, greatest)
+    return value, (_function(slope(most(a)), slope(near), 0.0),)
+
+
+def _wave(f: Callable, top: float, a: Box) -> Box:
+    """A sine or cosine, which is 1 at `top`: what it is at the ends, and 1 and -1 in between."""
+    low, high = hull(f(a[0]), f(a[1]))
+
+    def inside(point: float) -> Array:
+        turn, room = 2 * math.pi, 1e-12 * (1 + most(a))
+        first = jnp.ceil((a[0] - room - point) / turn)
+        return first <= jnp.floor((a[1] + room - point) / turn)
+
+    low = jnp.where(inside(top + math.pi), -1.0, low)
+    return _function(low, jnp.where(inside(top), 1.0, high), -1.0, 1.0)
+
+
+def _sin(a: Box) -> tuple[Box, tuple[Box, ...]]:
+    return _wave(jnp.sin, math.pi / 2, a), (_wave(jnp.cos, 0.0, a),)
+
+
+def _cos(a: Box) -> tuple[Box, tuple[Box, ...]]:
+    return _wave(jnp.cos, 0.0, a), (negative(_wave(jnp.sin, math.pi / 2, a)),)
 
 
 def _compare(a: Box, b: Box) -> tuple[Box, tuple[Box, ...]]:
     """`a > b`: (1, 1) where it is sure, (0, 0) where its opposite is, (1, 0) where `a = b`."""
     value = jnp.where(a[0] >= b[1], 1.0, 0.0), jnp.where(a[1] <= b[0], 0.0, 1.0)
     return value, (ANY, ANY)
+
+
+def _equal(a: Box, b: Box) -> tuple[Box, tuple[Box, ...]]:
+    """`a = b`: (1, 0) at a point where it is, (0, 0) where it is at one end at most."""
+    sure = (a[0] == a[1]) & (b[0] == b[1]) & (a[0] == b[0])
+    apart = (a[0] >= b[1]) | (a[1] <= b[0])
+    value = jnp.where(sure, 1.0, 0.0), jnp.where(sure | apart, 0.0, 1.0)
+    return value, (ANY, ANY)
+
+
+def _not(a: Box) -> tuple[Box, tuple[Box, ...]]:
+    return (1 - a[1], 1 - a[0]), (ANY,)
+
+
+def _both(a: Box, b: Box) -> tuple[Box, tuple[Box, ...]]:
+    """`a & b`: false where one is, else anything where one is anything."""
+    false = ((a[0] <= 0) & (a[1] <= 0)) | ((b[0] <= 0) & (b[1] <= 0))
+    anything = ((a[0] < a[1]) | (b[0] < b[1])) & ~false
+    value = jnp.minimum(a[0], b[0]), jnp.minimum(a[1], b[1])
+    return (jnp.where(anything, 0.0, value[0]), jnp.where(anything, 1.0, value[1])), (ANY, ANY)
 
 
 def _finite(a: Box) -> tuple[Box, tuple[Box, ...]]:
@@ -255,7 +240,9 @@ ELEMENTWISE: dict[str, Rule] = {
     "sign": _sign,
     "square": partial(_power, y=2),
     "integer_pow": _power,
+    "pow": _pow,
     "exp": partial(_monotone, jnp.exp, jnp.exp, least=0.0),
+    "exp2": partial(_monotone, jnp.exp2, lambda x: math.log(2) * jnp.exp2(x), least=0.0),
     "expm1": partial(_monotone, jnp.expm1, jnp.exp, least=-1.0),
     "log": partial(_monotone, jnp.log, lambda x: 1 / x, domain=0.0),
     "log1p": partial(_monotone, jnp.log1p, lambda x: 1 / (1 + x), domain=-1.0),
@@ -270,15 +257,39 @@ ELEMENTWISE: dict[str, Rule] = {
     ),
     "tanh": partial(_sigmoid, jnp.tanh, lambda x: 1 / jnp.cosh(x) ** 2),
     "logistic": partial(_sigmoid, jax.lax.logistic, _logistic_slope, least=0.0),
+    "atan": partial(
+        _sigmoid,
+        jnp.arctan,
+        lambda x: 1 / (1 + x * x),
+        least=-math.nextafter(math.pi / 2, 2.0),
+        greatest=math.nextafter(math.pi / 2, 2.0),
+    ),
+    "asinh": partial(
+        _sigmoid,
+        jnp.arcsinh,
+        lambda x: 1 / jnp.sqrt(1 + x * x),
+        least=-math.inf,
+        greatest=math.inf,
+    ),
+    "sin": _sin,
+    "cos": _cos,
     "erf": partial(_sigmoid, jax.lax.erf, _erf_slope),
     "erfc": _erfc,
     "gt": _compare,
     "ge": _compare,
     "lt": lambda a, b: _compare(b, a),
     "le": lambda a, b: _compare(b, a),
+    "eq": _equal,
+    "ne": lambda a, b: (_not(_equal(a, b)[0])[0], (ANY, ANY)),
     "is_finite": _finite,
+    "not": _not,
+    "and": _both,
+    "or": lambda a, b: (_not(_both(_not(a)[0], _not(b)[0])[0])[0], (ANY, ANY)),
     "select_n": _select,
 }
 AFFINE = {"add", "sub", "neg", "mul", "div"}
-COMPARED = {"gt", "ge", "lt", "le"}
-CONDITIONS = {*COMPARED, "is_finite"}  # their values are true, false or either
+COMPARED = {"gt", "ge", "lt", "le", "eq", "ne"}
+LOGICAL = {"not", "and", "or"}
+CONDITIONS = {*COMPARED, *LOGICAL, "is_finite"}  # their values are true, false or either
+# These are straight between their kinks.
+KINKED = {"max", "min", "clamp", "abs", "sign", "select_n", *CONDITIONS}

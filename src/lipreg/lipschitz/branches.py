@@ -1,4 +1,4 @@
-"""One function in different forms for different platforms, of which one is taken."""
+"""A branch that does not depend on x, and one function in different forms for platforms."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,31 +9,31 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
 from lipreg.lipschitz import mixing
+from lipreg.lipschitz.intervals import largest, most
 from lipreg.lipschitz.kinds import CALLS, JOINS, MOVES, SAME, SUMS, WEIGHTED
 from lipreg.lipschitz.roots import Root, numbers
-from lipreg.lipschitz.slopes import largest, most
 from lipreg.lipschitz.values import Comparison, Value, bound
 
-__all__ = ["platforms"]
+__all__ = ["branches"]
 
 
-def platforms(
-    walk: Callable, branches: Sequence[ClosedJaxpr], args: list, eps: Any, seen: dict
+def branches(
+    walk: Callable, forms: Sequence[ClosedJaxpr], args: list, eps: Any, seen: dict
 ) -> list:
-    """Bounds of whichever branch is taken; only the default's where all are the same affine map.
+    """Bounds of whichever branch is taken; only the last one's where all are the same affine map.
 
     Different affine maps differ at a random point with probability one. They are compared at three
     points, to 1e-9.
     """
-    outputs = [walk(b.jaxpr, b.consts, args, eps, seen) for b in branches]
-    if len(branches) == 1:
+    outputs = [walk(form.jaxpr, form.consts, args, eps, seen) for form in forms]
+    if len(forms) == 1:
         return outputs[0]
     if any(isinstance(a, Comparison) for each in outputs for a in each):
         raise ValueError("No bound for a comparison of several values that depend on x.")
     moving = [isinstance(a, Value) for a in args]
     alike = jnp.zeros((), bool)
-    if all(_affine(b.jaxpr, moving) for b in branches):
-        alike = jnp.stack([_agree(walk, branches, args, seed) for seed in range(3)]).all()
+    if all(_affine(form.jaxpr, moving) for form in forms):
+        alike = jnp.stack([_agree(walk, forms, args, seed) for seed in range(3)]).all()
     return [
         Value(numbers(mixing.either(list(each), alike)))
         if any(isinstance(a, Value) for a in each)
@@ -65,7 +65,7 @@ def _affine(jaxpr: Any, moving: list[bool]) -> bool:
     return True
 
 
-def _agree(walk: Callable, branches: Sequence[ClosedJaxpr], args: list, seed: int) -> Array:
+def _agree(walk: Callable, forms: Sequence[ClosedJaxpr], args: list, seed: int) -> Array:
     """Whether the branches agree at random values of the arguments that depend on x."""
     rng = np.random.default_rng(seed)
 
@@ -78,7 +78,7 @@ def _agree(walk: Callable, branches: Sequence[ClosedJaxpr], args: list, seed: in
         return Value(Root((point, point), None, (ones, ones), jnp.ones((), like.dtype), ones))
 
     drawn = [draw(a) for a in args]
-    outputs = [walk(b.jaxpr, b.consts, drawn, None, {}) for b in branches]
+    outputs = [walk(form.jaxpr, form.consts, drawn, None, {}) for form in forms]
     agree = []
     for each in zip(*outputs, strict=True):
         boxes = [bound(a)[0] if isinstance(a, Value) else (a, a) for a in each]

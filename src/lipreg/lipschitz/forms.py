@@ -1,0 +1,114 @@
+"""Operations that are read in another form: the same function, in primitives that have rules."""
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import jaxpr_as_fun
+
+from lipreg import convolution
+from lipreg.lipschitz.kinds import CALLS
+
+__all__ = ["LONGEST", "other_form", "read_as"]
+
+LONGEST = 1000  # loops that are unrolled
+FORMS: dict[str, Callable] = {}  # see `read_as`
+
+
+def read_as(form: Callable) -> Callable[[Callable], Callable]:
+    """Decorates f, in whose place proved bounds read `form`: the same function of the same arrays.
+
+    For what is written in one way for its speed or its range, and in another for its proof.
+    Arguments are arrays; f may depend on nothing else.
+
+    >>> from lipreg.lipschitz.bounds import lipschitz
+    >>> f = read_as(lambda x: 2 * x)(lambda x: jnp.cumsum(x, 0) + x)
+    >>> lipschitz(f, jnp.zeros((1, 3))).output.round(3)
+    Array([2.], dtype=float32)
+    """
+
+    def decorate(f: Callable) -> Callable:
+        @wraps(f)
+        def run(*args: Array) -> Array:
+            return f(*args)
+
+        run.__name__ = f"read_as_{len(FORMS)}_{f.__name__}"
+        FORMS[run.__name__] = form
+        return wraps(f)(jax.jit(run))
+
+    return decorate
+
+
+def other_form(eqn: Any) -> Callable | None:
+    """A function of the equation's arguments, or None where it is read as it is."""
+    name, params = eqn.primitive.name, eqn.params
+    if eqn.primitive is convolution.partial_p:
+        return partial(convolution.in_lax, **params)
+    if name in CALLS:
+        return FORMS.get(str(params.get("name")))
+    makes = {"scan": _unrolled, "cumsum": _triangle, "scatter": _inverse}
+    return makes[name](eqn) if name in makes else None
+
+
+def _unrolled(eqn: Any) -> Callable:
+    """A loop with a known number of turns, turn by turn."""
+    params = eqn.params
+    fixed, carried, turns = params["num_consts"], params["num_carry"], params["length"]
+    if turns > LONGEST:
+        raise ValueError(
+            f"No bound for a 'scan' of {turns} turns; lipreg.lipschitz.declare the constant of a "
+            f"function around it, or write one of at most {LONGEST}."
+        )
+    body = jaxpr_as_fun(params["jaxpr"])
+    order = range(turns)[:: -1 if params["reverse"] else 1]
+
+    def run(*args: Array) -> list[Array]:
+        constants, carry, rows = (
+            args[:fixed],
+            args[fixed : fixed + carried],
+            args[fixed + carried :],
+        )
+        made: dict[int, Any] = {}
+        for turn in order:
+            # Not `row[turn]`, which is a gather.
+            own = [jax.lax.index_in_dim(row, turn, keepdims=False) for row in rows]
+            out = body(*constants, *carry, *own)
+            carry, made[turn] = out[:carried], out[carried:]
+        columns = zip(*(made[turn] for turn in range(turns)), strict=True)
+        stacked = [jnp.stack(column) for column in columns]
+        empty = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars[carried:]]
+        return [*carry, *(stacked if turns else empty)]
+
+    return run
+
+
+def _triangle(eqn: Any) -> Callable:
+    """A cumulative sum, as the product with a matrix of zeros and ones."""
+    axis, down = eqn.params["axis"], not eqn.params["reverse"]
+
+    def run(x: Array) -> Array:
+        ones = jnp.ones((x.shape[axis],) * 2, x.dtype)
+        matrix = jnp.triu(ones) if down else jnp.tril(ones)
+        return jnp.moveaxis(jnp.tensordot(x, matrix, (axis, 0)), -1, axis)
+
+    return run
+
+
+def _inverse(eqn: Any) -> Callable:
+    """`x.at[i].set(u)`: the entry of u that is put there, or else that of x."""
+    if not eqn.params["unique_indices"]:
+        raise ValueError(
+            "No bound for a 'scatter' that may write twice; state unique_indices=True."
+        )
+
+    def run(x: Array, indices: Array, u: Array) -> Array:
+        places = jnp.arange(u.size, dtype=jnp.int32).reshape(u.shape)
+        nowhere = jnp.full(x.shape, u.size, jnp.int32)
+        place = eqn.primitive.bind(nowhere, indices, places, **eqn.params)
+        there = u.reshape(-1).at[place].get(mode="fill", fill_value=0)
+        return jnp.where(place < u.size, there, x)
+
+    return run

@@ -1,0 +1,112 @@
+"""Interval arithmetic: boxes `(low, high)`, rounded outwards.
+
+0, and values that are only compared, moved or negated, stay exact, so that kinks are located
+exactly.
+"""
+
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+__all__ = [
+    "ANY",
+    "MINUS",
+    "ONE",
+    "Box",
+    "divide",
+    "hull",
+    "largest",
+    "length",
+    "most",
+    "negative",
+    "outward",
+    "plus",
+    "product",
+    "reciprocal",
+    "times",
+    "upper",
+]
+
+Box = tuple[Any, Any]
+ONE, MINUS, ANY = (1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0)
+
+
+def hull(*values: Any) -> Box:
+    return reduce(jnp.minimum, values), reduce(jnp.maximum, values)
+
+
+# Jitted, so that many calls are traced once.
+@partial(jax.jit, static_argnames="ulps")
+def outward(a: Box, ulps: float = 2.0) -> Box:
+    """The box widened by `ulps` units in the last place; NaN becomes unbounded.
+
+    A low end of inf becomes the largest finite number, a high end of -inf the lowest, so that
+    sums of boxes are never `inf - inf`.
+    """
+    info = jnp.finfo(jnp.result_type(*a))
+    unit, far = ulps * float(info.eps), float(info.max)
+
+    def farther(end: Array, sign: int) -> Array:
+        past = jnp.where(sign * end < 0, -sign * far, sign * jnp.inf)  # inf or NaN
+        return jnp.where(jnp.isfinite(end), end + sign * unit * jnp.abs(end), past)
+
+    return farther(a[0], -1), farther(a[1], 1)
+
+
+def upper(a: Any) -> Array:
+    """An upper bound, with inf for NaN."""
+    return jnp.where(jnp.isnan(a), jnp.inf, a)
+
+
+def largest(a: Array) -> Array:
+    """The largest of some sizes; 0 if there are none."""
+    return a.max(initial=0.0)
+
+
+def length(a: Array) -> Array:
+    """`||a||_2`, computed relative to the largest entry, lest squares underflow."""
+    unit = largest(jnp.abs(a))
+    return upper(jnp.linalg.norm(a / jnp.where(unit > 0, unit, 1.0)) * unit)
+
+
+def times(a: Any, b: Any) -> Array:
+    """`a b` with `0 inf = 0`: an infinite bound stands for a finite number."""
+    return jnp.where((a == 0) | (b == 0), 0.0, a * b)
+
+
+def product(a: Box, b: Box) -> Box:
+    if a is ONE:
+        return b
+    return negative(b) if a is MINUS else _product(a, b)
+
+
+@jax.jit
+def _product(a: Box, b: Box) -> Box:
+    return outward(hull(*(times(x, y) for x in a for y in b)))
+
+
+def plus(a: Box, b: Box) -> Box:
+    return outward((a[0] + b[0], a[1] + b[1]))
+
+
+def negative(a: Box) -> Box:
+    return -a[1], -a[0]
+
+
+def most(a: Box) -> Array:
+    return jnp.maximum(jnp.abs(a[0]), jnp.abs(a[1]))
+
+
+def reciprocal(a: Box) -> Box:
+    """All numbers, where 0 is in the box."""
+    clear = (a[0] > 0) | (a[1] < 0)
+    safe = tuple(jnp.where(clear, end, 1.0) for end in a)
+    inverse = outward((1 / safe[1], 1 / safe[0]))
+    return jnp.where(clear, inverse[0], -jnp.inf), jnp.where(clear, inverse[1], jnp.inf)
+
+
+def divide(a: Box, b: Box) -> Box:
+    return product(a, reciprocal(b))
