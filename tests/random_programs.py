@@ -329,6 +329,106 @@ def joint(draw, shape):
     )
 
 
+def common(draw, shape):
+    """What networks are written with besides: thresholds, powers, waves, loops, normalisations."""
+    n = len(shape)
+    axis = draw.int(0, n - 1) if n else 0
+    side = shape[axis] if n else 1
+    k, s = draw.kink(), draw.one(1.0, 3.0, -2.0, 0.5)
+    t = abs(draw.one(k, 0.3, 0.07)) + draw.one(0.0, 0.01)
+    p = draw.one(1.5, 0.5, 2.0, -1.0, -2.5, 3.0, 1.0, 0.0)
+    away = 0.1 + abs(draw.kink())
+    inside = lambda x: jnp.logical_and(x > const(x, -t), x < const(x, t))
+    simple = [
+        lambda x: jnp.where(x > const(x, t), x, like(x, t)),
+        lambda x: jnp.where(jnp.abs(x) > const(x, t), x - const(x, t) * jnp.sign(x), 0 * x),
+        lambda x: jnp.where(x > const(x, t), x - t, jnp.where(x < const(x, -t), x + t, 0 * x)),
+        lambda x: jnp.where(inside(x), x * x, const(x, t) * (2 * jnp.abs(x) - const(x, t))),
+        lambda x: jnp.where(~inside(x) | (x == k), x, 0 * x),
+        lambda x: jnp.where(x == const(x, k), like(x, k), x),
+        lambda x: jnp.where(x != const(x, k), jnp.tanh(x), like(x, np.tanh(k))),
+        lambda x: jnp.where(jnp.maximum(x, const(x, t)) == const(x, t), 0 * x, x - t),
+        lambda x: x * (x > 0).astype(x.dtype),
+        lambda x: (x > const(x, k)).astype(x.dtype),
+        lambda x: jnp.abs(x) ** const(x, p),
+        lambda x: (jnp.abs(x) + away) ** const(x, p),
+        lambda x: x ** const(x, draw_whole),
+        lambda x: (x + const(x, 5.0)) ** -2,
+        lambda x: lax.integer_pow(jnp.abs(x) + away, -3),
+        lambda x: jnp.sin(s * x + k),
+        lambda x: jnp.cos(const(x, 30.0) * x),
+        lambda x: x + jnp.square(jnp.sin(s * x)) / s,
+        lambda x: jnp.arctan(s * x),
+        lambda x: jnp.arcsinh(s * x),
+        lambda x: jnp.exp2(-jnp.abs(x)),
+        lambda x: jnp.log1p(jnp.exp(s * x)),
+        lambda x: 1 / (1 + jnp.exp(-s * x)),
+        lambda x: jnp.tanh(jnp.exp(s * x) - k),
+    ]
+    draw_whole = float(draw.int(-3, 4))
+    if n == 0 or side < 2:
+        return draw.one(*simple)
+    w = draw.array(side, side)
+    turns, back = draw.int(0, 3), draw.one(True, False)
+    act = draw.one(jnp.tanh, jax.nn.relu, jnp.abs)
+    few = np.asarray(draw.rng.permutation(side)[: draw.int(1, side)], np.int32)
+    axes = tuple({axis, draw.int(0, n - 1)})
+    sums = lambda x: jnp.square(x).sum(axes, keepdims=True)
+    mean = lambda x: x.mean(axes, keepdims=True)
+    gain = draw.one(1.0, -2.0, draw.array(*shape))
+    parts = draw.one(*[d for d in range(1, side + 1) if side % d == 0])
+    rows = lambda x: jnp.moveaxis(x, axis, -1)
+
+    def loop(x):
+        step = lambda i, v: act(v @ const(x, w) + const(x, k) * i)
+        return lax.fori_loop(0, turns, step, rows(x))
+
+    def scan(x):
+        step = lambda c, v: (act(c + v), c - s * v)
+        last, all_of_them = lax.scan(step, 0 * jnp.take(x, 0, axis), jnp.moveaxis(x, axis, 0))
+        return jnp.concatenate([last[None], all_of_them])
+
+    def grouped(x):
+        v = rows(x).reshape(-1, parts, side // parts)
+        u = (v - v.mean(2, keepdims=True)) * lax.rsqrt(v.var(2, keepdims=True) + away)
+        return u.reshape(rows(x).shape) * const(x, s)
+
+    mixed = [
+        loop,
+        scan,
+        lambda x: lax.cumsum(x, axis, back),
+        lambda x: x.at[(slice(None),) * axis + (few,)].set(const(x, k), unique_indices=True),
+        lambda x: (
+            like(x, k)
+            .at[(slice(None),) * axis + (few,)]
+            .set(jnp.take(x, jnp.arange(len(few)), axis), unique_indices=True)
+        ),
+        lambda x: lax.cond(const(x, k) > 0, jnp.tanh, lambda x: 2 * x, x),
+        lambda x: jnp.einsum("...i,...ij->...j", rows(x), const(x, draw_blocks)),
+        lambda x: jax.nn.softmax(s * x + k, axes),
+        lambda x: jax.nn.log_softmax(s * x, axes),
+        lambda x: jax.nn.logsumexp(s * x, axes, keepdims=back),
+        lambda x: x - jax.nn.logsumexp(x, axes, keepdims=True),
+        lambda x: x - s * jax.nn.logsumexp(x, axis, keepdims=True),
+        lambda x: jnp.exp(x) / jnp.exp(x).sum(axis, keepdims=True),
+        lambda x: jnp.exp(x - lax.rev(x, (axis,))) / jnp.exp(x).sum(axes, keepdims=True),
+        lambda x: x * gain / jnp.sqrt(sums(x) + const(x, away)),
+        lambda x: x * lax.rsqrt(sums(x) / s**2 + const(x, away)) * gain,
+        lambda x: x / (jnp.sqrt(sums(x)) + const(x, away)),
+        lambda x: x / jnp.maximum(jnp.sqrt(sums(x)), const(x, away)),
+        lambda x: x / (sums(x) + const(x, away)),
+        lambda x: x * jnp.sqrt(sums(x)),
+        lambda x: (x - mean(x)) * lax.rsqrt(x.var(axes, keepdims=True) + away) * gain,
+        lambda x: (x - mean(x)) / jnp.sqrt(mean(x * x) - jnp.square(mean(x)) + away),
+        lambda x: (x - s * mean(x)) / jnp.sqrt(mean(x * x) - s * jnp.square(mean(x)) + away),
+        lambda x: lax.rev(x, (axis,)) / jnp.sqrt(sums(x) + const(x, away)),
+        lambda x: jax.nn.standardize(x, axes, epsilon=away),
+        grouped,
+    ]
+    draw_blocks = draw.array(*rows(np.zeros(shape)).shape, draw.int(1, 3))
+    return draw.one(*mixed) if draw.int(0, 2) else draw.one(*simple)
+
+
 def platforms(draw):
     one, other = elementwise(draw), elementwise(draw)
     same = lambda x: x + x
@@ -343,7 +443,7 @@ PAIRS = (jnp.add, jnp.subtract, jnp.multiply, jnp.maximum, jnp.minimum)
 PAIRS += (lambda a, b: a / (jnp.abs(b) + const(b, 0.5)), lambda a, b: a * jax.nn.sigmoid(b))
 
 
-def operations(draw, x, several):
+def operations(draw, x, family):
     """`[(function, indices of its arguments)]` of one program on values like x."""
     values, made = [x], []
 
@@ -361,8 +461,8 @@ def operations(draw, x, several):
         shape = values[i].shape
         same = [j for j, v in enumerate(values) if v.shape == shape]
         kind = draw.int(0, 11)
-        if several and draw.int(0, 1):
-            add(joint(draw, shape), i)
+        if family and draw.int(0, 1):
+            add(family(draw, shape), i)
         elif kind < 4:
             add(elementwise(draw), i)
         elif kind < 5:
@@ -384,14 +484,14 @@ def operations(draw, x, several):
     return made
 
 
-def program(seed, several=False):
+def program(seed, family=None):
     """A function of one example, `[...] -> [K]`, and the example's shape.
 
-    With `several`, half of its operations are those of `joint`.
+    Half of its operations are of the family, which is `joint` or `common`, if there is one.
     """
     draw = Draw(seed)
     shape = draw.one((1,), (2,), (5,), (6,), (2, 3), (3, 4), (4, 4), (4, 4, 2), (12,))
-    made = operations(draw, jax.ShapeDtypeStruct(shape, np.float32), several)
+    made = operations(draw, jax.ShapeDtypeStruct(shape, np.float32), family)
 
     def f(x):
         values = [x]

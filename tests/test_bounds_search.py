@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_programs import Draw, batched, program
+from random_programs import Draw, batched, common, joint, program
 
 from lipreg.lipschitz.bounds import interval, lipschitz
 
@@ -112,9 +112,9 @@ def contradiction(f, x, low, high, eps, rng):
     return ""
 
 
-def examine(seed, several=False):
+def examine(seed, family=None):
     """ "held", "infinite", "refused", or how the bounds of a program are contradicted."""
-    f, shape = program(seed, several)
+    f, shape = program(seed, family)
     draw = Draw(seed + 10**6)
     low, high = draw.one((0.0, 1.0), (-2.0, 3.0))
     x = draw.rng.uniform(low, high, shape)
@@ -136,4 +136,9 @@ def test_no_point_contradicts_the_bounds_of_a_random_program(seed):
 
 @pytest.mark.parametrize("seed", range(PROGRAMS // 2))
 def test_no_point_contradicts_the_bounds_of_what_is_one_map_of_several_values(seed):
-    assert examine(seed, several=True) in {"held", "infinite", "refused"}
+    assert examine(seed, joint) in {"held", "infinite", "refused"}
+
+
+@pytest.mark.parametrize("seed", range(PROGRAMS))
+def test_no_point_contradicts_the_bounds_of_what_networks_are_written_with(seed):
+    assert examine(seed, common) in {"held", "infinite", "refused"}

@@ -122,8 +122,9 @@ def _run(jaxpr: Any, constants: Sequence, args: Sequence, calls: dict) -> list:
         inputs = list(map(read, eqn.invars))
         if declared(eqn):
             calls.setdefault(id(eqn), (eqn, []))[1].append(inputs)
-        if eqn.primitive.name == "scan" and _inside(eqn):
-            unrolled = jax.make_jaxpr(other_form(eqn))(*inputs)
+        form = other_form(eqn) if eqn.primitive.name == "scan" and _inside(eqn) else None
+        if form:
+            unrolled = jax.make_jaxpr(form)(*inputs)
             outputs = _run(unrolled.jaxpr, unrolled.consts, inputs, calls)
         elif _inside(eqn) and not declared(eqn):
             parts, taken = inner(eqn), 0

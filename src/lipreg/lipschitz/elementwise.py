@@ -28,7 +28,7 @@ from lipreg.lipschitz.intervals import (
     reciprocal,
 )
 
-__all__ = ["AFFINE", "COMPARED", "CONDITIONS", "ELEMENTWISE", "KINKED", "LOGICAL", "Rule"]
+__all__ = ["AFFINE", "COMPARED", "CONDITIONS", "ELEMENTWISE", "KINKED", "ORDERED", "Rule"]
 
 Rule = Callable[..., tuple[Box, tuple[Box, ...]]]
 
@@ -288,8 +288,8 @@ ELEMENTWISE: dict[str, Rule] = {
     "select_n": _select,
 }
 AFFINE = {"add", "sub", "neg", "mul", "div"}
-COMPARED = {"gt", "ge", "lt", "le", "eq", "ne"}
-LOGICAL = {"not", "and", "or"}
-CONDITIONS = {*COMPARED, *LOGICAL, "is_finite"}  # their values are true, false or either
+ORDERED = {"gt", "ge", "lt", "le"}
+COMPARED = {*ORDERED, "eq", "ne"}
+CONDITIONS = {*COMPARED, "not", "and", "or", "is_finite"}  # their values are true, false or either
 # These are straight between their kinks.
 KINKED = {"max", "min", "clamp", "abs", "sign", "select_n", *CONDITIONS}

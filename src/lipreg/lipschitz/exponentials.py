@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.intervals import Box, largest, most, outward, times, upper
-from lipreg.lipschitz.roots import Root, entries, part_of, summed_over
+from lipreg.lipschitz.intervals import Box, largest, most, outward, times
+from lipreg.lipschitz.roots import Root, entries, moved_from, part_of, size, summed_over
 from lipreg.lipschitz.values import Value, settle
 
 __all__ = ["Map", "narrowed", "one_map", "shifted", "without_common"]
@@ -83,12 +83,12 @@ def narrowed(root: Root, known: Map) -> Root:
 
 
 def _softmax(e: Value, total: Value, way: Root, sums: Root) -> Map | None:
-    if e.name != "exp" or total.rule is not None or _moved_from(sums) is not part_of(sums)[0]:
+    if e.name != "exp" or total.rule is not None or moved_from(sums) is not part_of(sums)[0]:
         return None
     group = summed_over(way, sums)
     if group is None:
         return None
-    lip = _size(_logits(e.args[0], group)) / 2
+    lip = size(_logits(e.args[0], group)) / 2
     return Map(lip, lip, (0.0, 1.0))
 
 
@@ -107,13 +107,13 @@ def _logsumexp(log: Value, shift: Value, _: Root, moved: Root) -> Map | None:
     if not (at[flat] == offset[2].reshape(-1)).all():
         return None
     low, high = _range(z, group)
-    size = _size(z)
-    return Map(size, size, (low[own], high[own]), (z, group))
+    lip = size(z)
+    return Map(lip, lip, (low[own], high[own]), (z, group))
 
 
 def _log_softmax(a: Value, log: Value, way: Root, sums: Root) -> Map | None:
     """`a - log(sum(exp(a)))`."""
-    found, origin = _log_of_sum(log), _moved_from(sums)
+    found, origin = _log_of_sum(log), moved_from(sums)
     if found is not None and settle(found[0]) is way:
         group, index = found[1], found[2]
     elif origin.logsumexp and origin.logsumexp[0] is way and part_of(sums)[0] is origin:
@@ -123,19 +123,17 @@ def _log_softmax(a: Value, log: Value, way: Root, sums: Root) -> Map | None:
     if index.ndim != group.ndim or not (np.broadcast_to(index, group.shape) == group).all():
         return None
     z = _logits(a, group)
-    size, (_, high) = _size(z), _range(z, group)
-    lip = size * math.sqrt(_members(group))
-    return Map(lip, size * math.sqrt(2), (outward((z.box[0] - high[group],) * 2)[0], 0.0))
-
-
-def _moved_from(root: Root) -> Root:
-    return root.origin or root
+    lip, (_, high) = size(z), _range(z, group)
+    n = _members(group)
+    return Map(
+        lip * math.sqrt(n), lip * math.sqrt(2), (outward((z.box[0] - high[group],) * 2)[0], 0.0)
+    )
 
 
 def _log_of_sum(value: Value) -> tuple[Value, np.ndarray, np.ndarray] | None:
     """a, its groups and the group of each entry, where the value is `log(sum(exp(a)))`."""
-    if value.rule is None and _moved_from(value.root).made is not None:
-        value, moved = _moved_from(value.root).made, value.root
+    if value.rule is None and moved_from(value.root).made is not None:
+        value, moved = moved_from(value.root).made, value.root
     else:
         moved = value.root
     if value.name != "log":
@@ -143,7 +141,7 @@ def _log_of_sum(value: Value) -> tuple[Value, np.ndarray, np.ndarray] | None:
     source = value.sources[0]
     source = source.sources[0] if source.name == "abs" else source
     whole, index = part_of(moved)
-    if source.rule is not None or whole.sums is None or _moved_from(source.root) is not whole:
+    if source.rule is not None or whole.sums is None or moved_from(source.root) is not whole:
         return None
     e = whole.sums[0].made
     return (e.args[0], whole.sums[1], index) if e is not None and e.name == "exp" else None
@@ -158,10 +156,6 @@ def _logits(a: Value, group: np.ndarray) -> Root:
     pairs = np.stack([group.reshape(-1), same.reshape(-1)])
     alike = np.unique(pairs, axis=1).shape[1] == len(np.unique(pairs[0]))
     return settle(z) if alike else root
-
-
-def _size(root: Root) -> Array:
-    return upper(times(root.lip, largest(most(root.slope))))
 
 
 def _members(group: np.ndarray) -> int:

@@ -272,4 +272,5 @@ def root_of_squares(value: Value, rule: Rule) -> Root:
     steep = largest(jnp.where(proper, jnp.sqrt(most(scale)), jnp.inf)) * math.sqrt(often)
     once = upper(times(steep, times(summed.lip, largest(most(summed.slope)))))
     lip = jnp.minimum(upper(times(largest(size), usual.lip)), once)
-    return plain(box, centre, lip, jnp.minimum(upper(times(size, usual.rows)), once))
+    found = plain(box, centre, lip, jnp.minimum(upper(times(size, usual.rows)), once))
+    return dataclasses.replace(found, made=Value(root, "sqrt", rule, (value,)))

@@ -132,7 +132,7 @@ def total(params: dict, apply: Callable, value: Value) -> Root:
     often = overlap(params)
     lip = root.lip * jnp.sqrt(largest(apply(mask)) * largest(mask) * often)
     found = plain(*_both(image, root), lip, rows)
-    squared = _squared(value)
+    squared = value.squared
     squares = (settle(squared), often) if squared else None
     sums = (root, _groups(params["axes"], root.rows.shape)) if "axes" in params else None
     return dataclasses.replace(found, squares=squares, sums=sums)
@@ -142,14 +142,6 @@ def _groups(axes: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
     """The entry of the sum over axes that each entry is added to."""
     kept = [1 if k in axes else n for k, n in enumerate(shape)]
     return np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), shape)
-
-
-def _squared(value: Value) -> Value | None:
-    """v, where the value is `v^2`."""
-    twice = value.name == "mul" and value.args[0] is value.args[1]
-    twice |= value.name == "square"
-    twice |= isinstance(value.rule, partial) and value.rule.keywords == {"y": 2}
-    return value.sources[0] if twice else None
 
 
 def either(args: list, alike: Array) -> Root:

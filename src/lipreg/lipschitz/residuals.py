@@ -12,7 +12,7 @@ from lipreg.lipschitz.roots import Linear, Root, entries, part_of, summed_over
 from lipreg.lipschitz.singular import largest_eigenvalue
 from lipreg.lipschitz.values import Value, bound, settle
 
-__all__ = ["centred", "sandwich", "sandwich_on_torus", "symmetric"]
+__all__ = ["less_sums", "sandwich", "sandwich_on_torus", "symmetric"]
 
 
 def symmetric(name: str, args: list) -> Array | None:
@@ -158,7 +158,7 @@ def _between(first: Linear, slope: Box, steepest: Array, a: Array, b: Array) -> 
     return jnp.where((slope[0] >= 0).all(), bound, jnp.inf)
 
 
-def centred(name: str, roots: list) -> Array | None:
+def less_sums(name: str, roots: list) -> Array | None:
     """A bound of `||dv|| / ||dx||` for `v = w + c sum(w)`, or None where v has another form.
 
     Sums are over groups of n entries, each added to its own: `1 + c 1 1^T` has the eigenvalues 1

@@ -2,16 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from lipreg.lipschitz.ellipsoids import Ellipsoid
-from lipreg.lipschitz.intervals import Box, outward, upper
+from lipreg.lipschitz.intervals import Box, largest, most, outward, times, upper
 
-__all__ = ["Linear", "Root", "entries", "numbers", "part_of", "summed_over"]
+__all__ = [
+    "Deviation",
+    "Linear",
+    "Root",
+    "each_in",
+    "entries",
+    "grouped",
+    "moved_from",
+    "numbers",
+    "part_of",
+    "size",
+    "summed_over",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +65,14 @@ class Linear:
         return jnp.broadcast_to(values.reshape(sides), like.shape)
 
 
+class Deviation(NamedTuple):
+    """Of a root from its means over groups of entries, if `valid`."""
+
+    of: "Root"
+    group: np.ndarray
+    valid: Array
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Root:
     """w in `box`, `dw = slope * dh`, `||dh|| <= lip ||dx||`, `|dh_i| <= rows_i ||dx||`.
@@ -67,6 +87,7 @@ class Root:
     index -1. So pieces that are put together again are one vector, which counts once. If w, too,
     was only moved, `origin` is the root that it was taken from.
 
+    `variance` and `centred` say of which root this one is the variance, or which less its means.
     `made` is the value that was settled; `offset` is one that this root is but for a number that is
     the same where the index is; `logsumexp` the logits that it is the log-sum-exp of, and to which
     entry each of them counts.
@@ -86,6 +107,8 @@ class Root:
     whole: "Root | None" = None
     index: np.ndarray | None = None
     origin: "Root | None" = None
+    variance: "Deviation | None" = None
+    centred: "Deviation | None" = None
     made: Any = None
     offset: tuple[Any, "Root", np.ndarray] | None = None
     logsumexp: tuple["Root", np.ndarray] | None = None
@@ -108,15 +131,41 @@ def part_of(root: Root) -> tuple[Root, np.ndarray]:
     return root.whole, root.index
 
 
+def moved_from(root: Root) -> Root:
+    return root.origin or root
+
+
+def size(root: Root) -> Array:
+    """A bound of `||dw|| / ||dx||`."""
+    return upper(times(root.lip, largest(most(root.slope))))
+
+
+def grouped(of: Root, group: np.ndarray, way: Root) -> np.ndarray | None:
+    """The group of each entry of `way`, of which `of` has the same entries, each once."""
+    if of is way:
+        return group
+    known, own = entries(of), entries(way)
+    if known is None or own is None or known[0] is not own[0]:
+        return None
+    if not np.array_equal(np.sort(known[1].reshape(-1)), np.sort(own[1].reshape(-1))):
+        return None
+    found = np.zeros(known[1].max(initial=-1) + 1, group.dtype)
+    found[known[1].reshape(-1)] = group.reshape(-1)
+    return found[own[1]]
+
+
+def each_in(index: np.ndarray, group: np.ndarray) -> bool:
+    """Whether each entry, or a copy of it, has the number of its group."""
+    if index.ndim != group.ndim or np.broadcast_shapes(index.shape, group.shape) != group.shape:
+        return False
+    return bool(group.size and (index == group).all())
+
+
 def summed_over(way: Root, other: Root) -> np.ndarray | None:
     """To which sum each entry of `way` is added, where `other` is these sums, each at its own."""
     whole, index = part_of(other)
-    if whole.sums is None or whole.sums[0] is not way:
-        return None
-    group = whole.sums[1]
-    if index.ndim != group.ndim or np.broadcast_shapes(index.shape, group.shape) != group.shape:
-        return None
-    return group if group.size and (index == group).all() else None
+    group = None if whole.sums is None else grouped(*whole.sums, way)
+    return group if group is not None and each_in(index, group) else None
 
 
 def numbers(root: Root) -> Root:

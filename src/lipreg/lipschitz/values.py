@@ -59,6 +59,14 @@ class Value:
         once = self.name in AFFINE and len(self.sources) == 1
         return once and (self.name != "div" or isinstance(self.args[0], Value))
 
+    @property
+    def squared(self) -> "Value | None":
+        """v, where this is `v^2`."""
+        twice = self.name == "mul" and self.args[0] is self.args[1]
+        twice |= self.name == "square"
+        twice |= isinstance(self.rule, partial) and self.rule.keywords == {"y": 2}
+        return self.sources[0] if twice else None
+
     @cached_property
     def bends(self) -> int:
         """How many operations, one after the other, are curved."""

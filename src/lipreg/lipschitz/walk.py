@@ -8,7 +8,7 @@ draws others than in its batch.
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
-from lipreg.lipschitz import convolutions, exponentials, joint, mixing, residuals
+from lipreg.lipschitz import convolutions, joint, mixing
 from lipreg.lipschitz.branches import branches
+from lipreg.lipschitz.combined import broadcast, chosen, combined
 from lipreg.lipschitz.declared import declared
-from lipreg.lipschitz.elementwise import COMPARED, CONDITIONS, ELEMENTWISE
+from lipreg.lipschitz.elementwise import CONDITIONS, ELEMENTWISE, ORDERED
 from lipreg.lipschitz.forms import other_form
-from lipreg.lipschitz.intervals import Box, largest, most, outward, times, upper
+from lipreg.lipschitz.intervals import Box, largest, most, outward, times
 from lipreg.lipschitz.kinds import (
     CALLS,
     EXTREMES,
@@ -38,6 +39,8 @@ from lipreg.lipschitz.values import Comparison, Value, settle
 from lipreg.tracing import primitives
 
 __all__ = ["walk", "walk_from"]
+
+OFF_ON = 0.0, 1.0  # the cases of an indicator
 
 
 def walk_from(traced: ClosedJaxpr, constants: Any, centre: Array | None, box: Box, eps: Any) -> Any:
@@ -144,7 +147,7 @@ def _step(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
     """One primitive of which at least one argument depends on x."""
     name = eqn.primitive.name
     if any(isinstance(a, Comparison) for a in inputs):
-        return [_chosen(name, inputs, eps, seen)]
+        return [Value(_trimmed(numbers(chosen(name, inputs, seen)), eps))]
     sources = [a for a in inputs if isinstance(a, Value)]
     if name not in RULES or (len(sources) > 1 and name not in {*ELEMENTWISE, *JOINS}):
         what = "several values that depend" if len(sources) > 1 else "a value that depends"
@@ -164,18 +167,25 @@ def _step(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
     if name in ELEMENTWISE:
         rule = ELEMENTWISE[name]
         rule = partial(rule, y=eqn.params["y"]) if name == "integer_pow" else rule
-        args = [a if isinstance(a, Value) else a.astype(dtype) for a in args]
+        real_ones = [not _is_bool(v.aval.dtype) for v in eqn.invars]
+        args = [
+            (broadcast(a, shape, seen) if real else a) if isinstance(a, Value) else a.astype(dtype)
+            for a, real in zip(args, real_ones, strict=True)
+        ]
+        sources = [a for a in args if isinstance(a, Value)]
         root = sources[0].root
         if name == "sqrt" and root.squares and sources[0].affine:
             return [Value(_trimmed(numbers(joint.root_of_squares(sources[0], rule)), eps))]
         if all(v.root is root for v in sources) and root.rows.shape == shape:
+            if name == "mul" and (cases := _masked(args)):
+                name, rule, args = "select_n", ELEMENTWISE["select_n"], cases
             return [Value(root, name, rule, tuple(args))]
         # Where a condition switches can be located along one root only.
-        if name in COMPARED and len(sources) == 2:
+        if name in ORDERED and len(sources) == 2:
             return [Comparison(*(sources if name in ("gt", "ge") else reversed(sources)))]
         if name in CONDITIONS or (name == "select_n" and isinstance(args[0], Value)):
             raise ValueError(f"No bound for {name!r} of several values that depend on x.")
-        roots = [_combined(name, rule, args, shape, seen)]
+        roots = [combined(name, rule, args, shape, seen)]
     elif name in JOINS:
         roots = [joint.concatenate(name, eqn.params[JOINS[name]], args)]
     else:
@@ -196,32 +206,17 @@ def _declared(eqn: Any, inputs: list) -> Root:
     return joint.plain(ends, root.centre and ends, lip, jnp.full(shape, lip))
 
 
-def _combined(name: str, rule: Any, args: list, shape: tuple[int, ...], seen: dict) -> Root:
-    root = joint.combine(name, rule, args, shape, seen)
-    settled = [settle(a) if isinstance(a, Value) else None for a in args]
-    lips = residuals.symmetric(name, args), residuals.centred(name, settled)
-    least = reduce(jnp.minimum, [upper(lip) for lip in (root.lip, *lips) if lip is not None])
-    root = dataclasses.replace(root, lip=least, offset=exponentials.shifted(name, args, settled))
-    known = exponentials.one_map(name, args, settled)
-    return exponentials.narrowed(root, known) if known else root
-
-
 def _indicator(condition: Value) -> Value:
     """1 where it is true, 0 elsewhere."""
-    zeros = jnp.zeros_like(condition.root.rows)
-    args = condition, zeros, zeros + 1
-    return Value(condition.root, "select_n", ELEMENTWISE["select_n"], args)
+    return Value(condition.root, "select_n", ELEMENTWISE["select_n"], (condition, *OFF_ON))
 
 
-def _chosen(name: str, inputs: list, eps: Any, seen: dict) -> Value:
-    """`where(a > b, a, b)` is the maximum, `where(a > b, b, a)` the minimum."""
-    which, *cases = inputs
-    pair = [which.smaller, which.larger] if isinstance(which, Comparison) else []
-    if name != "select_n" or not pair or not ({*map(id, cases)} == {*map(id, pair)}):
-        raise ValueError(f"No bound for {name!r} of several values that depend on x.")
-    name = "max" if cases[0] is which.smaller else "min"
-    root = joint.combine(name, ELEMENTWISE[name], cases, cases[0].root.rows.shape, seen)
-    return Value(_trimmed(numbers(root), eps))
+def _masked(args: list) -> list | None:
+    """The arguments of `where(condition, v, 0)`, which is v times an indicator."""
+    for a, v in (args, args[::-1]):
+        if isinstance(a, Value) and a.name == "select_n" and a.args[1:] == OFF_ON:
+            return [a.args[0], OFF_ON[0], v]
+    return None
 
 
 def _wide(params: dict, dtype: Any) -> dict:
