@@ -417,6 +417,7 @@ def common(draw, shape):
         lambda x: x / (jnp.sqrt(sums(x)) + const(x, away)),
         lambda x: x / jnp.maximum(jnp.sqrt(sums(x)), const(x, away)),
         lambda x: x / (sums(x) + const(x, away)),
+        lambda x: x * lax.rsqrt(sums(x) + const(x, 0.01 + np.abs(gain) * np.ones(x.shape))),
         lambda x: x * jnp.sqrt(sums(x)),
         lambda x: (x - mean(x)) * lax.rsqrt(x.var(axes, keepdims=True) + away) * gain,
         lambda x: (x - mean(x)) / jnp.sqrt(mean(x * x) - jnp.square(mean(x)) + away),

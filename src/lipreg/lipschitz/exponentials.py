@@ -37,8 +37,6 @@ def shifted(name: str, args: list, roots: list) -> tuple[Value, Root, np.ndarray
         found = entries(roots[other]) if name == "add" or k == 0 else None
         if found and len(np.unique(found[1])) < roots[k].rows.size == found[1].size:
             return args[k], *found
-        if found and found[1].size < roots[k].rows.size and found[1].ndim == roots[k].rows.ndim:
-            return args[k], found[0], np.broadcast_to(found[1], roots[k].rows.shape)
     return None
 
 

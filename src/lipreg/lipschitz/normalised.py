@@ -3,7 +3,8 @@
 With the elasticity `e = q g'(q) / g(q)` of g in `q = ||u||^2`, the Jacobian in u is
 `g (1 + 2 e w w^T)`, w the unit vector along u. Its norm is `g max(1, |1 + 2 e|)`: that of g alone
 for `g = (s q + c)^(-1/2)`, `1 / (sqrt(q) + c)` and `1 / max(sqrt(q), c)`, whose elasticities lie in
-`[-1/2, 0]`. A product of boxes would multiply the range of u with the slope of g.
+`[-1/2, 0]`. A product of boxes would multiply the range of u with the slope of g. Entries may have
+factors of their own.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ __all__ = ["centred", "normalised", "variance"]
 class Elastic(NamedTuple):
     """That `low <= q w' / w <= high` holds for a value w of q, if `valid`, and `w >= 0` if `sign`.
 
-    `q` are the sums of squares, and `index` says of which of them each entry is a value.
+    `even` says that it is the same function for all entries. `q` are the sums of squares, and
+    `index` says of which of them each entry is a value.
     """
 
     low: float
     high: float
     valid: Array
     sign: Array
+    even: Array
     q: Root | None = None
     index: np.ndarray = np.zeros(0, int)
 
@@ -101,16 +104,13 @@ def _elastic(value: Value) -> Elastic | None:
         if isinstance(value.args[0], Value):
             return None
         never = [(value.args[0] != k).all() for k in range(len(parts) - 1)]
-        parts = [p._replace(sign=p.sign | no) for p, no in zip(parts[1:], never, strict=True)]
-    valid, sign = (
-        reduce(jnp.logical_and, flags)
-        for flags in zip(*((p.valid, p.sign) for p in parts), strict=True)
-    )
+        cases = [p._replace(sign=p.sign | no) for p, no in zip(parts[1:], never, strict=True)]
+        parts = [cases[0]._replace(even=cases[0].even & parts[0].even), *cases[1:]]
+    every = lambda flags: reduce(jnp.logical_and, list(flags))
+    valid, sign, even = (every(p[k] for p in parts) for k in (2, 3, 4))
     low, high = min(p.low for p in parts), max(p.high for p in parts)
     first, last = parts[0], parts[-1]
-    if value.name == "add":  # the mean of both, weighed by what they are
-        valid = valid & sign
-    elif value.name == "mul":
+    if value.name == "mul":
         low, high = first.low + last.low, first.high + last.high
     elif value.name == "div":
         low, high = first.low - last.high, first.high - last.low
@@ -118,16 +118,22 @@ def _elastic(value: Value) -> Elastic | None:
         low, high = low / 2, high / 2
     elif value.name == "rsqrt":
         low, high = -high / 2, -low / 2
+    else:  # between those of the parts, and the same for a whole group only if these are
+        valid = valid & even
+    if value.name == "add":  # the mean of both, weighed by what they are
+        valid = valid & sign
     moving = [p for p in parts if p.q is not None]
     if not moving:
-        return Elastic(low, high, valid, sign)
+        return Elastic(low, high, valid, sign, even)
     q, index = moving[0].q, moving[0].index
     same = all(p.q is q and np.array_equal(p.index, index) for p in moving)
-    return Elastic(low, high, valid, sign, q, index) if same else None
+    return Elastic(low, high, valid, sign, even, q, index) if same else None
 
 
 def _constant(a: Array) -> Elastic:
-    return Elastic(0.0, 0.0, jnp.ones((), bool), (jnp.asarray(a) >= 0).all())
+    a = jnp.asarray(a)
+    even = jnp.isnan(a).all() | (a == a.reshape(-1)[:1].sum()).all()
+    return Elastic(0.0, 0.0, jnp.ones((), bool), (a >= 0).all(), even)
 
 
 def _leaf(root: Root) -> Elastic | None:
@@ -135,7 +141,7 @@ def _leaf(root: Root) -> Elastic | None:
     origin, (whole, index) = moved_from(root), part_of(root)
     sure = jnp.ones((), bool)
     if (origin.squares and origin is whole) or origin.variance:
-        return Elastic(1.0, 1.0, sure, sure, whole, index)
+        return Elastic(1.0, 1.0, sure, sure, sure, whole, index)
     found = origin.made and _elastic(origin.made)
     if not found or found.q is None or found.q is whole:
         return found and found._replace(index=index)
