@@ -8,12 +8,14 @@ walked in two domains at once, for all inputs of a box or ball:
 A value is a root, which is the result of the last operation that mixed entries, and the elementwise
 expression built on it since. The slopes of the expression are bounded when the next mixing
 operation asks for them. So a normalisation joins the weights before it, relu units that are off
-drop out of the weights after it, and an activation written in several operations, `x sigmoid(x)`,
-is bounded cell by cell as one function.
+drop out of the weights after it, and an activation written in several operations, `x sigmoid(x)`
+or a soft threshold, is bounded cell by cell as one function, with an edge at each number that it
+compares with. Loops of a known length are unrolled (`forms`).
 
 Norms multiply from layer to layer only where nothing better is known:
 - `joint`: pieces of one value, and pairs `max(a, b)`, `min(a, b)`, count once (MaxMin, sort);
 - `residuals`: `x - A^T D A x` and the sandwich `B D A x` count as one map, by the weights;
+- `normalised`, `exponentials`: so do RMS and layer normalisation, softmax and its logarithm;
 - `ellipsoids`: what one dense layer stretches most is not what the next does (ECLipsE-Fast);
 - `convolutions`: a torus and the phases of strides are exact in Fourier space;
 - `declared`: a constant that you state, and answer for.

@@ -12,7 +12,7 @@ from jax.extend.core import jaxpr_as_fun
 from lipreg import convolution
 from lipreg.lipschitz.kinds import CALLS
 
-__all__ = ["LONGEST", "other_form", "read_as"]
+__all__ = ["LONGEST", "REWRITTEN", "other_form", "read_as"]
 
 LONGEST = 1000  # loops that are unrolled
 FORMS: dict[str, Callable] = {}  # see `read_as`
@@ -49,8 +49,7 @@ def other_form(eqn: Any) -> Callable | None:
         return partial(convolution.in_lax, **params)
     if name in CALLS:
         return FORMS.get(str(params.get("name")))
-    makes = {"scan": _unrolled, "cumsum": _triangle, "scatter": _inverse}
-    return makes[name](eqn) if name in makes else None
+    return REWRITTEN[name](eqn) if name in REWRITTEN else None
 
 
 def _unrolled(eqn: Any) -> Callable:
@@ -112,3 +111,6 @@ def _inverse(eqn: Any) -> Callable:
         return jnp.where(place < u.size, there, x)
 
     return run
+
+
+REWRITTEN = {"scan": _unrolled, "cumsum": _triangle, "scatter": _inverse}

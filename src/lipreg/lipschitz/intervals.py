@@ -4,6 +4,7 @@
 exactly.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "MINUS",
     "ONE",
     "Box",
+    "Rule",
     "divide",
     "hull",
     "largest",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 Box = tuple[Any, Any]
+Rule = Callable[..., tuple[Box, tuple[Box, ...]]]  # the value and the slope in each argument
 ONE, MINUS, ANY = (1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0)
 
 

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.elementwise import Rule
-from lipreg.lipschitz.intervals import Box, largest, length, most, product, times, upper
+from lipreg.lipschitz.intervals import Box, Rule, largest, length, most, product, times, upper
 from lipreg.lipschitz.roots import Root, part_of
 from lipreg.lipschitz.values import Value, evaluate, settle, steepest
 

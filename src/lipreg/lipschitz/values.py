@@ -10,10 +10,12 @@ import numpy as np
 from jax import Array
 
 from lipreg.lipschitz import ellipsoids
-from lipreg.lipschitz.elementwise import AFFINE, COMPARED, CONDITIONS, KINKED, Rule
+from lipreg.lipschitz.conditions import COMPARED, CONDITIONS
+from lipreg.lipschitz.elementwise import AFFINE, KINKED
 from lipreg.lipschitz.intervals import (
     ANY,
     Box,
+    Rule,
     divide,
     length,
     most,

@@ -19,9 +19,10 @@ from jax.extend.core import ClosedJaxpr, Literal
 from lipreg.lipschitz import convolutions, joint, mixing
 from lipreg.lipschitz.branches import branches
 from lipreg.lipschitz.combined import broadcast, chosen, combined
+from lipreg.lipschitz.conditions import CONDITIONS, ORDERED
 from lipreg.lipschitz.declared import declared
-from lipreg.lipschitz.elementwise import CONDITIONS, ELEMENTWISE, ORDERED
-from lipreg.lipschitz.forms import other_form
+from lipreg.lipschitz.elementwise import ELEMENTWISE
+from lipreg.lipschitz.forms import REWRITTEN, other_form
 from lipreg.lipschitz.intervals import Box, largest, most, outward, times
 from lipreg.lipschitz.kinds import (
     CALLS,
@@ -151,7 +152,7 @@ def _step(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
     sources = [a for a in inputs if isinstance(a, Value)]
     if name not in RULES or (len(sources) > 1 and name not in {*ELEMENTWISE, *JOINS}):
         what = "several values that depend" if len(sources) > 1 else "a value that depends"
-        rules = ", ".join(sorted(RULES))
+        rules = ", ".join(sorted({*RULES, *REWRITTEN}))
         raise ValueError(
             f"No bound for {name!r} of {what} on x: lipreg.lipschitz.declare the constant of a "
             f"function around it, or use what has a rule: {rules}."
