@@ -215,7 +215,8 @@ def _indicator(condition: Value) -> Value:
 def _masked(args: list) -> list | None:
     """The arguments of `where(condition, v, 0)`, which is v times an indicator."""
     for a, v in (args, args[::-1]):
-        if isinstance(a, Value) and a.name == "select_n" and a.args[1:] == OFF_ON:
+        cases = a.args[1:] if isinstance(a, Value) and a.name == "select_n" else (None,)
+        if all(isinstance(case, float) for case in cases):
             return [a.args[0], OFF_ON[0], v]
     return None
 
