@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.intervals import largest, most, reciprocal, times, upper
+from lipreg.lipschitz.intervals import largest, most, outward, reciprocal, times, upper
 from lipreg.lipschitz.roots import (
     Deviation,
     Root,
@@ -53,7 +53,7 @@ def normalised(name: str, args: list, roots: list) -> Array | None:
     if name not in ("mul", "div") or not all(isinstance(a, Value) for a in args):
         return None
     for k, other in ((0, 1), (1, 0)) if name == "mul" else ((0, 1),):
-        found, (way, zeros) = _elastic(args[other]), _vector(args[k])
+        found, (way, zeros, factor) = _elastic(args[other]), _vector(args[k])
         if found is None or found.q is None:
             continue
         group, valid = _group(found.q, way)
@@ -62,7 +62,7 @@ def normalised(name: str, args: list, roots: list) -> Array | None:
         sign = 1 if name == "mul" else -1
         steepest = max(1.0, *(abs(1 + 2 * sign * e) for e in (found.low, found.high)))
         box = roots[other].box if name == "mul" else reciprocal(roots[other].box)
-        lip = times(upper(largest(most(box)) * steepest), size(way))
+        lip = times(upper(largest(most(box)) * factor * steepest), size(way))
         return jnp.where(valid & zeros & found.valid, lip, jnp.inf)
     return None
 
@@ -80,13 +80,20 @@ def _group(q: Root, way: Root) -> tuple[np.ndarray | None, Array]:
     return None, sure
 
 
-def _vector(value: Value) -> tuple[Root, Array]:
-    """The value less zeros that were added to it, and whether they are."""
-    zeros = jnp.ones((), bool)
-    while value.name in ("add", "sub") and value.args[0] is value.sources[0] and value.straight:
-        zeros = zeros & (value.args[1] == 0).all()
-        value = value.args[0]
-    return settle(value), zeros
+def _vector(value: Value) -> tuple[Root, Array, Array]:
+    """The value less zeros that were added to it and less factors, whether, and the largest."""
+    zeros, most_factor = jnp.ones((), bool), jnp.ones(())
+    while value.straight and value.name != "neg":
+        (source,) = value.sources
+        (constant,) = (a for a in value.args if a is not source)
+        if value.name in ("add", "sub"):
+            zeros = zeros & (constant == 0).all()
+        else:
+            box = constant, constant
+            box = reciprocal(box) if value.name == "div" else box
+            most_factor = outward((most_factor, most_factor * largest(most(box))))[1]
+        value = source
+    return settle(value), zeros, most_factor
 
 
 def _elastic(value: Value) -> Elastic | None:
