@@ -401,6 +401,7 @@ OF_ALL = [
 ]
 OF_PGD = [
     ({"steps": 0}, "steps = 0; it must be at least 1"),
+    ({"step_size": -0.1}, "pgd: step_size = -0.1; it must be greater than 0, and finite"),
     ({"restarts": 0}, "restarts = 0; it must be at least 1"),
     ({"targets": 3}, "targets = 3 of 3 classes; choose 0 to 2"),
     ({"targets": -1}, "targets = -1 of 3 classes; choose 0 to 2"),
@@ -414,6 +415,23 @@ def test_what_is_wrong_is_named_with_the_choices(name, given, said):
     inputs = {"key": KEY, "logits_fn": net, "x": X, "y": Y, "eps": 0.1, **given}
     with pytest.raises(ValueError, match=said):
         getattr(attacks, name)(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("carlini_wagner", {"c": 0.0}),
+        ("ead", {"learning_rate": -1.0}),
+        ("ddn", {"gamma": jnp.nan}),
+        ("fmn", {"gamma": jnp.inf}),
+        ("basic_iterative", {"radius": 0.0}),
+        ("log_barrier", {"step": -0.01}),
+    ],
+)
+def test_sizes_are_greater_than_0(name, given):
+    ((option, value),) = given.items()
+    with pytest.raises(ValueError, match=f"{name}: {option} = {value}; it must be greater than 0"):
+        getattr(attacks, name)(KEY, net, X, Y, **given)
 
 
 @pytest.mark.parametrize(

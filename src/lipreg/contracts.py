@@ -1,5 +1,6 @@
 """The types of what users hand in, and its checks: one clear line, before anything is computed."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_logits",
     "check_norm",
     "check_radius",
+    "positive",
     "two_logits",
 ]
 
@@ -34,6 +36,13 @@ def at_least_one(attack: str, **options: float) -> None:
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"{attack}: {name} = {value}; it must be at least 1.")
+
+
+def positive(attack: str, **options: Any) -> None:
+    """ValueError for a rate or size, such as `step_size`, that is not finite and greater than 0."""
+    for name, value in options.items():
+        if not isinstance(value, Tracer) and not 0 < value < math.inf:
+            raise ValueError(f"{attack}: {name} = {value}; it must be greater than 0, and finite.")
 
 
 def check_norm(attack: str, norm: Norm, *served: Norm) -> None:

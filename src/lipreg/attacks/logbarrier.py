@@ -9,7 +9,7 @@ from jax import Array
 from lipreg.attacks.precision import in_single
 from lipreg.boundary import misclassified, to_boundary
 from lipreg.box import Bounds, check_scale
-from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm, positive
 from lipreg.keys import example_keys, fold_in
 from lipreg.losses import margin
 from lipreg.norms import L2, LINF, NormLike, by_name, expand, finite, select
@@ -60,6 +60,7 @@ def log_barrier(
     check_norm("log_barrier", norm, L2, LINF)
     check_scale("log_barrier", bounds)
     at_least_one("log_barrier", outer=outer, inner=inner, draws=draws)
+    positive("log_barrier", step=step, weight=weight, shrink=shrink)
     low, high = bounds
     span = high - low
     distance = lambda a, b: norm.size((a - b) / span).astype(x.dtype)

@@ -12,7 +12,7 @@ from jax import Array
 from lipreg.attacks.precision import in_single
 from lipreg.boundary import misclassified
 from lipreg.box import Bounds, check_scale
-from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm, positive
 from lipreg.losses import margin
 from lipreg.norms import L1, L2, Norm, NormLike, by_name, finite, select
 
@@ -60,6 +60,7 @@ def carlini_wagner(
     check_norm("carlini_wagner", norm, L2)
     check_scale("carlini_wagner", bounds)
     at_least_one("carlini_wagner", steps=steps, searches=searches)
+    positive("carlini_wagner", c=c, learning_rate=learning_rate)
     low, high = bounds
     half = (high - low) / 2
     inside = 0.99 * (x - (low + high) / 2) / half  # at the bounds arctanh is infinite
@@ -121,6 +122,7 @@ def ead(
     check_norm("ead", norm, L1)
     check_scale("ead", bounds)
     at_least_one("ead", steps=steps, searches=searches)
+    positive("ead", c=c, learning_rate=learning_rate)
     span = bounds[1] - bounds[0]
     objective = _penalised(logits_fn, x, y, bounds, confidence)
 

@@ -11,7 +11,7 @@ from jax import Array
 from lipreg.attacks.precision import in_single
 from lipreg.boundary import misclassified
 from lipreg.box import Bounds, check_scale, nudge
-from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
+from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm, positive
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L1, L2, LINF, Norm, NormLike, by_name, expand, finite, select
 
@@ -47,6 +47,7 @@ def ddn(
     check_norm("ddn", norm, L2)
     check_scale("ddn", bounds)
     at_least_one("ddn", steps=steps)
+    positive("ddn", radius=radius, gamma=gamma)
     unit = bounds[1] - bounds[0]
 
     def ascend(point: Array) -> tuple[Array, Array]:
@@ -110,6 +111,7 @@ def fmn(
     check_norm("fmn", norm, L1, L2, LINF)
     check_scale("fmn", bounds)
     at_least_one("fmn", steps=steps)
+    positive("fmn", gamma=gamma)
     unit = bounds[1] - bounds[0]
 
     def total(point: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -173,6 +175,7 @@ def basic_iterative(
     check_norm("basic_iterative", norm, L2, LINF)
     check_scale("basic_iterative", bounds)
     at_least_one("basic_iterative", steps=steps, growths=growths, bisections=bisections)
+    positive("basic_iterative", radius=radius)
     first = (
         radius * (bounds[1] - bounds[0]) * (math.prod(x.shape[1:]) ** 0.5 if norm is L2 else 1.0)
     )
