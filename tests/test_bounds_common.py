@@ -276,6 +276,7 @@ def deviation(z):
 SCALE = jnp.asarray([1.0, -2.0, 0.5, 1.0, 0.0, 1.5])
 NORMALISED = {
     "rms": rms,
+    "after a bias": lambda x: SCALE[None] * (x @ W + 0.2) / deviation(x @ W + 0.2),
     "layer": layer,
     "slow layer": slow_layer,
     "group": group,

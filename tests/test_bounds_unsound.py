@@ -186,3 +186,91 @@ def test_a_sort_of_several_arrays_is_refused():
     f = lambda x: lax.sort((x, jnp.arange(3.0)[None]), num_keys=1)[1]
     with pytest.raises(ValueError, match="No bound for a sort of several arrays"):
         lipschitz(f, jnp.full((1, 3), 0.5))
+
+
+# Look-alikes of what is bounded as one map, or as one branch: each is steeper than that.
+
+OFF = jnp.asarray(False)
+
+
+def pairs(x):
+    return x.reshape(-1, 2, 3)
+
+
+def constant_output(x):
+    branch = lambda c: lambda x: (x, jnp.full((), c, x.dtype))
+    y, s = lax.cond(OFF, branch(1.0), branch(10.0), x)
+    return y * s
+
+
+def beside_a_mask(x):
+    masked = lambda s: lambda x: jnp.concatenate([s * x, jnp.full((len(x), 1), -1e9, x.dtype)], 1)
+    return lax.cond(OFF, masked(1.0), masked(1.9), x)[:, :2]
+
+
+def shift_added(x):
+    s = x.max(1, keepdims=True)
+    return jnp.log(jnp.exp(x + s).sum(1, keepdims=True)) + s
+
+
+def copies_of_a_sum(x):
+    most = jnp.broadcast_to(x.max(1, keepdims=True), x.shape)
+    return jnp.log(jnp.exp(x - most).sum(1, keepdims=True)) + most
+
+
+def sum_of_the_other_pair(x):
+    z = pairs(x)
+    most = z.max(-1)
+    log = jnp.log(jnp.exp(z - most[..., None]).sum(-1))
+    return (z - (log[:, ::-1] + most[:, ::-1])[..., None]).reshape(len(x), -1)
+
+
+def length_of_the_other_pair(x):
+    lengths = jnp.linalg.norm(pairs(x), axis=-1)[:, ::-1] + 0.01
+    return (pairs(x) / lengths[..., None]).reshape(len(x), -1)
+
+
+def deviation_of_the_other_pair(x):
+    w = pairs(x)
+    squares, mean = jnp.square(w).mean(-1)[:, ::-1], w.mean(-1)[:, ::-1]
+    variance = jnp.maximum(squares - jnp.square(mean), 0)
+    centred = w - w.mean(-1, keepdims=True)
+    return (centred / jnp.sqrt(variance + 1e-2)[..., None]).reshape(len(x), -1)
+
+
+def sums_beside_a_constant(x):
+    rows = jnp.concatenate([jnp.ones((len(x), 1), x.dtype), x], 1)
+    sums = rows.reshape(-1, 2, 2).sum(2)
+    return rows + 10 * jnp.concatenate([sums[:, 1:], sums[:, :1], sums[:, 1:], sums[:, 1:]], 1)
+
+
+def two_conditions_that_switch(x):
+    return jnp.where((x > 0.25) == (x < 0.25), 5.0, x)
+
+
+LOOKALIKES = {
+    constant_output: ([0.5, 0.2], 10.0),
+    beside_a_mask: ([0.5, 0.2], 1.9),
+    shift_added: ([0.5, 0.2, 0.9], 2.5),
+    copies_of_a_sum: ([9.0, 0.2, 0.9], 1.731),
+    sum_of_the_other_pair: ([9.0, 0.2, 0.9, 8.0, 0.1, 0.3], 2.52),
+    length_of_the_other_pair: ([1.0, 0.2, 0.9, 0.02, 0.01, 0.03], 823.0),
+    deviation_of_the_other_pair: ([1.0, 0.2, 0.9, 0.50, 0.501, 0.502], 10.21),
+    sums_beside_a_constant: ([0.5, 0.2, 0.3], 25.3),
+    two_conditions_that_switch: ([0.5, 0.2], np.inf),
+}
+
+
+@pytest.mark.parametrize("f", LOOKALIKES, ids=lambda f: f.__name__)
+def test_what_only_looks_like_one_map_is_as_steep_as_it_is(f):
+    x, least = LOOKALIKES[f]
+    found = lipschitz(f, jnp.asarray([x]), np.inf if least == np.inf else 0.1, bounds=(-10.0, 10.0))
+    assert found.output[0] >= least
+
+
+def test_branches_without_outputs_or_with_conditions_are_what_they_are():
+    same = lambda x: 2 * lax.cond(OFF, lambda x: x, lambda x: x, x)
+    np.testing.assert_allclose(lipschitz(same, jnp.zeros((1, 2))).output, 2.0, rtol=1e-5)
+    empty = lambda x: jnp.einsum("bki,io->bko", x[:, None][:, :0], jnp.ones((2, 3))).sum((1, 2))
+    flat = lipschitz(lambda x: empty(x)[:, None] + x, jnp.zeros((1, 2)))
+    np.testing.assert_allclose(flat.output, 1.0, rtol=1e-5)

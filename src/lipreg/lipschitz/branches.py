@@ -18,28 +18,36 @@ __all__ = ["branches"]
 
 
 def branches(
-    walk: Callable, forms: Sequence[ClosedJaxpr], args: list, eps: Any, seen: dict
+    walk: Callable, forms: Sequence[ClosedJaxpr], index: Any, args: list, eps: Any, seen: dict
 ) -> list:
-    """Bounds of whichever branch is taken; only the last one's where all are the same affine map.
+    """Bounds of whichever branch is taken. An output that does not depend on x is that of `index`.
 
-    Different affine maps differ at a random point with probability one. They are compared at three
-    points, to 1e-9.
+    For platforms the index is None, such an output may be any of theirs, and only the last form
+    counts where all are the same affine map. Different affine maps differ at a random point with
+    probability one; they are compared at three points, to 1e-9.
     """
     outputs = [walk(form.jaxpr, form.consts, args, eps, seen) for form in forms]
-    if len(forms) == 1:
+    if len(forms) == 1 or not outputs[0]:
         return outputs[0]
     if any(isinstance(a, Comparison) for each in outputs for a in each):
         raise ValueError("No bound for a comparison of several values that depend on x.")
     moving = [isinstance(a, Value) for a in args]
     alike = jnp.zeros((), bool)
-    if all(_affine(form.jaxpr, moving) for form in forms):
+    if index is None and all(_affine(form.jaxpr, moving) for form in forms):
         alike = jnp.stack([_agree(walk, forms, args, seed) for seed in range(3)]).all()
-    return [
-        Value(numbers(mixing.either(list(each), alike)))
-        if any(isinstance(a, Value) for a in each)
-        else each[-1]
-        for each in zip(*outputs, strict=True)
-    ]
+    return [_either(list(each), index, alike) for each in zip(*outputs, strict=True)]
+
+
+def _either(each: list, index: Any, alike: Array) -> Any:
+    if any(isinstance(a, Value) for a in each):
+        return Value(numbers(mixing.either(each, alike)))
+    if all(a is each[0] for a in each):
+        return each[0]
+    if index is not None:
+        return jnp.stack(each)[jnp.clip(index, 0, len(each) - 1)]
+    if jnp.issubdtype(each[0].dtype, jnp.floating):
+        return Value(numbers(mixing.either([a.astype(float) for a in each], alike)))
+    raise ValueError("No bound for integers or conditions that differ from platform to platform.")
 
 
 def _affine(jaxpr: Any, moving: list[bool]) -> bool:

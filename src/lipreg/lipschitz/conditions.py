@@ -19,9 +19,12 @@ def greater(a: Box, b: Box) -> tuple[Box, tuple[Box, ...]]:
 
 def equal(a: Box, b: Box) -> tuple[Box, tuple[Box, ...]]:
     """`a = b`: (1, 0) at a point where it is, (0, 0) where it is at one end at most."""
+    switch = (a[0] > a[1]) | (b[0] > b[1])  # of two conditions
     sure = (a[0] == a[1]) & (b[0] == b[1]) & (a[0] == b[0])
     apart = (a[0] >= b[1]) | (a[1] <= b[0])
     value = jnp.where(sure, 1.0, 0.0), jnp.where(sure | apart, 0.0, 1.0)
+    known = jnp.where((a[0] < a[1]) | (b[0] < b[1]), 0.0, 1.0)
+    value = jnp.where(switch, known, value[0]), jnp.where(switch, 1 - known, value[1])
     return value, (ANY, ANY)
 
 

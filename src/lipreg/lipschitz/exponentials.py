@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from lipreg.lipschitz.intervals import Box, largest, most, outward, times
-from lipreg.lipschitz.roots import Root, entries, moved_from, part_of, size, summed_over
+from lipreg.lipschitz.roots import Offset, Root, entries, moved_from, part_of, size, summed_over
 from lipreg.lipschitz.values import Value, settle
 
 __all__ = ["Map", "narrowed", "one_map", "shifted", "without_common"]
@@ -29,24 +29,23 @@ class Map(NamedTuple):
     logsumexp: tuple[Root, np.ndarray] | None = None
 
 
-def shifted(name: str, args: list, roots: list) -> tuple[Value, Root, np.ndarray] | None:
-    """z, where `v = z + s` or `z - s` and entries of s are the same number, and which are."""
+def shifted(name: str, args: list, roots: list) -> Offset | None:
+    """Where `v = z + s` or `z - s` and entries of s are the same number."""
     if name not in ("add", "sub") or any(root is None for root in roots):
         return None
     for k, other in ((0, 1), (1, 0)):
         found = entries(roots[other]) if name == "add" or k == 0 else None
         if found and len(np.unique(found[1])) < roots[k].rows.size == found[1].size:
-            return args[k], *found
+            return Offset(args[k], *found, 1 if name == "add" else -1)
     return None
 
 
 def without_common(value: Value) -> Value:
     """The value less what is added to all of its entries, which is in no difference of two."""
     while value.rule is None and value.root.offset:
-        value_, _, same = value.root.offset
-        if len(np.unique(same)) > 1:
+        if len(np.unique(value.root.offset.same)) > 1:
             break
-        value = value_
+        value = value.root.offset.value
     return value
 
 
@@ -97,16 +96,20 @@ def _logsumexp(log: Value, shift: Value, _: Root, moved: Root) -> Map | None:
         return None
     a, group, own = found
     offset = settle(a).offset
-    if offset is None or offset[1] is not place[0] or place[1].shape != own.shape:
+    if offset is None or offset.sign > 0 or offset.origin is not place[0]:
         return None
-    flat, z = group.reshape(-1), settle(offset[0])
-    at = np.full(flat.max(initial=-1) + 1, -1)
-    at[own.reshape(-1)] = place[1].reshape(-1)
-    if not (at[flat] == offset[2].reshape(-1)).all():
+    flat, each = group.reshape(-1), own.reshape(-1)
+    count = flat.max(initial=-1) + 1
+    if place[1].shape != own.shape or len(np.unique(each)) != each.size or each.size != count:
         return None
-    low, high = _range(z, group)
-    lip = size(z)
-    return Map(lip, lip, (low[own], high[own]), (z, group))
+    at = np.zeros(count, int)
+    at[each] = place[1].reshape(-1)
+    if not (at[flat] == offset.same.reshape(-1)).all():
+        return None
+    z = settle(offset.value)
+    (low, high), lip = _range(z, group), size(z)
+    in_order = np.array_equal(each, np.arange(count))
+    return Map(lip, lip, (low[own], high[own]), (z, group) if in_order else None)
 
 
 def _log_softmax(a: Value, log: Value, way: Root, sums: Root) -> Map | None:
@@ -150,10 +153,9 @@ def _logits(a: Value, group: np.ndarray) -> Root:
     root = settle(a)
     if root.offset is None:
         return root
-    z, _, same = root.offset
-    pairs = np.stack([group.reshape(-1), same.reshape(-1)])
+    pairs = np.stack([group.reshape(-1), root.offset.same.reshape(-1)])
     alike = np.unique(pairs, axis=1).shape[1] == len(np.unique(pairs[0]))
-    return settle(z) if alike else root
+    return settle(root.offset.value) if alike else root
 
 
 def _members(group: np.ndarray) -> int:

@@ -98,8 +98,8 @@ def dense(params: dict, apply: Callable, w: Array, root: Root, left: bool) -> Ro
     def each(c: Array) -> Array:
         # One matrix for all copies: the largest c, and the largest mask, among them.
         if left:
-            return c.reshape(blocks, copies, outputs).max(1)
-        return c.reshape(blocks, outputs, copies).max(2)
+            return c.reshape(blocks, copies, outputs).max(1, initial=0.0)
+        return c.reshape(blocks, outputs, copies).max(2, initial=0.0)
 
     norm = lambda c: times(root.lip, largest_singular(times(each(c)[..., None], masked)))
     if blocks * copies != 1 or outputs > LARGEST:

@@ -9,6 +9,7 @@ factors of their own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 from typing import NamedTuple
 
@@ -53,17 +54,17 @@ def normalised(name: str, args: list, roots: list) -> Array | None:
     if name not in ("mul", "div") or not all(isinstance(a, Value) for a in args):
         return None
     for k, other in ((0, 1), (1, 0)) if name == "mul" else ((0, 1),):
-        found, (way, zeros, factor) = _elastic(args[other]), _vector(args[k])
+        found = _elastic(args[other])
         if found is None or found.q is None:
-            continue
-        group, valid = _group(found.q, way)
-        if group is None or not each_in(found.index, group):
             continue
         sign = 1 if name == "mul" else -1
         steepest = max(1.0, *(abs(1 + 2 * sign * e) for e in (found.low, found.high)))
         box = roots[other].box if name == "mul" else reciprocal(roots[other].box)
-        lip = times(upper(largest(most(box)) * factor * steepest), size(way))
-        return jnp.where(valid & zeros & found.valid, lip, jnp.inf)
+        for way, zeros, factor in _vectors(args[k]):
+            group, valid = _group(found.q, way)
+            if group is not None and each_in(found.index, group):
+                lip = times(upper(largest(most(box)) * factor * steepest), size(way))
+                return jnp.where(valid & zeros & found.valid, lip, jnp.inf)
     return None
 
 
@@ -80,9 +81,10 @@ def _group(q: Root, way: Root) -> tuple[np.ndarray | None, Array]:
     return None, sure
 
 
-def _vector(value: Value) -> tuple[Root, Array, Array]:
-    """The value less zeros that were added to it and less factors, whether, and the largest."""
-    zeros, most_factor = jnp.ones((), bool), jnp.ones(())
+def _vectors(value: Value) -> Iterator[tuple[Root, Array, Array]]:
+    """The value, and what it is less zeros that were added and factors: if so, and the largest."""
+    zeros, factor = jnp.ones((), bool), jnp.ones(())
+    yield settle(value), zeros, factor
     while value.straight and value.name != "neg":
         (source,) = value.sources
         (constant,) = (a for a in value.args if a is not source)
@@ -91,9 +93,9 @@ def _vector(value: Value) -> tuple[Root, Array, Array]:
         else:
             box = constant, constant
             box = reciprocal(box) if value.name == "div" else box
-            most_factor = outward((most_factor, most_factor * largest(most(box))))[1]
+            factor = outward((factor, factor * largest(most(box))))[1]
         value = source
-    return settle(value), zeros, most_factor
+        yield settle(value), zeros, factor
 
 
 def _elastic(value: Value) -> Elastic | None:
@@ -150,9 +152,16 @@ def _leaf(root: Root) -> Elastic | None:
     if (origin.squares and origin is whole) or origin.variance:
         return Elastic(1.0, 1.0, sure, sure, sure, whole, index)
     found = origin.made and _elastic(origin.made)
-    if not found or found.q is None or found.q is whole:
-        return found and found._replace(index=index)
-    return found._replace(index=found.index.reshape(-1)[index])
+    if not found or found.q is None or index.min(initial=0) < 0:
+        return None
+    if found.q is whole:
+        return found._replace(index=index)
+    _, there = part_of(origin)
+    if len(np.unique(there)) != there.size or there.min(initial=0) < 0:
+        return None
+    place = np.zeros(whole.rows.size, int)
+    place[there.reshape(-1)] = np.arange(there.size)
+    return found._replace(index=found.index.reshape(-1)[place[index]])
 
 
 def centred(name: str, args: list, roots: list) -> Deviation | None:
@@ -176,8 +185,10 @@ def variance(name: str, args: list, roots: list) -> Deviation | None:
         return None
     if not np.array_equal(q.sums[1], s.sums[1]) or roots[0].rows.shape != roots[1].rows.shape:
         return None
-    here, there = (part_of(root)[1] for root in roots)
-    return Deviation(w, q.sums[1], valid & also) if np.array_equal(here, there) else None
+    in_order = np.arange(q.rows.size)
+    if any(not np.array_equal(part_of(root)[1].reshape(-1), in_order) for root in roots):
+        return None
+    return Deviation(w, q.sums[1], valid & also)
 
 
 def _mean(value: Value) -> tuple[Root, Array] | None:

@@ -14,6 +14,7 @@ from lipreg.lipschitz.intervals import Box, largest, most, outward, times, upper
 __all__ = [
     "Deviation",
     "Linear",
+    "Offset",
     "Root",
     "each_in",
     "entries",
@@ -73,6 +74,15 @@ class Deviation(NamedTuple):
     valid: Array
 
 
+class Offset(NamedTuple):
+    """That a root is `value + sign s`; s is one number of `origin` where `same` is the same."""
+
+    value: Any
+    origin: "Root"
+    same: np.ndarray
+    sign: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Root:
     """w in `box`, `dw = slope * dh`, `||dh|| <= lip ||dx||`, `|dh_i| <= rows_i ||dx||`.
@@ -88,9 +98,8 @@ class Root:
     was only moved, `origin` is the root that it was taken from.
 
     `variance` and `centred` say of which root this one is the variance, or which less its means.
-    `made` is the value that was settled; `offset` is one that this root is but for a number that is
-    the same where the index is; `logsumexp` the logits that it is the log-sum-exp of, and to which
-    entry each of them counts.
+    `made` is the value that was settled; `offset` one that something was added to; `logsumexp` the
+    logits that it is the log-sum-exp of, and to which entry each of them counts.
     """
 
     box: Box
@@ -110,7 +119,7 @@ class Root:
     variance: "Deviation | None" = None
     centred: "Deviation | None" = None
     made: Any = None
-    offset: tuple[Any, "Root", np.ndarray] | None = None
+    offset: "Offset | None" = None
     logsumexp: tuple["Root", np.ndarray] | None = None
 
 
@@ -147,7 +156,8 @@ def grouped(of: Root, group: np.ndarray, way: Root) -> np.ndarray | None:
     known, own = entries(of), entries(way)
     if known is None or own is None or known[0] is not own[0]:
         return None
-    if not np.array_equal(np.sort(known[1].reshape(-1)), np.sort(own[1].reshape(-1))):
+    once = len(np.unique(known[1])) == known[1].size and known[1].min(initial=0) >= 0
+    if not once or not np.array_equal(np.sort(known[1].reshape(-1)), np.sort(own[1].reshape(-1))):
         return None
     found = np.zeros(known[1].max(initial=-1) + 1, group.dtype)
     found[known[1].reshape(-1)] = group.reshape(-1)

@@ -161,6 +161,7 @@ def _sure(out: Box, a: tuple[Box, Any], b: tuple[Box, Any]) -> Box:
 
 # Activations have their kinks at small multiples of 1/2, bend between and are straight far out.
 _TAIL = 4 * 1.2 ** np.arange(1, 44)
+MOST = 16  # constants that an expression compares with and that get edges of their own
 EDGES = np.concatenate([[-np.inf], -_TAIL[::-1], np.arange(-64, 65) / 16, _TAIL, [np.inf]])
 
 
@@ -240,12 +241,16 @@ def _by_cells(
 
 
 def _own_edges(values: list[Value], like: Array) -> list[Array]:
-    """The constants c that the values are compared with, and -c, as of `|x| > c`."""
+    """The constants c that the values are compared with, and -c, as of `|x| > c`; unless too many.
+
+    Those between two cells leave the slopes of both sides, and no bound if there is a jump.
+    """
     constants = {k: c for value in values for k, c in value.kinks.items()}
+    if len(constants) > MOST:
+        return []
     full = lambda c: jnp.broadcast_to(jnp.asarray(c, like.dtype), like.shape)
-    return [
-        jnp.where(jnp.isnan(k := full(s * c)), 0.0, k) for c in constants.values() for s in (1, -1)
-    ]
+    both = [full(sign * c) for c in constants.values() for sign in (1, -1)]
+    return [jnp.where(jnp.isnan(kink), 0.0, kink) for kink in both]
 
 
 def _around(kink: Array, kinks: list[Array]) -> list[Array]:

@@ -68,7 +68,8 @@ def walk(jaxpr: Any, constants: Any, args: Sequence, eps: Any, seen: dict) -> li
             _refuse_noise(name)
         moving = any(isinstance(a, (Value, Comparison)) for a in inputs)
         if name == "cond" and moving and not isinstance(inputs[0], (Value, Comparison)):
-            outputs = branches(walk, eqn.params["branches"], inputs[1:], eps, seen)
+            index = None if eqn.params.get("branches_platforms") else inputs[0]
+            outputs = branches(walk, eqn.params["branches"], index, inputs[1:], eps, seen)
         elif moving and declared(eqn):
             outputs = [Value(_trimmed(_declared(eqn, inputs), eps))]
         elif moving and (form := other_form(eqn)):
