@@ -14,7 +14,7 @@ import pytest
 
 from lipreg import attacks, curves
 from lipreg.lipschitz.bounds import lipschitz as bounds_of
-from lipreg.lipschitz.forms import FORMS
+from lipreg.lipschitz.bounds.forms import FORMS
 from lipreg.losses import margin
 from lipreg.models import lipschitz
 from lipreg.models.lipschitz.constructions import LAYERS, apply, draws

@@ -4,8 +4,8 @@ Each comes with its kind: "exact"; "certified", proved from above; or "estimate"
 the first two certify anything.
 """
 
+from lipreg.lipschitz.bounds.declared import declare
 from lipreg.lipschitz.data import DataConstant, of_data, worst_pairs
-from lipreg.lipschitz.declared import declare
 from lipreg.lipschitz.functions import (
     Constant,
     Pairs,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.lipschitz.forms import read_as
+from lipreg.lipschitz.bounds.forms import read_as
 from lipreg.models.layers import windows
 from lipreg.norms import wide
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lipreg.lipschitz.forms import read_as
+from lipreg.lipschitz.bounds.forms import read_as
 from lipreg.norms import wide
 
 __all__ = ["circular", "transform"]

@@ -14,9 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.intervals import Box, Rule, largest, length, most, product, times, upper
-from lipreg.lipschitz.roots import Root, part_of
-from lipreg.lipschitz.values import Value, evaluate, settle, steepest
+from lipreg.lipschitz.bounds.intervals import (
+    Box,
+    Rule,
+    largest,
+    length,
+    most,
+    product,
+    times,
+    upper,
+)
+from lipreg.lipschitz.bounds.roots import Root, part_of
+from lipreg.lipschitz.bounds.values import Value, evaluate, settle, steepest
 
 __all__ = [
     "combine",

@@ -6,7 +6,7 @@ either, and (1, 0) at a point where it switches, and where both cases are to be 
 
 import jax.numpy as jnp
 
-from lipreg.lipschitz.intervals import ANY, Box, hull, most
+from lipreg.lipschitz.bounds.intervals import ANY, Box, hull, most
 
 __all__ = ["COMPARED", "CONDITIONS", "ORDERED", "RULES"]
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.lipschitz.intervals import largest, most, times, upper
-from lipreg.lipschitz.singular import largest_eigenvalue
+from lipreg.lipschitz.bounds.intervals import largest, most, times, upper
+from lipreg.lipschitz.bounds.singular import largest_eigenvalue
 
 __all__ = ["LARGEST", "Ellipsoid", "linear", "sphere", "through_units"]
 

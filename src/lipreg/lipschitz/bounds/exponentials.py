@@ -13,9 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.intervals import Box, largest, most, outward, times
-from lipreg.lipschitz.roots import Offset, Root, entries, moved_from, part_of, size, summed_over
-from lipreg.lipschitz.values import Value, settle
+from lipreg.lipschitz.bounds.intervals import Box, largest, most, outward, times
+from lipreg.lipschitz.bounds.roots import (
+    Offset,
+    Root,
+    entries,
+    moved_from,
+    part_of,
+    size,
+    summed_over,
+)
+from lipreg.lipschitz.bounds.values import Value, settle
 
 __all__ = ["Map", "narrowed", "one_map", "shifted", "without_common"]
 

@@ -10,7 +10,7 @@ from jax import Array
 from jax.extend.core import jaxpr_as_fun
 
 from lipreg import convolution
-from lipreg.lipschitz.kinds import CALLS
+from lipreg.lipschitz.bounds.kinds import CALLS
 
 __all__ = ["LONGEST", "REWRITTEN", "other_form", "read_as"]
 

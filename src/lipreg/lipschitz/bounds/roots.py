@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.ellipsoids import Ellipsoid
-from lipreg.lipschitz.intervals import Box, largest, most, outward, times, upper
+from lipreg.lipschitz.bounds.ellipsoids import Ellipsoid
+from lipreg.lipschitz.bounds.intervals import Box, largest, most, outward, times, upper
 
 __all__ = [
     "Deviation",

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
-from lipreg.lipschitz import convolutions, joint, mixing
-from lipreg.lipschitz.branches import branches
-from lipreg.lipschitz.combined import broadcast, chosen, combined
-from lipreg.lipschitz.conditions import CONDITIONS, ORDERED
-from lipreg.lipschitz.declared import declared
-from lipreg.lipschitz.elementwise import ELEMENTWISE
-from lipreg.lipschitz.forms import REWRITTEN, other_form
-from lipreg.lipschitz.intervals import Box, largest, most, outward, times
-from lipreg.lipschitz.kinds import (
+from lipreg.lipschitz.bounds import convolutions, joint, mixing
+from lipreg.lipschitz.bounds.branches import branches
+from lipreg.lipschitz.bounds.combined import broadcast, chosen, combined
+from lipreg.lipschitz.bounds.conditions import CONDITIONS, ORDERED
+from lipreg.lipschitz.bounds.declared import declared
+from lipreg.lipschitz.bounds.elementwise import ELEMENTWISE
+from lipreg.lipschitz.bounds.forms import REWRITTEN, other_form
+from lipreg.lipschitz.bounds.intervals import Box, largest, most, outward, times
+from lipreg.lipschitz.bounds.kinds import (
     CALLS,
     EXTREMES,
     JOINS,
@@ -35,8 +35,8 @@ from lipreg.lipschitz.kinds import (
     SUMS,
     WEIGHTED,
 )
-from lipreg.lipschitz.roots import Root, numbers
-from lipreg.lipschitz.values import Comparison, Value, settle
+from lipreg.lipschitz.bounds.roots import Root, numbers
+from lipreg.lipschitz.bounds.values import Comparison, Value, settle
 from lipreg.tracing import primitives
 
 __all__ = ["walk", "walk_from"]

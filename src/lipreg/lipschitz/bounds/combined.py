@@ -6,11 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lipreg.lipschitz import exponentials, joint, normalised, residuals
-from lipreg.lipschitz.elementwise import ELEMENTWISE
-from lipreg.lipschitz.intervals import upper
-from lipreg.lipschitz.roots import Root, numbers
-from lipreg.lipschitz.values import Comparison, Value, settle
+from lipreg.lipschitz.bounds import exponentials, joint, normalised, residuals
+from lipreg.lipschitz.bounds.elementwise import ELEMENTWISE
+from lipreg.lipschitz.bounds.intervals import upper
+from lipreg.lipschitz.bounds.roots import Root, numbers
+from lipreg.lipschitz.bounds.values import Comparison, Value, settle
 
 __all__ = ["broadcast", "chosen", "combined"]
 

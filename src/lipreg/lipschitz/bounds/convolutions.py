@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz import residuals
-from lipreg.lipschitz.intervals import largest, most, times, upper
-from lipreg.lipschitz.mixing import weighted
-from lipreg.lipschitz.roots import Linear, Root, entries, part_of
-from lipreg.lipschitz.singular import largest_singular
+from lipreg.lipschitz.bounds import residuals
+from lipreg.lipschitz.bounds.intervals import largest, most, times, upper
+from lipreg.lipschitz.bounds.mixing import weighted
+from lipreg.lipschitz.bounds.roots import Linear, Root, entries, part_of
+from lipreg.lipschitz.bounds.singular import largest_singular
 
 __all__ = ["convolution"]
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.intervals import largest, most, outward, reciprocal, times, upper
-from lipreg.lipschitz.roots import (
+from lipreg.lipschitz.bounds.intervals import largest, most, outward, reciprocal, times, upper
+from lipreg.lipschitz.bounds.roots import (
     Deviation,
     Root,
     each_in,
@@ -28,7 +28,7 @@ from lipreg.lipschitz.roots import (
     size,
     summed_over,
 )
-from lipreg.lipschitz.values import Value, settle
+from lipreg.lipschitz.bounds.values import Value, settle
 
 __all__ = ["centred", "normalised", "variance"]
 

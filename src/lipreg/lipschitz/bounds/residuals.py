@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz.intervals import Box, largest, most, negative, product, times, upper
-from lipreg.lipschitz.roots import Linear, Root, entries, part_of, summed_over
-from lipreg.lipschitz.singular import largest_eigenvalue
-from lipreg.lipschitz.values import Value, bound, settle
+from lipreg.lipschitz.bounds.intervals import Box, largest, most, negative, product, times, upper
+from lipreg.lipschitz.bounds.roots import Linear, Root, entries, part_of, summed_over
+from lipreg.lipschitz.bounds.singular import largest_eigenvalue
+from lipreg.lipschitz.bounds.values import Value, bound, settle
 
 __all__ = ["less_sums", "sandwich", "sandwich_on_torus", "symmetric"]
 

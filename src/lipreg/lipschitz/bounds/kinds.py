@@ -1,6 +1,6 @@
 """The primitives that have a rule, by the kind of it."""
 
-from lipreg.lipschitz.elementwise import ELEMENTWISE, KINKED
+from lipreg.lipschitz.bounds.elementwise import ELEMENTWISE, KINKED
 
 __all__ = [
     "CALLS",

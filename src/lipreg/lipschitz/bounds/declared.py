@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from lipreg.lipschitz.forms import other_form
+from lipreg.lipschitz.bounds.forms import other_form
 from lipreg.lipschitz.functions import ascended_pairs
 from lipreg.norms import L2
 from lipreg.tracing import inner, trace

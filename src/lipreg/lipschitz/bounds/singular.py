@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.lipschitz.intervals import largest, upper
+from lipreg.lipschitz.bounds.intervals import largest, upper
 
 __all__ = ["largest_eigenvalue", "largest_singular"]
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.lipschitz import conditions
-from lipreg.lipschitz.intervals import (
+from lipreg.lipschitz.bounds import conditions
+from lipreg.lipschitz.bounds.intervals import (
     MINUS,
     ONE,
     Box,

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz import ellipsoids
-from lipreg.lipschitz.conditions import COMPARED, CONDITIONS
-from lipreg.lipschitz.elementwise import AFFINE, KINKED
-from lipreg.lipschitz.intervals import (
+from lipreg.lipschitz.bounds import ellipsoids
+from lipreg.lipschitz.bounds.conditions import COMPARED, CONDITIONS
+from lipreg.lipschitz.bounds.elementwise import AFFINE, KINKED
+from lipreg.lipschitz.bounds.intervals import (
     ANY,
     Box,
     Rule,
@@ -25,7 +25,7 @@ from lipreg.lipschitz.intervals import (
     product,
     upper,
 )
-from lipreg.lipschitz.roots import Root, part_of
+from lipreg.lipschitz.bounds.roots import Root, part_of
 
 __all__ = [
     "Comparison",

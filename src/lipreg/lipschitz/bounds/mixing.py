@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lipreg.lipschitz import residuals
-from lipreg.lipschitz.ellipsoids import LARGEST, Ellipsoid, linear, sphere
-from lipreg.lipschitz.intervals import Box, largest, most, outward, times, upper
-from lipreg.lipschitz.joint import constant, plain
-from lipreg.lipschitz.roots import Linear, Root, entries
-from lipreg.lipschitz.singular import largest_singular
-from lipreg.lipschitz.values import Value, settle
+from lipreg.lipschitz.bounds import residuals
+from lipreg.lipschitz.bounds.ellipsoids import LARGEST, Ellipsoid, linear, sphere
+from lipreg.lipschitz.bounds.intervals import Box, largest, most, outward, times, upper
+from lipreg.lipschitz.bounds.joint import constant, plain
+from lipreg.lipschitz.bounds.roots import Linear, Root, entries
+from lipreg.lipschitz.bounds.singular import largest_singular
+from lipreg.lipschitz.bounds.values import Value, settle
 
 __all__ = ["dense", "either", "overlap", "total", "weighted"]
 

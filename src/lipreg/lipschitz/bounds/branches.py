@@ -8,11 +8,11 @@ import numpy as np
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
-from lipreg.lipschitz import mixing
-from lipreg.lipschitz.intervals import largest, most
-from lipreg.lipschitz.kinds import CALLS, JOINS, MOVES, SAME, SUMS, WEIGHTED
-from lipreg.lipschitz.roots import Root, numbers
-from lipreg.lipschitz.values import Comparison, Value, bound
+from lipreg.lipschitz.bounds import mixing
+from lipreg.lipschitz.bounds.intervals import largest, most
+from lipreg.lipschitz.bounds.kinds import CALLS, JOINS, MOVES, SAME, SUMS, WEIGHTED
+from lipreg.lipschitz.bounds.roots import Root, numbers
+from lipreg.lipschitz.bounds.values import Comparison, Value, bound
 
 __all__ = ["branches"]
 
