@@ -401,7 +401,7 @@ OF_ALL = [
 ]
 OF_PGD = [
     ({"steps": 0}, "steps = 0; it must be at least 1"),
-    ({"step_size": -0.1}, "pgd: step_size = -0.1; it must be greater than 0, and finite"),
+    ({"step_size": -0.1}, "pgd: step_size = -0.1; it must be 0 or more, and finite"),
     ({"restarts": 0}, "restarts = 0; it must be at least 1"),
     ({"targets": 3}, "targets = 3 of 3 classes; choose 0 to 2"),
     ({"targets": -1}, "targets = -1 of 3 classes; choose 0 to 2"),
