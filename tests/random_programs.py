@@ -380,7 +380,7 @@ def common(draw, shape):
     rows = lambda x: jnp.moveaxis(x, axis, -1)
 
     def loop(x):
-        step = lambda i, v: act(v @ const(x, w) + const(x, k) * i)
+        step = lambda i, v: act(v @ const(x, w) + const(x, k) * jnp.asarray(i, x.dtype))
         return lax.fori_loop(0, turns, step, rows(x))
 
     def scan(x):
@@ -412,14 +412,14 @@ def common(draw, shape):
         lambda x: x - s * jax.nn.logsumexp(x, axis, keepdims=True),
         lambda x: jnp.exp(x) / jnp.exp(x).sum(axis, keepdims=True),
         lambda x: jnp.exp(x - lax.rev(x, (axis,))) / jnp.exp(x).sum(axes, keepdims=True),
-        lambda x: x * gain / jnp.sqrt(sums(x) + const(x, away)),
-        lambda x: x * lax.rsqrt(sums(x) / s**2 + const(x, away)) * gain,
+        lambda x: x * const(x, gain) / jnp.sqrt(sums(x) + const(x, away)),
+        lambda x: x * lax.rsqrt(sums(x) / s**2 + const(x, away)) * const(x, gain),
         lambda x: x / (jnp.sqrt(sums(x)) + const(x, away)),
         lambda x: x / jnp.maximum(jnp.sqrt(sums(x)), const(x, away)),
         lambda x: x / (sums(x) + const(x, away)),
         lambda x: x * lax.rsqrt(sums(x) + const(x, 0.01 + np.abs(gain) * np.ones(x.shape))),
         lambda x: x * jnp.sqrt(sums(x)),
-        lambda x: (x - mean(x)) * lax.rsqrt(x.var(axes, keepdims=True) + away) * gain,
+        lambda x: (x - mean(x)) * lax.rsqrt(x.var(axes, keepdims=True) + away) * const(x, gain),
         lambda x: (x - mean(x)) / jnp.sqrt(mean(x * x) - jnp.square(mean(x)) + away),
         lambda x: (x - s * mean(x)) / jnp.sqrt(mean(x * x) - s * jnp.square(mean(x)) + away),
         lambda x: lax.rev(x, (axis,)) / jnp.sqrt(sums(x) + const(x, away)),
