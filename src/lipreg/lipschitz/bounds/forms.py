@@ -1,6 +1,6 @@
 """Operations that are read in another form: the same function, in primitives that have rules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -11,6 +11,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from lipreg import convolution
 from lipreg.lipschitz.bounds.kinds import CALLS
+from lipreg.tracing import inner
 
 __all__ = ["LONGEST", "REWRITTEN", "other_form", "read_as"]
 
@@ -54,27 +55,32 @@ def other_form(eqn: Any) -> Callable | None:
 
 def _unrolled(eqn: Any) -> Callable:
     """A loop with a known number of turns, turn by turn."""
-    params = eqn.params
-    fixed, carried, turns = params["num_consts"], params["num_carry"], params["length"]
+    (body,), params = inner(eqn), eqn.params
+    turns = params["length"]
+
+    def whole(outside: Sequence, inside: Sequence) -> int:
+        """How many are handed on whole: rows and what is stacked have one axis less inside."""
+        pairs = zip(outside, inside, strict=True)
+        return sum(a.aval.ndim == b.aval.ndim for a, b in pairs)
+
+    carried = whole(eqn.outvars, body.jaxpr.outvars)
+    fixed = whole(eqn.invars, body.jaxpr.invars) - carried
     if turns > LONGEST:
         raise ValueError(
             f"No bound for a 'scan' of {turns} turns; lipreg.lipschitz.declare the constant of a "
             f"function around it, or write one of at most {LONGEST}."
         )
-    body = jaxpr_as_fun(params["jaxpr"])
+    turn_once = jaxpr_as_fun(body)
     order = range(turns)[:: -1 if params["reverse"] else 1]
 
     def run(*args: Array) -> list[Array]:
-        constants, carry, rows = (
-            args[:fixed],
-            args[fixed : fixed + carried],
-            args[fixed + carried :],
-        )
+        constants, rows = args[:fixed], args[fixed + carried :]
+        carry = args[fixed : fixed + carried]
         made: dict[int, Any] = {}
         for turn in order:
             # Not `row[turn]`, which is a gather.
             own = [jax.lax.index_in_dim(row, turn, keepdims=False) for row in rows]
-            out = body(*constants, *carry, *own)
+            out = turn_once(*constants, *carry, *own)
             carry, made[turn] = out[:carried], out[carried:]
         columns = zip(*(made[turn] for turn in range(turns)), strict=True)
         stacked = [jnp.stack(column) for column in columns]
