@@ -169,11 +169,12 @@ def _step(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
     if name in ELEMENTWISE:
         rule = ELEMENTWISE[name]
         rule = partial(rule, y=eqn.params["y"]) if name == "integer_pow" else rule
-        real_ones = [not _is_bool(v.aval.dtype) for v in eqn.invars]
+        # Numbers take the shape of what they meet; conditions stay where they can be located.
         args = [
-            (broadcast(a, shape, seen) if real else a) if isinstance(a, Value) else a.astype(dtype)
-            for a, real in zip(args, real_ones, strict=True)
+            broadcast(a, shape, seen) if isinstance(a, Value) and not _is_bool(v.aval.dtype) else a
+            for a, v in zip(args, eqn.invars, strict=True)
         ]
+        args = [a if isinstance(a, Value) else a.astype(dtype) for a in args]
         sources = [a for a in args if isinstance(a, Value)]
         root = sources[0].root
         if name == "sqrt" and root.squares and sources[0].affine:
