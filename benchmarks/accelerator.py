@@ -52,7 +52,9 @@ ENVIRONMENT = {
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "for all stages", lower_bound=0.01)
 _OUT = flags.DEFINE_string("out", "results/accelerator", "folder of the reports")
 _STAGES = flags.DEFINE_list("stages", list(STAGES), f"of {', '.join(STAGES)}")
-_ROWS = flags.DEFINE_list("rows", [], "of the stage deck; default: all eight")
+_ROWS = flags.DEFINE_list(
+    "rows", [], "of the stage deck, with fields: j2,j2/options.method=penalty; default: all eight"
+)
 _FIELD = flags.DEFINE_multi_string(
     "field", [], "of its configs, model.activation=silu for instance"
 )

@@ -43,10 +43,9 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     names = objectives()
     work = [
         *(partial(trained, network, batch, name, "bf16", "eager") for name in names),
-        partial(attacking, network, batch, "pgd"),
         *(partial(trained, network, batch, name, "bf16", "compile") for name in FIRST_ORDER),
         *(partial(trained, network, batch, name, "default", "eager") for name in names),
-        partial(attacking, network, batch, "apgd"),
+        *(partial(attacking, network, batch, name) for name in ("pgd", "apgd")),
         *(partial(agreeing, network, name) for name in names),
         *(partial(trained, network, batch, name, "default", "compile") for name in FIRST_ORDER),
     ]
@@ -99,11 +98,7 @@ def trained(network: str, batch: int, name: str, precision: str, form: str) -> d
     import torch_training
 
     _, state, inputs = steps.start(network, batch)
-    ours = built(network, batch, precision)[name]
-    if isinstance(ours, Exception):
-        raise ours
     objective = torch_training.OBJECTIVES[name]
-
     module, frozen = modules(network, state)
     if form == "compile":
         module.forward = torch.compile(module.forward)
@@ -117,7 +112,10 @@ def trained(network: str, batch: int, name: str, precision: str, form: str) -> d
                 step()
         wait()
 
-    theirs(1)
+    theirs(1)  # first: what torch cannot do is then known before ours is compiled
+    ours = built(network, batch, precision)[name]
+    if isinstance(ours, Exception):
+        raise ours
     seconds = behind_a_queue({"lipreg": ours.run, "torch": theirs}, 5, turn_s=0.15)
     return {
         "network/batch": f"{network}/{batch}",

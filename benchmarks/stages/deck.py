@@ -3,8 +3,9 @@
 J0, J1, J2 and J2-Lip, each with and without a tanh on the logits: ResNeXt34 (2x32) on CIFAR-10 in
 bfloat16, with a cosine schedule over as many steps as fit. Each row has a process, all at once on
 the same card, so that some compile while others train, and is then measured by PGD on 1,000 test
-images and, where there is time, by AutoAttack on 200. Of each head the first row is attacked first:
-it compiles for the others. Without an accelerator: digits and the small CNN.
+images and, where there is time, by AutoAttack on 200. Of each network the first row is attacked
+first, by all attacks at once: it compiles for the others. Without an accelerator: digits and the
+small CNN.
 """
 
 import os
@@ -33,16 +34,47 @@ from stages.clock import Clock, toy
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 ROWS = tuple(f"{name}{head}" for head in ("", "_tanh") for name in ("j0", "j1", "j2", "j2_lip"))
 TRAIN = 0.5  # the share of the time at which training should end
-EPOCH_STEPS = 45_000 // 128
+BATCH = 128
+EPOCH_STEPS = 45_000 // BATCH
 START_S = 60.0  # to import, decode images and compile a row
 NORMS = ("l2", "linf")
 PARTS = ("train", "pgd", *(f"autoattack {norm}" for norm in NORMS))
 
 
+class Row(NamedTuple):
+    """A row of a config file, and fields of its own: "j2/options.method=penalty"."""
+
+    name: str
+    fields: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, text: str) -> "Row":
+        name, *fields = text.split("/")
+        return cls(name, tuple(fields))
+
+    @property
+    def label(self) -> str:
+        """What it is called, of characters for a folder: "j2_penalty"."""
+        return "_".join([self.name, *(field.rpartition("=")[2] for field in self.fields)])
+
+    @property
+    def network(self) -> tuple[Any, ...]:
+        """What it shares with the rows whose attacks are the same programs."""
+        own = (field for field in self.fields if field.startswith("model."))
+        return self.name.endswith("_tanh"), *sorted(own)
+
+    @property
+    def price(self) -> float:
+        """Forward units of a training step."""
+        objective = self.name.removesuffix("_tanh")
+        by = dict(field.split("=", 1) for field in self.fields).get("options.method", "attack")
+        return cost.price(objective, "" if objective == "j0" else by, BATCH)
+
+
 class Size(NamedTuple):
     """What is trained and on how many images it is measured."""
 
-    rows: tuple[str, ...]
+    rows: tuple[Row, ...]
     config: str
     overrides: tuple[str, ...]
     examples: int
@@ -50,15 +82,16 @@ class Size(NamedTuple):
 
 
 def size() -> Size:
+    rows = tuple(map(Row.read, flags.FLAGS.rows or ROWS))
     if toy():
         options = ("train.epochs=1", "model.settings.channels=(4,8)")
-        return Size(ROWS[:2], "digits", options, 20, 4)
+        return Size(rows[:2], "digits", options, 20, 4)
     options = (
         *("train.schedule=cosine", "train.per_dispatch=1", "model.settings.dtype=bfloat16"),
         *("report.validate_every_epochs=5", "evaluation.batch_size=800"),
         *flags.FLAGS.field,
     )
-    return Size(tuple(flags.FLAGS.rows) or ROWS, "cifar10", options, 1000, 200)
+    return Size(rows, "cifar10", options, 1000, 200)
 
 
 def run(clock: Clock, folder: Path) -> Iterator[str]:
@@ -73,8 +106,8 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
         options.append(f"train.steps={steps}" if steps else f"train.epochs={epochs}")
         about = f"{epochs} epochs of {made.config}, ResNeXt34 (2x32), {', '.join(options)}"
     heading = f"# The deck\n\n{len(made.rows)} rows at once on one device: {about}. One seed.\n"
-    places = {row: folder / "runs" / row for row in made.rows}
-    done: dict[str, dict[str, str]] = {row: {} for row in made.rows}
+    places = {row: folder / "runs" / row.label for row in made.rows}
+    done: dict[Row, dict[str, str]] = {row: {} for row in made.rows}
     drawn, end = "", Clock(clock.end - min(20.0, clock.left / 10))  # the rest is for the table
     for row, part, how in at_once(places, made, options, end):
         done[row][part] = how
@@ -84,17 +117,17 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
 
 
 def at_once(
-    places: Mapping[str, Path], made: Size, options: Sequence[str], clock: Clock
-) -> Iterator[tuple[str, str, str]]:
+    places: Mapping[Row, Path], made: Size, options: Sequence[str], clock: Clock
+) -> Iterator[tuple[Row, str, str]]:
     """Train and measure all rows: (row, part, its seconds or why it failed), as they end."""
-    results: queue.Queue[tuple[str, str, str]] = queue.Queue()
+    results: queue.Queue[tuple[Row, str, str]] = queue.Queue()
     env = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / len(places):.3f}"}
-    heads = {row.endswith("_tanh"): row for row in reversed(list(places))}
-    measured = {row: {part: threading.Event() for part in PARTS} for row in heads.values()}
+    first = {row.network: row for row in reversed(list(places))}
+    compiled = {(row, part): threading.Event() for row in first.values() for part in PARTS}
 
-    def commands(row: str, place: Path) -> dict[str, list[str]]:
-        config = f"--config={EXPERIMENTS}/configs/{made.config}.py:{row}"
-        fields = [f"--config.{option}" for option in options]
+    def commands(row: Row, place: Path) -> dict[str, list[str]]:
+        config = f"--config={EXPERIMENTS}/configs/{made.config}.py:{row.name}"
+        fields = [f"--config.{option}" for option in (*options, *row.fields)]
         evaluate = ["evaluate", f"--run={place}"]
         chosen = ["--protocol=autoattack", f"--examples={made.attacked}"]
         return {
@@ -103,19 +136,27 @@ def at_once(
             **{f"autoattack {n}": [*evaluate, *chosen, f"--norms={n}"] for n in NORMS},
         }
 
-    def chain(row: str, place: Path) -> None:
-        first = heads[row.endswith("_tanh")]
+    def run(row: Row, part: str, command: Sequence[str]) -> None:
+        start = time.monotonic()
+        failure = launched(command, clock, env)
+        results.put((row, part, failure or f"{time.monotonic() - start:.0f}"))
+
+    def chain(row: Row, place: Path) -> None:
+        ahead = first[row.network]
+        train, *attacks = commands(row, place).items()
         with ExitStack() as stack:
-            for event in measured.get(row, {}).values():
-                stack.callback(event.set)  # whatever happens
-            for part, command in commands(row, place).items():
-                if part != "train" and row != first:
-                    measured[first][part].wait()  # its programs are then kept
-                start = time.monotonic()
-                failure = launched(command, clock, env)
-                results.put((row, part, failure or f"{time.monotonic() - start:.0f}"))
-                if row == first:
-                    measured[row][part].set()
+            for part, _ in attacks if row == ahead else ():
+                stack.callback(compiled[row, part].set)  # whatever happens
+            run(row, *train)
+            if row == ahead:
+                pool = stack.enter_context(ThreadPoolExecutor(len(attacks)))
+                for part, command in attacks:
+                    one = pool.submit(run, row, part, command)
+                    one.add_done_callback(lambda _, part=part: compiled[row, part].set())
+            else:
+                for part, command in attacks:
+                    compiled[ahead, part].wait()  # its programs are then kept
+                    run(row, part, command)
 
     with ThreadPoolExecutor(len(places)) as pool:
         chains = [pool.submit(chain, row, place) for row, place in places.items()]
@@ -138,16 +179,16 @@ def launched(command: Sequence[str], clock: Clock, env: Mapping[str, str]) -> st
     return (done.stderr.strip().splitlines() or ["no word"])[-1][:200] if done.returncode else ""
 
 
-def ended(done: Mapping[str, Mapping[str, str]]) -> list[str]:
+def ended(done: Mapping[Row, Mapping[str, str]]) -> list[str]:
     """The seconds of each part of a row, and why a part failed."""
     failures = [
-        f"{row}, {part}: {how}."
+        f"{row.label}, {part}: {how}."
         for row, parts in done.items()
         for part, how in parts.items()
         if not how.isdigit()
     ]
     cells = lambda parts: {part: how if how.isdigit() else "" for part, how in parts.items()}
-    rows = [{"row": row} | dict.fromkeys(PARTS, "") | cells(done[row]) for row in done]
+    rows = [{"row": row.label} | dict.fromkeys(PARTS, "") | cells(done[row]) for row in done]
     return [f"Seconds, all beside each other:\n\n{table(rows)}\n", *failures]
 
 
@@ -164,9 +205,9 @@ def record(run: Path, protocol: str) -> Path | None:
     return next(run.glob(f"evaluations/{protocol}/evaluation.json"), None)
 
 
-def attacked(places: Mapping[str, Path], made: Size) -> list[str]:
+def attacked(places: Mapping[Row, Path], made: Size) -> list[str]:
     """The table of the AutoAttack errors by norm and radius, with the masking checks that fail."""
-    rows = [{"row": row} | cells for row, run in places.items() if (cells := errors(run))]
+    rows = [{"row": row.label} | cells for row, run in places.items() if (cells := errors(run))]
     columns = dict.fromkeys(name for row in rows for name in row)
     lines = [dict.fromkeys(columns, "") | row for row in rows]
     heading = f"% error under AutoAttack, {made.attacked} test images"
@@ -188,11 +229,7 @@ def errors(run: Path) -> dict[str, str]:
 
 def fitting(seconds: float) -> int:
     """How many steps of all rows fit, by the measured plain step and the objectives' prices."""
-    steps.start("ResNeXt34_2x32", 128)
-    built = price.build(price.Case("ResNeXt34_2x32", 128, "bf16"), "j0")
+    steps.start("ResNeXt34_2x32", BATCH)
+    built = price.build(price.Case("ResNeXt34_2x32", BATCH, "bf16"), "j0")
     step = float(np.median(behind_a_queue({"j0": built.run}, 3)["j0"]))
-    prices = [
-        cost.price(row.removesuffix("_tanh"), "" if row.startswith("j0") else "attack", 128)
-        for row in size().rows
-    ]
-    return compare.fitting(seconds, step * sum(prices) / 3)
+    return compare.fitting(seconds, step * sum(row.price for row in size().rows) / 3)
