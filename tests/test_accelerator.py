@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from lipreg import files
 
@@ -17,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def accelerator(benchmark, monkeypatch):
     monkeypatch.setattr("sys.argv", ["accelerator.py"])
-    return benchmark("accelerator")
+    module = benchmark("accelerator")
+    flags.FLAGS.mark_as_parsed()  # at their defaults
+    return module
 
 
 @pytest.fixture
@@ -107,6 +110,33 @@ def test_the_decks_rows_end_one_by_one_and_a_failure_leaves_the_others(
     assert "PGD of 2 runs" in report
     assert "j1, autoattack linf: no time left." in report
     assert report.count("| 75 | 1 |") == 2
+
+
+def test_a_row_of_the_deck_has_fields_of_its_own(accelerator, monkeypatch, tmp_path):
+    from stages import deck
+    from stages.clock import Clock
+
+    told = {}
+
+    def launched(command, clock, env):
+        launcher, *rest = command
+        place = next(a for a in rest if a.startswith(("--workdir", "--run")))
+        told.setdefault(Path(place).name, []).append((launcher, rest))
+        return ""
+
+    rows = ["j0", "j2/options.method=penalty", "j2_lip_tanh/model.activation=silu"]
+    made = deck.Size(tuple(map(deck.Row.read, rows)), "cifar10", (), 20, 4)
+    assert [row.price for row in made.rows] == [3, 6, pytest.approx(5, abs=0.1)]
+    assert len({row.network for row in made.rows}) == 2  # a penalty is attacked as j0 is
+    monkeypatch.setattr(deck, "launched", launched)
+    places = {row: tmp_path / row.label for row in made.rows}
+    parts = [(row.label, part) for row, part, _ in deck.at_once(places, made, [], Clock.lasting(9))]
+    assert set(parts) == {(row, part) for row in told for part in deck.PARTS}
+    assert parts.index(("j0", "pgd")) < parts.index(("j2_penalty", "pgd"))
+    train, options = told["j2_lip_tanh_silu"][0]
+    assert train == "train"
+    assert options[0].endswith("cifar10.py:j2_lip_tanh")
+    assert options[-1] == "--config.model.activation=silu"
 
 
 def test_a_comparison_whose_time_is_out_leaves_what_was_attacked(
