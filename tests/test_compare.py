@@ -412,6 +412,9 @@ def test_the_table_has_a_row_for_each_recipe_and_says_how_it_was_made(folder, tm
     for run in found["steep"].runs:  # as if it had overfitted
         rows = [row | {FGSM: 0.2, PGD: 0.2 + row["step"] / 20} for row in logs.metrics(run)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for run in found["plain"].runs:  # as if a program had run beside the measurement of its pace
+        rows = [row | {"seconds": 0.6 * PLAN.seconds} for row in logs.metrics(run)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lost = tmp_path / "judged/points/lost"
     lost.mkdir()
     (lost / "point.json").write_text('{"failed": "Step 3: loss is nan."}')
@@ -439,6 +442,7 @@ def test_the_table_has_a_row_for_each_recipe_and_says_how_it_was_made(folder, tm
     assert table["steep"]["setting"].startswith("eps ")
     for words in ("Noise for images.", "8 test images at linf 0.1 and l2 0.3", "0.5 s each"):
         assert words in text
+    assert f"fifth off the {PLAN.seconds:g} s, as a part of them: plain (0.6)" in text
     assert "C: a penalty" in text  # the deck's approaches; plain is of none
     assert "gap, % error" in text
     record = json.loads((tmp_path / "judged/compare.json").read_text())

@@ -28,6 +28,7 @@ APPROACHES = {
     "B": "an algorithm that regularises",
     "C": "a penalty",
 }
+OFF = np.log(1.2)  # of a run's seconds, when the table says so
 
 
 def against_best(errors: Mapping[str, Sequence[float]]) -> dict[str, str]:
@@ -91,7 +92,7 @@ def _row(
         "approach": trained.recipe.approach,
         "setting": _setting(trained),
         "seeds": f"{len(seeds)}" if finite else f"{len(seeds)} of {len(trained.runs)}",
-        "seconds": each(lambda seed: seed["rows"][-1].get("seconds", np.nan)),
+        "seconds": each(_seconds),
         "compilation, s": trained.pace.get("compile_s", "-"),
         "epochs": each(lambda seed: seed["last"]["epochs"]),
         "best epoch": each(lambda seed: seed["best"]["epochs"]),
@@ -113,6 +114,11 @@ def _row(
     row["overfitted"] = ", ".join(overfitted) or "-"
     row["masking flags"] = each(lambda seed: compared.flags(seed["last"]))
     return row
+
+
+def _seconds(seed: Mapping[str, Any]) -> float:
+    """Those that a run's training took."""
+    return seed["rows"][-1].get("seconds", np.nan)
 
 
 def _validated(found: Mapping[str, compare.Trained]) -> dict[str, dict[str, float | str]]:
@@ -205,6 +211,7 @@ def report(
         waiting = ", ".join(other for other in found if other not in seeds)
         rows = _rows({done: found[done] for done in seeds}, seeds, at)
         text = f"{curves.to_markdown(rows)}\n\n{caption}\n"
+        text += _off_pace(seeds, plan.seconds)
         text += f"Not attacked yet: {waiting}.\n" if waiting else ""
         if approaches := _approaches({done: found[done] for done in seeds}, seeds, at):
             text += f"\n{curves.to_markdown(approaches)}\n\n{_CONSTANTS}\n"
@@ -231,6 +238,23 @@ def report(
         histories = {name: seeds[name][0]["rows"] for name in rows if seeds[name]}
         written += plots.save(comparison_plots.gaps(histories), workdir / "gaps")
     return text, written
+
+
+def _off_pace(seeds: Mapping[str, Sequence[Mapping[str, Any]]], wanted: float) -> str:
+    """A line that names the recipes whose runs took other seconds than they were given."""
+    took = {
+        name: np.mean([_seconds(seed) for seed in several]) / wanted
+        for name, several in seeds.items()
+        if several
+    }
+    names = ", ".join(f"{name} ({x:.2g})" for name, x in took.items() if abs(np.log(x)) > OFF)
+    if not names:
+        return ""
+    return (
+        f"More than a fifth off the {wanted:g} s, as a part of them: {names}. Steps are fitted to "
+        "a pace measured before the training: where another program ran beside that, a run is too "
+        "short, and where one ran beside the training itself, it only took longer.\n"
+    )
 
 
 _CONSTANTS = (
