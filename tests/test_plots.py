@@ -8,7 +8,7 @@ import pytest
 from matplotlib import colors
 
 from lipreg import curves
-from lipreg.reports import plots, style
+from lipreg.reports import comparison_plots, plots, style
 
 DISTANCES = {"J0": np.array([0.0, 0.1, 0.2, np.inf]), "J2": np.array([0.0, 0.3, 0.4, 0.5])}
 X = np.zeros((2, 4, 4, 1))
@@ -184,6 +184,23 @@ def test_a_scatter_counts_what_lies_above_the_diagonal_and_keeps_failures_on_the
     assert axes.get_title() == "J2 farther than J0: 40% of 5 images"
     (never,) = plots.distance_scatter([np.inf], [np.inf], ("J0", "J2"), norm_name="l2").axes
     assert never.get_xlim() == (0, 1)
+
+
+def test_no_line_to_a_name_crosses_another():
+    rng = np.random.default_rng(0)
+    points = {f"row {n}": [tuple(pair)] for n, pair in enumerate(rng.uniform(0, 100, (24, 2)))}
+    figure = comparison_plots.errors(points, dict.fromkeys(points, "B"), label="%")
+    (axes,) = figure.axes
+    starts = axes.transData.transform([note.xy for note in axes.texts])
+    ends = axes.transAxes.transform([note.xyann for note in axes.texts])
+    side = lambda a, b, c: np.cross([*(b - a), 0], [*(c - a), 0])[2] > 0
+
+    def cross(i, j):
+        (a, b), (c, d) = (starts[i], ends[i]), (starts[j], ends[j])
+        return side(a, b, c) != side(a, b, d) and side(c, d, a) != side(c, d, b)
+
+    assert len(axes.texts) == len(points)
+    assert not any(itertools.starmap(cross, itertools.combinations(range(len(points)), 2)))
 
 
 def test_training_draws_the_rows_that_have_the_key():

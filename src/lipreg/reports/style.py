@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
+from scipy.optimize import linear_sum_assignment
 
 from lipreg import files
 
@@ -28,6 +29,7 @@ _LOOKS = list(_RC["axes.prop_cycle"])
 _NORMS = {"l1": r"$\ell_1$", "l2": r"$\ell_2$", "linf": r"$\ell_\infty$"}
 _UNSEEN = str.maketrans("", "", "${}^_")  # of mathematics
 MARKERS = "os^Dv<>pP*Xh"  # as many as there are lines
+_MARGIN = 1.04  # where names begin, as a part of the axes
 FOOLED = "#D55E00"  # an image that is misclassified, a class that is not the image's
 
 
@@ -77,14 +79,21 @@ def legend(axes: Axes) -> float:
 
 
 def names_in_margin(axes: Axes, points: Mapping[str, np.ndarray]) -> None:
-    """Names on the right, evenly spaced in the order of the points' heights, each with its line."""
-    names = sorted(points, key=lambda name: points[name][1])
+    """Names on the right, evenly spaced, each with a line to its point.
+
+    The lines are the shortest together that join each point to a name, and so none crosses another.
+    """
+    axes.autoscale_view()
+    places = np.linspace(0, 1, len(points) + 2)[1:-1]
+    ends = axes.transAxes.transform([(_MARGIN, place) for place in places])
+    starts = axes.transData.transform(list(points.values()))
+    _, chosen = linear_sum_assignment(np.linalg.norm(starts[:, None] - ends, axis=-1))
     faint = {"color": "0.7", "linewidth": 0.6}
-    for place, name in zip(np.linspace(0, 1, len(names) + 2)[1:-1], names, strict=True):
+    for (name, point), place in zip(points.items(), places[chosen], strict=True):
         axes.annotate(
             name,
-            tuple(points[name]),
-            xytext=(1.04, place),
+            tuple(point),
+            xytext=(_MARGIN, place),
             textcoords="axes fraction",
             size=8,
             va="center",
