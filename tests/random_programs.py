@@ -403,6 +403,7 @@ def common(draw, shape):
             .at[(slice(None),) * axis + (few,)]
             .set(jnp.take(x, jnp.arange(len(few)), axis), unique_indices=True)
         ),
+        lambda x: x.at[(slice(None),) * axis + (few // 2,)].add(s * jnp.take(act(x), few, axis)),
         lambda x: lax.cond(const(x, k) > 0, jnp.tanh, lambda x: 2 * x, x),
         lambda x: jnp.einsum("...i,...ij->...j", rows(x), const(x, draw_blocks)),
         lambda x: jax.nn.softmax(s * x + k, axes),

@@ -179,6 +179,19 @@ def test_entries_that_are_set_are_constant_and_the_others_as_they_were():
         lipschitz(twice, X)
 
 
+def test_sums_over_segments_have_the_norm_of_their_matrix():
+    ids = jnp.array([0, 0, 1, 2, 2, 2])
+    sums = lambda x: jax.vmap(lambda row: jax.ops.segment_sum(row, ids, 4))(x)
+    np.testing.assert_allclose(lipschitz(sums, X).output, np.sqrt(3), rtol=1e-5)
+    added = lambda x: jnp.zeros((len(x), 6)).at[:, jnp.array([1, 1, 4])].add(2 * x[:, :3]) @ W
+    exact = np.linalg.norm(2 * np.eye(6)[[1, 1, 4]] @ W, 2)
+    np.testing.assert_allclose(lipschitz(added, X).output, exact, rtol=1e-5)
+    outside = lambda x: x.at[:, jnp.array([0, 9])].add(x[:, 1:3])  # 9 is dropped
+    np.testing.assert_allclose(lipschitz(outside, X).output, 2.0, rtol=1e-5)  # a sum of two
+    transposed = lambda x: jax.grad(lambda x: jnp.square(x[:, ids]).sum() / 2)(x)
+    np.testing.assert_allclose(lipschitz(transposed, X).output, 3.0, rtol=1e-5)
+
+
 def test_a_branch_that_does_not_depend_on_x_counts_with_the_steeper():
     f = lambda x: lax.cond(W.sum() > 0, jnp.tanh, lambda x: 2 * x, x)
     np.testing.assert_allclose(lipschitz(f, X).output, 2.0, rtol=1e-5)

@@ -16,6 +16,7 @@ from lipreg.tracing import inner
 __all__ = ["LONGEST", "REWRITTEN", "other_form", "read_as"]
 
 LONGEST = 1000  # loops that are unrolled
+MOST = 2**24  # entries of the matrix of a sum
 FORMS: dict[str, Callable] = {}  # see `read_as`
 
 
@@ -119,4 +120,23 @@ def _inverse(eqn: Any) -> Callable:
     return run
 
 
-REWRITTEN = {"scan": _unrolled, "cumsum": _triangle, "scatter": _inverse}
+def _summed(eqn: Any) -> Callable:
+    """`x.at[i].add(u)`, segment sums: x, and the product of u with a matrix of zeros and ones."""
+    x, _, u = (v.aval for v in eqn.invars)
+    if x.size * u.size > MOST:
+        raise ValueError(
+            f"No bound for a 'scatter-add' of {u.size} numbers into {x.size}: it is read as a "
+            f"matrix of at most {MOST} entries."
+        )
+
+    def run(x: Array, indices: Array, u: Array) -> Array:
+        put = lambda one: eqn.primitive.bind(
+            jnp.zeros_like(x), indices, one.reshape(u.shape), **eqn.params
+        )
+        matrix = jax.vmap(put)(jnp.eye(u.size, dtype=u.dtype)).reshape(u.size, x.size)
+        return x + (u.reshape(-1) @ matrix).reshape(x.shape)
+
+    return run
+
+
+REWRITTEN = {"scan": _unrolled, "cumsum": _triangle, "scatter": _inverse, "scatter-add": _summed}
