@@ -9,7 +9,8 @@ from jax import lax
 from lipreg.certificates import interval_bound, margin_lipschitz, margin_local
 from lipreg.lipschitz import declare
 from lipreg.lipschitz.bounds import bounder, interval, lipschitz
-from lipreg.models.lipschitz import aol, linear
+from lipreg.lipschitz.bounds.forms import read_as
+from lipreg.models.lipschitz import aol, l2_pooled, linear
 
 X = jnp.full((1, 1), 0.5)
 HALF, ZERO, ONE = (lambda x: jax.nn.relu(x - 0.25)), jnp.zeros_like, jnp.ones_like
@@ -274,3 +275,121 @@ def test_branches_without_outputs_or_with_conditions_are_what_they_are():
     empty = lambda x: jnp.einsum("bki,io->bko", x[:, None][:, :0], jnp.ones((2, 3))).sum((1, 2))
     flat = lipschitz(lambda x: empty(x)[:, None] + x, jnp.zeros((1, 2)))
     np.testing.assert_allclose(flat.output, 1.0, rtol=1e-5)
+
+
+CORNER = jnp.array([[0.5, 0.25]])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jnp.sqrt(x[:, :1]),
+        lambda x: jnp.log(x[:, :1]),
+        lambda x: x[:, :1] ** -1.0,
+        lambda x: lax.rsqrt(x[:, :1]),
+        lambda x: jnp.concatenate([jnp.sqrt(x[:, :1]), x[:, 1:]], 1),
+        lambda x: (
+            jnp.concatenate([jnp.sqrt(x[:, :1]), x[:, 1:]], 1) @ jnp.diag(jnp.array([1, 3.0]))
+        ),
+    ],
+)
+def test_what_is_infinitely_steep_at_a_corner_of_the_box_has_no_bound(f):
+    assert lipschitz(f, CORNER).output == jnp.inf
+
+
+@pytest.mark.parametrize(
+    ("f", "eps", "pair"),
+    [
+        (
+            lambda x: (
+                jnp.concatenate([x[:, :2], (x[:, 2:] > 0.5).astype(x.dtype)], 1)
+                * jnp.array([[3.0, -3.0, 1.0]])
+            ),
+            jnp.inf,
+            (0, 1),
+        ),
+        (
+            lambda x: jnp.sqrt(x) * jnp.eye(3)[2:] + x * jnp.array([[3.0, -3.0, 0.0]]),
+            jnp.inf,
+            (0, 1),
+        ),
+        (
+            lambda x: (
+                jnp.concatenate([jnp.sqrt(x[:, :1]), x[:, 1:]], 1)
+                @ jnp.diag(jnp.array([1.0, 3.0, -3.0]))
+            ),
+            0.1,
+            (1, 2),
+        ),
+    ],
+)
+def test_margins_between_finite_outputs_are_not_lost_beside_an_infinite_one(f, eps, pair):
+    x = jnp.array([[0.05, 0.25, 0.5]])
+    margins = lipschitz(f, x, eps).margins[0]
+    assert np.sqrt(18) <= margins[pair]
+    assert eps < 1 or margins[pair] < 6.1
+    (steep,) = {0, 1, 2} - set(pair)
+    assert (margins[steep, list(pair)] == jnp.inf).all()
+
+
+def test_margins_are_not_lost_beside_a_far_larger_one():
+    with jax.enable_x64(True):
+        x = jnp.array([[0.5, 0.25, 0.5]])
+        steep = lambda x: jnp.concatenate([x[:, :1], -x[:, 1:2], jnp.exp(700 * x[:, 2:])], 1)
+        assert np.sqrt(2) <= lipschitz(steep, x).margins[0, 0, 1] < 2.1
+        dense = lambda x: steep(x) @ jnp.diag(jnp.array([1.0, 1.0, 0.5]))
+        for eps in (0.1, jnp.inf):
+            assert np.sqrt(2) <= lipschitz(dense, x, eps).margins[0, 0, 1]
+
+
+def test_a_condition_that_leaves_a_branch_is_refused():
+    keep = lambda m: lax.cond(jnp.asarray(True), lambda m: m, lambda m: jnp.ones_like(m), m)
+    for f in (
+        lambda x: jnp.where(keep(x > 0), 5.0, 1.0),
+        lambda x: x + 5 * keep(x > 0).astype(x.dtype),
+    ):
+        with pytest.raises(ValueError, match="a condition on x that a branch returns"):
+            lipschitz(f, CORNER)
+
+
+def test_platforms_are_not_alike_because_a_constant_is_large():
+    beside = lambda s: lambda x: jnp.concatenate([s * x, jnp.full((1, 1), -1e10)], 1)
+    added = lambda s: lambda x: s * x + 1e12
+    for made in (beside, added):
+        f = lambda x, made=made: lax.platform_dependent(x, cpu=made(9.0), default=made(1.0))[:, :2]
+        assert lipschitz(f, CORNER).output >= 9.0
+
+
+def test_another_form_is_not_read_where_vmap_or_grad_has_made_another_function():
+    h = read_as(lambda x: jnp.cumsum(x, 0))(lambda x: jnp.cumsum(x, 0))
+    x = jnp.array([[0.5, 0.25, 0.1]])
+    exact = np.linalg.norm(np.tri(3), 2)
+    for f in (lambda x: jax.vmap(h)(x), lambda x: h(x[0])[None]):
+        np.testing.assert_allclose(lipschitz(f, x).output, exact, rtol=1e-5)
+    pooled = lambda v: l2_pooled(v.reshape(1, 2, 2, 1)).reshape(1)
+    x = jnp.array([[0.5, 0.25, 0.1, 0.2]])
+    assert lipschitz(lambda x: jax.vmap(pooled)(x), x).output >= 1.0
+    slope = jax.grad(lambda v: pooled(v).sum())
+    with pytest.raises(ValueError, match="No bound for"):
+        lipschitz(lambda x: slope(x[0])[None], x, bounds=(0.1, 1.0))
+
+
+def test_a_declared_function_of_a_condition_is_refused():
+    d = declare(lambda m: jnp.where(m, 1.0, 0.0), 1000.0, proof="of booleans")
+    with pytest.raises(ValueError, match="declared function of bool: it takes steps"):
+        lipschitz(lambda x: d(x > 0.5), jnp.array([[0.4999, 0.25]]))
+
+
+def test_a_function_applied_to_entries_is_refused_by_name():
+    with pytest.raises(ValueError, match="'scatter' that applies a function"):
+        lipschitz(lambda x: x.at[:, 0].apply(jnp.negative, unique_indices=True), CORNER)
+
+
+def test_a_convolution_of_nothing_and_one_to_nothing_have_bounds():
+    window = jnp.ones((2, 1, 3))
+    nothing = lambda x: lax.conv_general_dilated(x.reshape(1, 1, 2), window, (1,), [(0, 0)])
+    f = lambda x: jnp.concatenate([nothing(x).reshape(1, -1), x], 1)
+    np.testing.assert_allclose(lipschitz(f, CORNER).output, 1.0, rtol=1e-5)
+    empty = lambda x: lax.conv_general_dilated(x[:, :0].reshape(1, 1, 0), window, (1,), [(2, 2)])
+    g = lambda x: jnp.concatenate([empty(x).reshape(1, -1), x], 1)
+    np.testing.assert_allclose(lipschitz(g, CORNER).output, 1.0, rtol=1e-5)

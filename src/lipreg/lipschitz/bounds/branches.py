@@ -9,7 +9,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
 from lipreg.lipschitz.bounds import mixing
-from lipreg.lipschitz.bounds.intervals import largest, most
+from lipreg.lipschitz.bounds.intervals import Box, hull, most, negative, plus
 from lipreg.lipschitz.bounds.kinds import CALLS, JOINS, MOVES, SAME, SUMS, WEIGHTED
 from lipreg.lipschitz.bounds.roots import Root, numbers
 from lipreg.lipschitz.bounds.values import Comparison, Value, bound
@@ -24,13 +24,17 @@ def branches(
 
     For platforms the index is None, such an output may be any of theirs, and only the last form
     counts where all are the same affine map. Different affine maps differ at a random point with
-    probability one; they are compared at three points, to 1e-9.
+    probability one; they and their differences are compared at three pairs of points, entry by
+    entry, to 1e-9.
     """
     outputs = [walk(form.jaxpr, form.consts, args, eps, seen) for form in forms]
     if len(forms) == 1 or not outputs[0]:
         return outputs[0]
     if any(isinstance(a, Comparison) for each in outputs for a in each):
         raise ValueError("No bound for a comparison of several values that depend on x.")
+    made = zip(forms[0].jaxpr.outvars, *outputs, strict=True)
+    if any(v.aval.dtype == bool and any(isinstance(a, Value) for a in each) for v, *each in made):
+        raise ValueError("No bound for a condition on x that a branch returns: return numbers.")
     moving = [isinstance(a, Value) for a in args]
     alike = jnp.zeros((), bool)
     if index is None and all(_affine(form.jaxpr, moving) for form in forms):
@@ -74,7 +78,8 @@ def _affine(jaxpr: Any, moving: list[bool]) -> bool:
 
 
 def _agree(walk: Callable, forms: Sequence[ClosedJaxpr], args: list, seed: int) -> Array:
-    """Whether the branches agree at random values of the arguments that depend on x."""
+    """Whether the branches agree at random values of the arguments that depend on x, and do so in
+    how they change from there to others: beside a large constant a slope is small."""
     rng = np.random.default_rng(seed)
 
     def draw(a: Any) -> Any:
@@ -85,12 +90,18 @@ def _agree(walk: Callable, forms: Sequence[ClosedJaxpr], args: list, seed: int) 
         ones = jnp.ones_like(like)
         return Value(Root((point, point), None, (ones, ones), jnp.ones((), like.dtype), ones))
 
-    drawn = [draw(a) for a in args]
-    outputs = [walk(form.jaxpr, form.consts, drawn, None, {}) for form in forms]
+    def alike(boxes: list[Box]) -> Array:
+        low, high = hull(*(end for box in boxes for end in box))
+        return (high - low <= 1e-9 * most((low, high))).all()
+
+    def run(form: ClosedJaxpr, drawn: list) -> list[Box]:
+        outputs = walk(form.jaxpr, form.consts, drawn, None, {})
+        return [bound(a)[0] if isinstance(a, Value) else (a, a) for a in outputs]
+
+    here, there = ([draw(a) for a in args] for _ in range(2))
+    starts, ends = ([run(form, drawn) for form in forms] for drawn in (here, there))
     agree = []
-    for each in zip(*outputs, strict=True):
-        boxes = [bound(a)[0] if isinstance(a, Value) else (a, a) for a in each]
-        low = jnp.stack([box[0] for box in boxes]).min(0)
-        high = jnp.stack([box[1] for box in boxes]).max(0)
-        agree.append(largest(high - low) <= 1e-9 * largest(most((low, high))))
+    for start, end in zip(zip(*starts, strict=True), zip(*ends, strict=True), strict=True):
+        changes = [plus(b, negative(a)) for a, b in zip(start, end, strict=True)]
+        agree += [alike(list(start)), alike(changes)]
     return jnp.stack(agree).all()

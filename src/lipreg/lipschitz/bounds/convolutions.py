@@ -70,7 +70,9 @@ def convolution(params: dict, apply: Callable, w: Array, root: Root, left: bool)
             phases.append((1, 1))
 
     def by_channel(values: Array, spec: Sequence[int]) -> Array:
-        return values.transpose(spec).max((0, *range(2, values.ndim))).reshape(groups, -1)
+        return (
+            values.transpose(spec).max((0, *range(2, values.ndim)), initial=0.0).reshape(groups, -1)
+        )
 
     def size(c: Array, mask: Array) -> Array:
         scaled = kernel * c.reshape(*c.shape, *(1,) * (kernel.ndim - 2))
@@ -144,7 +146,7 @@ def _torus(params: dict, root: Root, widths: Sequence[int]) -> tuple[np.ndarray,
     periods = []
     for axis, width in enumerate(widths, 2):
         lines = np.moveaxis(places, axis, 0)
-        again = np.flatnonzero((lines[1:] == lines[0]).all(tuple(range(1, lines.ndim))))
+        again = np.flatnonzero((lines[1:] == lines[:1]).all(tuple(range(1, lines.ndim))))
         period = int(again[0]) + 1 if len(again) and lines.size else 0
         s = params["window_strides"][axis - 2]
         wraps = (

@@ -95,8 +95,8 @@ def _pow(a: Box, y: Box) -> tuple[Box, tuple[Box, ...]]:
 
     def power(y: Box, odd: Array) -> Box:
         def above(low: Any, high: Any) -> Box:
-            low, high = (jnp.maximum(end, 0.0) for end in (low, high))
-            return _function(*hull(*(jnp.power(x, e) for x in (low, high) for e in y)), least=0.0)
+            powers = (_from(0.0, partial(_to, e), end) for end in (low, high) for e in y)
+            return _function(*hull(*powers), least=0.0)
 
         right, left = above(*a), above(-a[1], -a[0])
         left = jnp.where(odd, -left[1], left[0]), jnp.where(odd, -left[0], left[1])
@@ -113,6 +113,17 @@ def _pow(a: Box, y: Box) -> tuple[Box, tuple[Box, ...]]:
     return value, (product(y, power(less, ~odd)), product(value, logarithm))
 
 
+def _to(e: Any, x: Any) -> Array:
+    return jnp.power(x, e)
+
+
+def _from(domain: float, f: Callable, x: Any) -> Array:
+    """f(x), or what it is at the domain's end, for x before that: the 0 of XLA may be -0."""
+    if domain == -math.inf:
+        return f(x)
+    return jnp.where(x > domain, f(x), f(jnp.full_like(x, domain)))
+
+
 def _monotone(
     f: Callable,
     slope: Callable,
@@ -123,8 +134,8 @@ def _monotone(
     sign: int = 1,
 ) -> tuple[Box, tuple[Box, ...]]:
     """Increasing, with sign -1 decreasing, from `domain` on, with a monotone slope."""
-    low, high = jnp.maximum(a[0], domain), jnp.maximum(a[1], domain)
-    ends, slopes = (f(low), f(high))[::sign], hull(slope(low), slope(high))
+    values, slopes = ([_from(domain, g, end) for end in a] for g in (f, slope))
+    ends, slopes = values[::sign], hull(*slopes)
     # The slope does not change sign.
     slopes = _function(*slopes, least=0.0) if sign > 0 else _function(*slopes, greatest=0.0)
     return _function(*ends, least=least), (slopes,)

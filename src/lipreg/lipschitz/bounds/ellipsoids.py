@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lipreg.lipschitz.bounds.intervals import largest, most, times, upper
+from lipreg.lipschitz.bounds.intervals import UNDERFLOW, largest, most, times, upper
 from lipreg.lipschitz.bounds.singular import largest_eigenvalue
 
 __all__ = ["LARGEST", "Ellipsoid", "linear", "sphere", "through_units"]
@@ -51,10 +51,16 @@ def _relative(a: Array) -> tuple[Array, Array]:
     return a / jnp.where(unit > 0, unit, 1.0), unit
 
 
+def _known(matrix: Array, unit: Array, terms: int) -> Ellipsoid:
+    """Of which nothing is known where the unit is infinite."""
+    return Ellipsoid(jnp.where(jnp.isfinite(unit), matrix, jnp.nan), unit, terms)
+
+
 def sphere(a: Array) -> Ellipsoid:
     """That of `a u`, `||u|| <= ||dx||`."""
     a, unit = _relative(a)
-    return Ellipsoid(a @ a.T, unit, a.shape[1])
+    least = jnp.where((a != 0).any(1), UNDERFLOW, 0.0)
+    return _known(a @ a.T + jnp.diag(least), unit, a.shape[1])
 
 
 def linear(a: Array, through: Ellipsoid) -> Ellipsoid:
@@ -69,7 +75,7 @@ def linear(a: Array, through: Ellipsoid) -> Ellipsoid:
     rho = jnp.abs(a) @ jnp.sqrt(jnp.diagonal(through.matrix))
     wrong = 8 * (a.shape[1] + 4) * float(jnp.finfo(a.dtype).eps) * rho * rho.sum()
     matrix = (matrix + matrix.T) / 2 + jnp.diag(wrong)
-    return Ellipsoid(matrix, through.unit * unit, a.shape[1])
+    return _known(matrix, through.unit * unit, a.shape[1])
 
 
 def through_units(low: Array, high: Array, before: Ellipsoid) -> Ellipsoid:
@@ -101,4 +107,4 @@ def through_units(low: Array, high: Array, before: Ellipsoid) -> Ellipsoid:
     apart = jnp.where(share > 0, r * r * reach / jnp.where(share > 0, share, 1.0), 0.0)
     room = ROUNDING * (largest(jnp.diagonal(s)) * len(s) + reach)
     matrix = (s + s.T) / 2 + jnp.diag(apart + room)
-    return Ellipsoid(matrix, times(before.unit, steepest), before.terms)
+    return _known(matrix, times(before.unit, steepest), before.terms)

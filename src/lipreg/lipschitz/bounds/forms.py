@@ -1,7 +1,7 @@
 """Operations that are read in another form: the same function, in primitives that have rules."""
 
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ __all__ = ["LONGEST", "REWRITTEN", "other_form", "read_as"]
 
 LONGEST = 1000  # loops that are unrolled
 MOST = 2**24  # entries of the matrix of a sum
-FORMS: dict[str, Callable] = {}  # see `read_as`
+FORMS: dict[str, tuple[Callable, tuple]] = {}  # see `read_as`: the form, and of which arrays
 
 
 def read_as(form: Callable) -> Callable[[Callable], Callable]:
@@ -33,15 +33,36 @@ def read_as(form: Callable) -> Callable[[Callable], Callable]:
     """
 
     def decorate(f: Callable) -> Callable:
-        @wraps(f)
-        def run(*args: Array) -> Array:
-            return f(*args)
+        number = len(FORMS)
 
-        run.__name__ = f"read_as_{len(FORMS)}_{f.__name__}"
-        FORMS[run.__name__] = form
-        return wraps(f)(jax.jit(run))
+        @cache
+        def named(*arrays: tuple) -> Callable:
+            @wraps(f)
+            def run(*args: Array) -> Array:
+                return f(*args)
+
+            run.__name__ = f"read_as_{number}_{len(FORMS)}_{f.__name__}"
+            FORMS[run.__name__] = form, arrays
+            return jax.jit(run)
+
+        @wraps(f)
+        def call(*args: Array) -> Array:
+            return named(*map(_array, args))(*args)
+
+        return call
 
     return decorate
+
+
+def _array(a: Any) -> tuple:
+    return jnp.shape(a), jnp.result_type(a)
+
+
+def _form(eqn: Any) -> Callable | None:
+    """Of a call of a function with another form, unless vmap or grad have made another of it."""
+    form, arrays = FORMS.get(str(eqn.params.get("name")), (None, ()))
+    same = arrays == tuple(_array(v.aval) for v in eqn.invars) and len(eqn.outvars) == 1
+    return form if same else None
 
 
 def other_form(eqn: Any) -> Callable | None:
@@ -50,7 +71,7 @@ def other_form(eqn: Any) -> Callable | None:
     if eqn.primitive is convolution.partial_p:
         return partial(convolution.in_lax, **params)
     if name in CALLS:
-        return FORMS.get(str(params.get("name")))
+        return _form(eqn)
     return REWRITTEN[name](eqn) if name in REWRITTEN else None
 
 
@@ -105,6 +126,9 @@ def _triangle(eqn: Any) -> Callable:
 
 def _inverse(eqn: Any) -> Callable:
     """`x.at[i].set(u)`: the entry of u that is put there, or else that of x."""
+    update = eqn.params["update_jaxpr"]
+    if update is not None and update.outvars != update.invars[1:]:
+        raise ValueError("No bound for a 'scatter' that applies a function: use where.")
     if not eqn.params["unique_indices"]:
         raise ValueError(
             "No bound for a 'scatter' that may write twice; state unique_indices=True."

@@ -16,6 +16,7 @@ __all__ = [
     "ANY",
     "MINUS",
     "ONE",
+    "UNDERFLOW",
     "Box",
     "Rule",
     "divide",
@@ -34,6 +35,7 @@ __all__ = [
 
 Box = tuple[Any, Any]
 Rule = Callable[..., tuple[Box, tuple[Box, ...]]]  # the value and the slope in each argument
+UNDERFLOW = 1e-280  # more than what a square lacks that is below the smallest number
 ONE, MINUS, ANY = (1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0)
 
 

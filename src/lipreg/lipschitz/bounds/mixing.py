@@ -13,7 +13,7 @@ from jax import Array
 
 from lipreg.lipschitz.bounds import residuals
 from lipreg.lipschitz.bounds.ellipsoids import LARGEST, Ellipsoid, linear, sphere
-from lipreg.lipschitz.bounds.intervals import Box, largest, most, outward, times, upper
+from lipreg.lipschitz.bounds.intervals import UNDERFLOW, Box, largest, most, outward, times, upper
 from lipreg.lipschitz.bounds.joint import constant, plain
 from lipreg.lipschitz.bounds.roots import Linear, Root, entries
 from lipreg.lipschitz.bounds.singular import largest_singular
@@ -39,7 +39,9 @@ def overlap(params: dict) -> int:
 def _sum_of_squares(sums: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
     """`sqrt(sums(a^2, b^2))`, computed relative to the largest entries, lest squares underflow."""
     units = [jnp.where((u := largest(v)) > 0, u, 1.0) for v in (a, b)]
-    return jnp.sqrt(sums((a / units[0]) ** 2, (b / units[1]) ** 2)) * units[0] * units[1]
+    squares = sums((a / units[0]) ** 2, (b / units[1]) ** 2)
+    least = UNDERFLOW * sums(jnp.sign(a), jnp.sign(b))
+    return jnp.sqrt(squares + least) * units[0] * units[1]
 
 
 def _summed(sums: Callable[[Array, Array], Array], w: Array, terms: int, box: Box) -> Box:

@@ -219,11 +219,13 @@ def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
     rows = times(most, root.rows[0])
     norm = root.norm or (lambda c: times(largest(c), root.lip))
     output = jnp.minimum(upper(norm(most[None])), length(rows))
-    # Slopes and rows relative to the largest, since the squares of small ones would underflow.
     if root.ellipsoid is not None:  # that of the root times its own slopes
         low, high = (s[0] for s in slope)
-    steepest = largest(jnp.maximum(jnp.abs(low), jnp.abs(high)))
-    low, high = (s / jnp.where(steepest > 0, steepest, 1.0) for s in (low, high))
+    # Relative to the larger of a pair, since the squares of small slopes would underflow; where it
+    # is infinite, inf / inf is no number, and the bound infinite.
+    steep = jnp.maximum(jnp.abs(low), jnp.abs(high))
+    steepest = jnp.maximum(steep[classes, None], steep[None])
+    relative = lambda s: s / jnp.where(steepest > 0, steepest, 1.0)
     is_class = jnp.arange(low.size, dtype=classes.dtype)[None] == classes[:, None]
     if root.ellipsoid is None:
         unit, terms = norm(jnp.ones_like(root.rows)), 1
@@ -232,16 +234,14 @@ def _constants(value: Value, classes: Array) -> tuple[Array, Array]:
         gram, unit, terms = root.ellipsoid
         squares, gram = jnp.diagonal(gram), gram[classes]
     corners = [
-        (a**2 * squares)[classes, None]
-        - 2 * a[classes, None] * b[None] * gram
-        + (b**2 * squares)[None]
-        for a in (low, high)
-        for b in (low, high)
+        a**2 * squares[classes, None] - 2 * a * b * gram + b**2 * squares[None]
+        for a in (relative(low[classes, None]), relative(high[classes, None]))
+        for b in (relative(low[None]), relative(high[None]))
     ]
     # Where two rows nearly agree the squares cancel; this bounds the rounding error that remains.
-    sizes = jnp.maximum(jnp.abs(low), jnp.abs(high)) * jnp.sqrt(squares)
+    sizes = [relative(steep[j]) * jnp.sqrt(squares[j]) for j in ((classes, None), (None,))]
     rounding = 4 * (terms + 4) * float(jnp.finfo(gram.dtype).eps)
-    rounding = rounding * (sizes[classes, None] + sizes[None]) ** 2
+    rounding = rounding * (sizes[0] + sizes[1]) ** 2
     margins = jnp.sqrt(jnp.maximum(reduce(jnp.maximum, corners), 0.0) + rounding)
     margins = times(upper(margins), times(steepest, unit))
     margins = jnp.minimum(upper(margins), upper(rows[classes, None] + rows[None]))

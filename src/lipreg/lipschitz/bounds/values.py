@@ -216,7 +216,7 @@ def _by_cells(
         widened = [
             (widen(a[0], b[0]), widen(a[1], b[1])) for a, b in zip(hulls, found, strict=True)
         ]
-        size = jnp.sqrt(sum(jnp.square(s) for s in sizes))
+        size = reduce(jnp.hypot, sizes)
         return (widened, jnp.maximum(longest, upper(size))), None
 
     def within(part: Box) -> list[tuple[Box, Box]]:

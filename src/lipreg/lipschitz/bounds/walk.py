@@ -202,6 +202,9 @@ def _declared(eqn: Any, inputs: list) -> Root:
     constant, _ = declared(eqn) or (jnp.inf, "")
     if not isinstance(value, Value) or any(isinstance(a, (Value, Comparison)) for a in constants):
         raise ValueError("No bound for a declared function whose parameters depend on x.")
+    taken = eqn.invars[-1].aval.dtype
+    if not jnp.issubdtype(taken, jnp.floating) or jnp.finfo(taken).bits < 32:
+        raise ValueError(f"No bound for a declared function of {taken}: it takes steps.")
     root = settle(value)
     shape, dtype = eqn.outvars[0].aval.shape, root.rows.dtype
     lip = constant * times(root.lip, largest(most(root.slope)))
