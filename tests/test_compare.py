@@ -442,7 +442,7 @@ def test_the_table_has_a_row_for_each_recipe_and_says_how_it_was_made(folder, tm
     assert table["steep"]["setting"].startswith("eps ")
     for words in ("Noise for images.", "8 test images at linf 0.1 and l2 0.3", "0.5 s each"):
         assert words in text
-    assert f"fifth off the {PLAN.seconds:g} s, as a part of them: plain (0.6)" in text
+    assert f"fifth off the {PLAN.seconds:g} s, as multiples of them: plain (0.6)" in text
     assert "C: a penalty" in text  # the deck's approaches; plain is of none
     assert "gap, % error" in text
     record = json.loads((tmp_path / "judged/compare.json").read_text())
