@@ -251,9 +251,9 @@ def _off_pace(seeds: Mapping[str, Sequence[Mapping[str, Any]]], wanted: float) -
     if not names:
         return ""
     return (
-        f"More than a fifth off the {wanted:g} s, as multiples of them: {names}. Steps are fitted to "
-        "a pace measured before the training: where another program ran beside that, a run is too "
-        "short, and where one ran beside the training itself, it only took longer.\n"
+        f"More than a fifth off the {wanted:g} s, as multiples of them: {names}. Steps are fitted "
+        "to a pace measured before the training: where another program ran beside that, a run is "
+        "too short, and where one ran beside the training itself, it only took longer.\n"
     )
 
 
