@@ -101,8 +101,14 @@ def step(
     def run() -> Any:
         value, grads = objective(network, frozen, x, y)
         for weight, grad in zip(weights, grads, strict=True):
-            weight.grad = grad
+            weight.grad = laid_out(grad, weight)
         sgd.step()
         return value
 
     return run
+
+
+def laid_out(grad: Any, weight: Any) -> Any:
+    """In the weight's order of memory, as `backward` accumulates: the fused SGD asks for it."""
+    same = grad.stride() == weight.stride()
+    return grad if same else torch.empty_like(weight).copy_(grad)
