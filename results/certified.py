@@ -5,7 +5,7 @@
 The data are `digits`, `mnist` or `cifar10`, each with its seconds of training a run, on one core if
 not given. Every construction is trained once; the best two by PGD-20 on the validation split with
 all the losses, and the best two of these with three seeds (`--once`: neither); then, on digits,
-offsets and temperatures of the best.
+offsets and temperatures of the best. `--rows=cayley,aol,pgd_at` are only these.
 Certified are all test images, by the proved constants of margins. The first 1,000 are attacked by
 DDN and the first 100 by AutoAttack (`--unattacked`: none). Writes RESULTS/DATA: a table, the band
 of certified and attacked errors, and the front of clean against certified error. Nothing is done
@@ -15,7 +15,7 @@ twice.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -41,6 +41,7 @@ from configs import cifar10, digits, mnist
 from configs.compare import recipes as usual
 
 BY_DDN, BY_AUTOATTACK, BATCH = 1000, 100, 500
+PENALISED = ("j2_lip", "pgd_at")
 SQRT2 = 2**0.5
 KEY = jax.random.key(0)
 
@@ -95,8 +96,10 @@ def built(layer: str, setting: Setting, loss: str) -> Recipe:
     return Recipe("j0", [{"loss": losses.get(loss, loss)}], fields, approach="A")
 
 
-def trained(setting: Setting, folder: Path, *, once: bool) -> dict[str, Trained]:
-    """All of the table, the constructions first; `once`: these alone."""
+def trained(
+    setting: Setting, folder: Path, rows: Sequence[str], *, once: bool
+) -> dict[str, Trained]:
+    """All of the table, the constructions first; `once`: without losses and seeds."""
     base, eps, seconds = setting.base, setting.eps, setting.seconds
     alone = Plan("l2", eps, seconds, trials=1, trial_seconds=seconds, seeds=1, best=0)
     pixels = datasets.load(base.data.name, "validation", dir=base.data.dir).x[0].size
@@ -104,9 +107,10 @@ def trained(setting: Setting, folder: Path, *, once: bool) -> dict[str, Trained]
     narrow = {"model.settings.channels": setting.channels}
     penalised = {
         name: others[name]._replace(fields={**others[name].fields, **narrow})
-        for name in ("j2_lip", "pgd_at")
+        for name in PENALISED
+        if name in rows
     }
-    constructions = {layer: built(layer, setting, "offset") for layer in LAYERS}
+    constructions = {layer: built(layer, setting, "offset") for layer in LAYERS if layer in rows}
     found = compare.train(constructions | penalised, base, alone, folder, silent=True)
     if once:
         return found
@@ -208,11 +212,18 @@ def front(layer: str, setting: Setting, folder: Path, out: Path) -> str:
 
 
 def main(
-    data: str, setting: Setting, folder: Path, out: Path, *, once: bool, attacked: bool
+    data: str,
+    setting: Setting,
+    folder: Path,
+    out: Path,
+    *,
+    rows: Sequence[str],
+    once: bool,
+    attacked: bool,
 ) -> None:
     cpu.tune()
     out.mkdir(parents=True, exist_ok=True)
-    made = trained(setting, folder, once=once)
+    made = trained(setting, folder, rows, once=once)
     found = {
         name: [measured(run, setting.radii, attacked=attacked) for run in t.runs]
         for name, t in made.items()
@@ -237,8 +248,9 @@ def main(
         every = [seed for seeds in found.values() for seed in seeds]
         beyond, images = (sum(seed[key] for seed in every) for key in ("violations", "attacked"))
         lines.append(f"\nRadii beyond an adversarial image: {beyond} of {images}.")
-    best = min(LAYERS, key=lambda name: compare.error(made[name].runs[0]))
-    if setting.front[0]:
+    layers = [layer for layer in LAYERS if layer in rows]
+    best = min(layers, key=lambda name: compare.error(made[name].runs[0]), default="")
+    if setting.front[0] and best:
         lines.append(front(best, setting, folder, out))
     text = "\n".join([*lines, f"\n{json.dumps(storage.about())}"]) + "\n"
     files.write(out / "table.md", text)
@@ -273,13 +285,19 @@ if __name__ == "__main__":
     parser.add_argument(
         "--unattacked", action="store_true", help="clean and certified errors alone"
     )
+    parser.add_argument("--rows", help="some of the networks; default: all")
     args = parser.parse_args()
+    names = (*LAYERS, *PENALISED)
+    asked = args.rows.split(",") if args.rows else names
+    if unknown := [name for name in asked if name not in names]:
+        parser.error(f"--rows={unknown[0]}; choose among {', '.join(names)}")
     chosen = SETTINGS[args.data]
     main(
         args.data,
         chosen._replace(seconds=args.seconds or chosen.seconds),
         args.runs / args.data,
         args.results / args.data,
+        rows=asked,
         once=args.once,
         attacked=not args.unattacked,
     )
