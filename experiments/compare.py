@@ -122,6 +122,12 @@ def _check_flags() -> None:
     for name in config_flags.get_override_values(flags.FLAGS["config"]):
         if name in ("train.steps", "train.epochs"):
             raise ValueError(f"--config.{name}: runs have the steps that fit into --seconds.")
+        radius = f"evaluation.{_NORM.value}.table"
+        if name.startswith(compare.ALIKE) or (name == radius and _EPS.value is not None):
+            raise ValueError(
+                f"--config.{name}: all runs are measured alike, by PGD-20 and AutoAttack; its "
+                "flags are --norm, --eps, --norms and --examples."
+            )
         if name.startswith(SET):
             raise ValueError(
                 f"--config.{name}: every recipe sets it; add one with another value by "

@@ -677,3 +677,45 @@ def test_the_smoothed_radius_of_an_image_of_another_class_is_0_and_the_table_say
     # A kill between the two files leaves those of another certification.
     np.savez(tmp_path / "certificates.npz", **{name: np.ones(3) for name in arrays})
     assert certified.proved(tmp_path, "test", 4, 1) is None
+
+
+def test_a_box_is_rounded_outwards_in_half_precision():
+    f = lambda x: jnp.concatenate(
+        [1000 * (x.astype(jnp.float32) - 0.75), jnp.full_like(x, 3.8, jnp.float32)], 1
+    )
+    x, y = jnp.full((1, 1), 0.75390625, jnp.bfloat16), jnp.array([0])
+    exact = 0.75390625 - 0.7538
+    assert 0 <= interval_bound(f, x, y).radius[0] <= exact * 1.001
+
+
+def test_a_box_of_many_halvings_is_no_larger_than_the_distance():
+    f = lambda x: jnp.concatenate([x, jnp.full_like(x, 0.7 - 1e-8)], 1)
+    x, y = jnp.full((1, 1), 0.7), jnp.array([0])
+    exact = float(np.float32(0.7)) - float(np.float32(0.7 - 1e-8))
+    assert interval_bound(f, x, y, steps=40).radius[0] <= exact
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1.0, 1e18, 1e30])
+def test_a_radius_of_second_order_does_not_depend_on_the_logits_scale(scale):
+    f = lambda x: scale * jnp.concatenate([1 - 10 * x + x**2, jnp.zeros_like(x)], 1)
+    x, y = jnp.zeros((2, 1)), jnp.array([0, 1])
+    found = second_order(f, x, y, curvature=Constant(2 * scale, "exact"))
+    np.testing.assert_allclose(found.radius, [(-10 + 104**0.5) / 2, 0], rtol=1e-4)
+    flat = second_order(f, x, y, curvature=Constant(0.0, "exact"))
+    np.testing.assert_allclose(flat.radius, [0.1, 0], rtol=1e-5)
+
+
+def test_a_gap_beyond_the_largest_float_is_not_infinite():
+    f = lambda x: jnp.array([[3e38, -3e38]]) + 0 * x
+    x, y, constant = jnp.zeros((1, 2)), jnp.array([0]), Constant(1e3, "exact")
+    for rule in (margin_lipschitz, first_order):
+        assert 0 < rule(f, x, y, constant=constant).radius[0] < 1e36
+
+
+def test_a_norm_of_labels_has_a_name():
+    options = {"constant": Constant(1.0, "exact")}
+    f, x, y = lambda x: 2 * x, jnp.eye(2), jnp.array([0, 1])
+    named = margin_lipschitz(f, x, y, label_norm="l2", **options)
+    np.testing.assert_array_equal(
+        named.radius, margin_lipschitz(f, x, y, label_norm=L2, **options).radius
+    )

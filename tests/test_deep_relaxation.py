@@ -154,3 +154,17 @@ def test_replicas_take_turns_and_are_pulled_to_their_mean():
 def test_options_that_mean_nothing_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
         optimizers.local_entropy(optax.sgd(0.1), 0.1, **options)
+
+
+def test_the_noise_of_heat_shrinks_as_its_scoping_grows():
+    """The variance of y - x is temperature / (coupling (1 + growth)^k) in round k."""
+    options = {"coupling": 4.0, "temperature": 1.0, "period": 2, "growth": 3.0}
+    tx = optimizers.local_entropy(optax.sgd(0.0), 0.0, variant="heat", **options)
+    y = jnp.zeros(20_000)
+    state, deviations = tx.init(y), []
+    for _ in range(6):
+        updates, state = tx.update(jnp.zeros_like(y), state, y)
+        y = optax.apply_updates(y, updates)
+        deviations.append(float(y.std()))
+    expected = [0.5 * 4 ** (-(call // 2) / 2) for call in range(1, 7)]
+    np.testing.assert_allclose(deviations, expected, rtol=0.03)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 from contextlib import nullcontext
 from functools import partial
 
@@ -424,6 +425,9 @@ def test_a_strangers_attack_runs_beside_the_others_and_is_not_believed(model, tm
             r"attack 'np' cannot be traced \(TracerArrayConversionError: ",
         ),
         ({"radii": {}}, "radii has no norm"),
+        ({"radii": {"l2": 0.1}}, r"radii of l2 = 0.1; give a sequence, as in {'l2': \(0.1,\)}"),
+        ({"checked": 0}, "checked = 0; the masking report needs an image"),
+        ({"attacks": {"mine": attacks.ddn}}, "ddn: no form for the norm linf"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(model, given, said):
@@ -431,6 +435,35 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(model, given, said):
     with pytest.raises(ValueError, match=said) as caught:
         evaluation.evaluate(logits_fn, x, y, **given)
     assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_is_wrong_itself_is_its_own_nearest_whatever_an_attack_returns():
+    x, y = np.float32([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8]]), np.zeros(3, int)
+    mirrored = lambda key, f, x, y, *, norm, bounds: 1 - x
+    nothing = protocols.Protocol("none", {"l2": {}}, masking=False)
+    options = {"radii": {"l2": (0.1,)}, "attacks": {"mirrored": mirrored}, "progress": None}
+    found = evaluation.evaluate(lambda x: x, x, y, protocol=nothing, keep=True, **options)
+    np.testing.assert_allclose(found.nearest("l2"), [0.2 * 2**0.5, 0.8 * 2**0.5, 0], rtol=1e-5)
+    np.testing.assert_allclose(found.nearest_points["l2"], [1 - x[0], 1 - x[1], x[2]])
+
+
+@pytest.mark.parametrize("kind", [list, np.float32, np.float64, jnp.float32])
+def test_radii_of_every_type_are_the_same_numbers(kind):
+    radii = [0.25] if kind is list else kind([0.25])
+    x, y = np.float32([[0.75, 0.25], [0.5, 0.25]]), np.zeros(2, int)
+    options = {"protocol": "deck", "progress": None, "checked": 1}
+    found = evaluation.evaluate(lambda x: x, x, y, radii={"linf": radii}, **options)
+    assert json.loads(json.dumps(evaluation.to_json(found)))["norms"]["linf"]["radii"] == [0.25]
+    exact = found._replace(distances={"linf": {"a": np.float32([0.1, 0.3])}})
+    assert [exact.error("linf", eps) for eps in (0.1, np.float64(0.1), jnp.float32(0.1))] == [
+        0.5
+    ] * 3
+
+
+def test_attacks_of_one_name_are_none_of_each_others_results():
+    stage = Stage("a", lambda key, f, x, y, eps, round_: x)
+    with pytest.raises(ValueError, match="Two attacks of the cascade have the name 'a': rename"):
+        evaluation.cascade(jax.random.key(0), lambda x: x, X2, Y2, 0.1, [stage, stage])
 
 
 X2, Y2 = np.float32([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 0])

@@ -89,3 +89,9 @@ def test_a_config_names_it_and_an_epoch_has_so_many_times_the_steps():
     prepared = runs.prepare(config)
     assert prepared.state.carried.shape == (128, 8, 8, 1)
     assert prepared.steps == 10 * 4 * (len(prepared.training.y) // 128)
+
+
+def test_every_example_may_have_a_radius_of_its_own():
+    x, y = jnp.array([[0.6, 0.4], [0.6, 0.4]]), jnp.array([0, 0])
+    _, parts = free_at(lambda x: 10 * x, x, y, eps=jnp.array([0.1, 0.0]))
+    np.testing.assert_allclose(parts["carried"], [[-0.1, 0.1], [0.0, 0.0]], atol=1e-7)

@@ -298,6 +298,16 @@ BAD = {
         [DIGITS, "--workdir={out}", "--rows=j1", "--rates=1,0"],
         ["--rates=1,0", "greater than 0"],
     ),
+    "a measurement of one's own in a comparison": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--config.report.pgd.steps=77"],
+        ["--config.report.pgd.steps", "all runs are measured alike", "--norm, --eps"],
+    ),
+    "a radius twice in a comparison": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--eps=0.1", "--config.evaluation.linf.table=0.2"],
+        ["--config.evaluation.linf.table", "all runs are measured alike"],
+    ),
     "an empty recipe": (COMPARE, [DIGITS, "--workdir={out}", "--own="], ["--own=", "OBJECTIVE"]),
     "a guest that is no run": (
         COMPARE,

@@ -22,9 +22,11 @@ from lipreg import (
     losses,
     norms,
     objectives,
+    optimizers,
     training,
 )
 from lipreg.contracts import two_logits
+from lipreg.lipschitz import Constant
 from lipreg.norms import L1, L2, LINF
 
 KEY = jax.random.key(0)
@@ -72,6 +74,42 @@ BAD = {
     "radius of a loss": (lambda: losses.emma(net(X), Y, eps=-1.0), "eps = -1.0 of emma"),
     "weight of an extra logit": (lambda: losses.gloro(net(X), Y, weight=NAN), "weight = nan of gl"),
     "power of annealing": (lambda: losses.logit_annealing(net(X), Y, gamma="a"), "gamma = 'a' of"),
+    "constant of a margin": (
+        lambda: losses.emma(net(X), Y, margins=-1.0),
+        "margins = -1.0; they must be 0 or more",
+    ),
+    "margin of a hinge": (lambda: losses.hkr(net(X), Y, margin=NAN), "margin = nan of hkr"),
+    "offset of nan": (
+        lambda: losses.offset_cross_entropy(net(X), Y, offset=NAN),
+        "offset = nan of offset_cross_entropy",
+    ),
+    "negative step": (
+        lambda: objectives.fgsm_rs(net, X, Y, eps=0.1, key=KEY, alpha=-1.25),
+        "an inner attack: its step is -1.25 eps",
+    ),
+    "negative clip": (lambda: optimizers.build("sgd", 0.1, clip=-1.0), "clip = -1.0; it must be 0"),
+    "weights that grow": (lambda: optimizers.sgd(0.1, weight_decay=-1.0), "weight_decay = -1.0;"),
+    "no accumulation": (lambda: optimizers.sgd(0.1, accumulate=0), "build: accumulate = 0"),
+    "average of halves": (
+        lambda: optimizers.ema(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.bfloat16), 0.999),
+        "ema: weights are bfloat16; their average would stand still",
+    ),
+    "rounded gradients": (
+        lambda: certificates.second_order(
+            net, X.astype(jnp.bfloat16), Y, curvature=Constant(1.0, "exact")
+        ),
+        "second_order: x is bfloat16; want float32",
+    ),
+    "a box without an end": (
+        lambda: certificates.interval_bound(net, X, Y, bounds=(-math.inf, math.inf)),
+        "want two finite numbers",
+    ),
+    "radii in a column": (
+        lambda: certificates.margin_lipschitz(
+            net, X, Y, constant=Constant(1.0, "exact"), eps=jnp.ones((6, 1))
+        ),
+        r"eps has shape \[6, 1\]; want a number or \[6\]",
+    ),
     "no steps between reports": (lambda: fit(every=0), "fit: every = 0; it must be at least 1"),
     "no replay": (lambda: fit(replay=0), "fit: replay = 0; it must be at least 1"),
     "norm of an inner attack": (
@@ -146,6 +184,27 @@ BAD = {
     "a batch of more than the data": (lambda: fit(batch_size=7), "batch_size = 7 of 6 examples"),
     "a batch of nothing": (lambda: fit(batch_size=0), "batch_size = 0 of 6 examples"),
 }
+
+
+RADIAL = {
+    "fgsm_rs": {"key": KEY},
+    "n_fgsm": {"key": KEY},
+    "trades": {"key": KEY, "beta": 1.0},
+    "mart": {"key": KEY, "beta": 1.0},
+    "pgd_at": {"key": KEY, "attack": "ddn(steps=2)", "norm": "l2"},
+    "grad_align": {"key": KEY, "lam": 1.0},
+    "elle": {"key": KEY, "lam": 1.0},
+    "cure": {"lam": 1.0},
+    "llr": {"key": KEY, "lam": 1.0, "mu": 1.0},
+    "free_at": {},
+}
+
+
+@pytest.mark.parametrize("eps", [-0.1, math.inf, NAN])
+@pytest.mark.parametrize("name", RADIAL)
+def test_no_objective_trains_at_a_radius_that_is_none(name, eps):
+    with pytest.raises(ValueError, match="a radius must be 0 or more, and finite"):
+        getattr(objectives, name)(net, X, Y, eps=eps, **RADIAL[name])
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -337,3 +337,15 @@ def test_pairs_of_points_stay_in_the_box_of_the_data():
     config.options.method = "pairs(bounds=(0.0, 5.0))"
     with pytest.raises(ValueError, match=r"box of the data, config.data.bounds = \(-3.0, 3.0\)"):
         build.bound_objective(config)
+
+
+def test_alignment_with_a_gradient_of_nan_is_seen():
+    _, parts = objectives.grad_align(
+        lambda x: jnp.where(x > 2, jnp.sqrt(x - 3), x),  # 0 times an infinite slope
+        jnp.full((2, 2), 0.5),
+        jnp.array([0, 1]),
+        eps=0.1,
+        lam=1.0,
+        key=jax.random.key(0),
+    )
+    assert jnp.isnan(parts["bend"])

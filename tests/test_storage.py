@@ -64,6 +64,18 @@ def test_a_run_without_a_checkpoint_leaves_its_folder_free(tmp_path):
     assert storage.read_config(tmp_path).seed == 1
 
 
+def test_a_folder_whose_weights_were_measured_is_that_runs_though_these_are_gone(tmp_path):
+    for measured in ("evaluations", "compared"):
+        storage.claim(tmp_path / measured, CONFIG)
+        (tmp_path / measured / measured).mkdir()
+    storage.claim(tmp_path / "certified", CONFIG)
+    (tmp_path / "certified" / "certificates.json").write_text("{}")
+    for folder in tmp_path.iterdir():
+        storage.claim(folder, CONFIG)
+        with pytest.raises(ValueError, match="holds a run with another config: seed"):
+            storage.claim(folder, CONFIG | {"seed": 1})
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", '{"name": "a package"}'])
 def test_a_foreign_config_is_no_run(text, tmp_path):
     (tmp_path / "config.json").write_text(text)

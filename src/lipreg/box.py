@@ -1,5 +1,7 @@
 """The box of legal pixels, `bounds = (low, high)`: its check, and steps that stay inside."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -7,7 +9,7 @@ from jax.core import Tracer
 
 from lipreg.norms import Norm
 
-__all__ = ["Bounds", "check_inside", "check_scale", "nudge", "within"]
+__all__ = ["Bounds", "check_finite", "check_inside", "check_scale", "nudge", "within"]
 
 Bounds = tuple[float, float]
 
@@ -33,6 +35,13 @@ def check_inside(x: Array, bounds: Bounds) -> None:
     least, most = float(values.min()), float(values.max())
     if not (least >= low - room * abs(low) and most <= high + room * abs(high)):
         raise ValueError(f"x has values from {least:.9g} to {most:.9g}, outside bounds {bounds}.")
+
+
+def check_finite(bounds: Bounds) -> None:
+    """ValueError for bounds that are no two increasing finite numbers."""
+    low, high = bounds
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"bounds = {bounds}: want two finite numbers, the first the smaller.")
 
 
 def check_scale(attack: str, bounds: Bounds) -> None:

@@ -24,8 +24,12 @@ def _number(value: float, digits: int) -> str:
 def spread(values: ArrayLike | Sequence[float]) -> float | str:
     """One value, or several as mean ± sample standard deviation; ∞ if any is infinite.
 
+    The mean has three digits or, up to six, those of the deviation's two.
+
     >>> spread([0.25]), spread([1.0, 2.0, 3.0]), spread([0.1] * 3), spread([0.5, math.inf])
     (0.25, '2 ± 1', '0.1 ± 0', '∞')
+    >>> spread([1234.0, 1236.0])
+    '1235 ± 1.4'
     """
     array = np.asarray(values, float)
     if array.size == 1:
@@ -33,7 +37,11 @@ def spread(values: ArrayLike | Sequence[float]) -> float | str:
     if np.isinf(array).any():
         return _number(float(array.mean()), 3)
     deviation = array.std(ddof=1) if np.ptp(array) else 0  # of equal ones rounding would leave some
-    return f"{array.mean():.3g} ± {deviation:.2g}"
+    mean, digits = float(array.mean()), 3
+    if mean and deviation:
+        shown = math.floor(math.log10(abs(mean))) - math.floor(math.log10(deviation)) + 2
+        digits = min(max(digits, shown), 6)
+    return f"{_number(mean, digits)} ± {_number(float(deviation), 2)}"
 
 
 def to_markdown(rows: Mapping[str, Mapping[str, float | str]]) -> str:
@@ -54,7 +62,7 @@ def to_markdown(rows: Mapping[str, Mapping[str, float | str]]) -> str:
 
 
 def to_csv(rows: Mapping[str, Mapping[str, float | str]]) -> str:
-    """`{name: row}` as CSV with a header line, in full precision."""
+    """`{name: row}` as CSV with a header line: full precision, but for those of `spread`."""
     columns: Sequence[str] = list(next(iter(rows.values())))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -19,8 +19,8 @@ from jax.typing import ArrayLike
 from lipreg.contracts import LogitsFn, check_inputs
 from lipreg.lipschitz.bounds import LipschitzBound
 from lipreg.lipschitz.functions import Constant
-from lipreg.losses import cross_entropy, margin
-from lipreg.norms import LINF, Norm, wide
+from lipreg.losses import cross_entropy
+from lipreg.norms import LINF, NormLike, by_name, wide
 
 __all__ = [
     "Certificate",
@@ -72,7 +72,7 @@ def margin_lipschitz(
     y: Array,
     *,
     constant: Constant | LipschitzBound,
-    label_norm: Norm = LINF,
+    label_norm: NormLike = LINF,
     eps: ArrayLike = math.inf,
 ) -> Certificate:
     """`min_{j != y} (z_y - z_j)^+ / L_yj`, L_yj that of `z_y - z_j` in x (Tsuzuku, 1802.04034).
@@ -86,8 +86,8 @@ def margin_lipschitz(
     in L2. A constant that is in L2 is one in LINF too, which is the default. `eps`, a number or
     `[B]`, is the radius around x within which the constant holds; a `LipschitzBound` has its own.
 
-    Raises: ValueError for a constant of another type or shape, negative or not a number, and for
-    that of one example's ball where there are more.
+    Raises: ValueError for a constant of another type or shape, negative or not a number, for that
+    of one example's ball where there are more, and for an eps of another shape.
 
     >>> from lipreg.lipschitz.bounds import lipschitz
     >>> f, x, y = lambda x: x @ jnp.array([[3.0, 0.0], [0.0, 4.0]]), jnp.eye(2), jnp.array([0, 0])
@@ -96,11 +96,13 @@ def margin_lipschitz(
     """
     logits = checked_logits(logits_fn, x, y)
     value = checked_value("margin_lipschitz", constant, Constant, LipschitzBound)
+    if jnp.shape(eps) not in ((), logits.shape[:1]):
+        raise ValueError(f"eps has shape {list(jnp.shape(eps))}; want a number or [{len(logits)}].")
     if isinstance(constant, LipschitzBound):
         among = class_constants(value, logits, y)
         eps = jnp.minimum(jnp.asarray(eps), _reach(constant, len(logits)))
     else:
-        between = label_norm.dual(jnp.asarray([[1.0, -1.0]], logits.dtype))
+        between = by_name(label_norm).dual(jnp.asarray([[1.0, -1.0]], logits.dtype))
         among = jnp.broadcast_to(between * value, logits.shape[:1])[:, None]
     reach = (gaps(logits, y) / among).min(1)
     return certificate(logits, jnp.minimum(eps, reach), constant.kind)
@@ -159,7 +161,7 @@ def first_order(logits_fn: LogitsFn, x: Array, y: Array, *, constant: Constant) 
     """
     logits = checked_logits(logits_fn, x, y)
     value = checked_value("first_order", constant, Constant)
-    return certificate(logits, -margin(logits, y) / value, constant.kind)
+    return certificate(logits, gaps(logits, y).min(1) / value, constant.kind)
 
 
 # What the rooms share.
@@ -195,7 +197,7 @@ def others(values: Array, y: Array) -> Array:
 def gaps(logits: Array, y: Array) -> Array:
     """`(z_y - z_j)^+` for all j other than y, `[B, K - 1]`."""
     own = jnp.take_along_axis(logits, y[:, None].astype(jnp.int32), 1)
-    return jnp.maximum(own - others(logits, y), 0.0)
+    return jnp.clip(own - others(logits, y), 0.0, jnp.finfo(logits.dtype).max)
 
 
 def class_constants(margins: Array, logits: Array, y: Array) -> Array:

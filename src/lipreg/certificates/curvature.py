@@ -23,7 +23,7 @@ from lipreg.certificates.constants import (
 from lipreg.contracts import LogitsFn, at_least_one
 from lipreg.keys import example_keys
 from lipreg.lipschitz.functions import Constant
-from lipreg.norms import L2
+from lipreg.norms import L2, wide
 from lipreg.tracing import output, snapshot
 
 __all__ = ["largest_curvature", "second_order"]
@@ -40,12 +40,15 @@ def second_order(logits_fn: LogitsFn, x: Array, y: Array, *, curvature: Constant
     Estimated by `largest_curvature`, C is a maximum over points and gives an estimate. The paper's
     margin is that of probabilities: hand in `lambda x: softmax(f(x))` for logits_fn.
 
-    Raises: ValueError for a curvature that is not a `Constant`, negative or not a number.
+    Raises: ValueError for a curvature that is not a `Constant`, negative or not a number, and for x
+      in half precision, where a gradient with respect to it is rounded.
 
     >>> f = lambda x: jnp.concatenate([jnp.ones((len(x), 1)), x + x**2 / 2], 1)  # crosses 1 there
     >>> second_order(f, jnp.zeros((1, 1)), jnp.array([0]), curvature=Constant(1.0, "exact"))
     Certificate(radius=Array([0.7320508], dtype=float32), kind='certified')
     """
+    if wide(x).dtype != x.dtype:
+        raise ValueError(f"second_order: x is {x.dtype}; want float32: gradients would be rounded.")
     logits = checked_logits(logits_fn, x, y)
     value = checked_value("second_order", curvature, Constant).astype(logits.dtype)
     margins, pull = jax.vjp(lambda x: gaps(logits_fn(x).astype(logits.dtype), y), x)
@@ -53,10 +56,14 @@ def second_order(logits_fn: LogitsFn, x: Array, y: Array, *, curvature: Constant
     spread = lambda e: jnp.broadcast_to(e, margins.shape)
     slope = jax.vmap(lambda e: L2.dual(pull(spread(e))[0]), out_axes=1)(each)
     # The root, written without a difference of nearly equal numbers and without a division by C.
-    # At 0, where the root has no gradient, the gap never closes, or is closed already.
-    square = slope**2 + 2 * value * margins
-    still = square == 0
-    root = 2 * margins / (slope + jnp.sqrt(jnp.where(still, 1.0, square)))
+    # It is the same for margins of another scale: of this one no square is too small for a float.
+    scale = jax.lax.stop_gradient(jnp.maximum(slope, margins))
+    scale = jnp.where(scale > 0, scale, 1.0)
+    steep, gap = slope / scale, margins / scale
+    square = steep**2 + 2 * (value / scale) * gap
+    root = 2 * gap / (steep + jnp.sqrt(jnp.where(square > 0, square, jnp.inf)))
+    # Where nothing moves, the gap never closes, or is closed already.
+    still = (slope == 0) & ((value == 0) | (margins == 0))
     root = jnp.where(still, jnp.where(margins > 0, jnp.inf, 0.0), root)
     return certificate(logits, root.min(1), curvature.kind)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from lipreg.box import Bounds
+from lipreg.box import Bounds, check_finite
 from lipreg.certificates.constants import (
     Certificate,
     certificate,
@@ -23,7 +23,7 @@ from lipreg.certificates.constants import (
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs
 from lipreg.lipschitz.bounds import bounder, interval
 from lipreg.losses import margin
-from lipreg.norms import expand
+from lipreg.norms import expand, wide
 from lipreg.tracing import compiled, snapshot
 
 __all__ = ["interval_bound", "margin_local"]
@@ -78,12 +78,14 @@ def interval_bound(
     It holds in every l_p, whose balls are inside that of l_inf. In l_2 it is small for images of
     many pixels, where `margin_local` proves more. Found by `steps` bisections; may be jitted.
 
-    Raises: ValueError where a primitive has no rule, or x is outside of `bounds`.
+    Raises: ValueError where a primitive has no rule, x is outside of `bounds`, or these are not
+      finite.
 
     >>> interval_bound(lambda x: x, jnp.array([[0.75, 0.25]]), jnp.array([0])).radius.round(4)
     Array([0.25], dtype=float32)
     """
     logits_fn = snapshot(logits_fn)
+    check_finite(bounds)
     check_inputs(logits_fn, x, y, bounds)
     at_least_one("interval_bound", steps=steps)
     radius = compiled(logits_fn, _bisected, steps, bounds)(logits_fn, x, y)
@@ -97,12 +99,14 @@ def _bisected(steps: int, bounds: Bounds, logits_fn: LogitsFn, x: Array, y: Arra
         """Radii: proved at the first, not at the second, or never tried there."""
         proved, failed = ends
         eps = (proved + failed) / 2
-        least, most = interval(
-            logits_fn, jnp.maximum(x - expand(eps, x), low), jnp.minimum(x + expand(eps, x), high)
-        )
+        by = expand(eps, wide(x))
+        # To the number after the nearest, which may be nearer to x than eps.
+        below = jnp.nextafter((wide(x) - by).astype(x.dtype), jnp.asarray(-jnp.inf, x.dtype))
+        above = jnp.nextafter((wide(x) + by).astype(x.dtype), jnp.asarray(jnp.inf, x.dtype))
+        least, most = interval(logits_fn, jnp.maximum(below, low), jnp.minimum(above, high))
         is_y = jax.nn.one_hot(y.astype(jnp.int32), least.shape[1], dtype=bool)
         sure = margin(jnp.where(is_y, least, most), y) < 0
         return jnp.where(sure, eps, proved), jnp.where(sure, failed, eps)
 
-    start = jnp.zeros(x.shape[0], x.dtype), jnp.full(x.shape[0], high - low, x.dtype)
+    start = jnp.zeros(len(x), wide(x).dtype), jnp.full(len(x), high - low, wide(x).dtype)
     return jax.lax.fori_loop(0, steps, halve, start)[0]

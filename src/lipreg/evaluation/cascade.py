@@ -90,7 +90,8 @@ def cascade(
     `progress` is called with the attack and the number of survivors. With a `store` a killed run
     resumes where it was; what it keeps has the `name`, by default of norm and radius.
 
-    Raises: ValueError, before anything runs, for invalid images, labels or radii.
+    Raises: ValueError, before anything runs, for invalid images, labels or radii, and for two
+      attacks of one name.
 
     >>> from lipreg.attacks import pgd
     >>> x, y = np.array([[0.6, 0.4], [0.9, 0.1]], np.float32), np.array([0, 0])
@@ -115,6 +116,9 @@ def run(
 ) -> Outcome:
     """`cascade` on what an evaluation hands on."""
     check_radius(eps)
+    labels = ["clean", "known", *(stage.name for stage in attacks)]
+    if twice := [label for k, label in enumerate(labels) if label in labels[:k]]:
+        raise ValueError(f"Two attacks of the cascade have the name {twice[0]!r}: rename one.")
     name = name or f"cascade-{norm.name}-{eps:.9g}"
     model, x, y, bounds = subject.model, subject.x, subject.y, subject.bounds
     x_adv, broken_by, names = x.copy(), np.full(len(x), -1), ["clean"]

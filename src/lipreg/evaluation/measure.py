@@ -70,8 +70,8 @@ def evaluate(
       full: deck and autoattack, and smaller distances by DeepFool, FMN and DDN.
 
     Options:
-      radii: by norm, l1, l2 or linf. An attack that does not serve a norm is left out there, and
-        `left_out` of the result says so.
+      radii: by norm, l1, l2 or linf. An attack of the protocol that does not serve a norm is left
+        out there, and `left_out` of the result says so; one of `attacks` is refused.
       attacks: others to run beside those of the protocol, by name: `(key, logits_fn, x, y, eps, *,
         norm, bounds) -> x_adv` at each radius, or the nearest image, without `eps`. Each gets one
         image at a time, `[1, ...]`, under `vmap`. What it returns is classified again and measured.
@@ -95,9 +95,11 @@ def evaluate(
     >>> result.error("l2", 0.0) == result.clean.mean(), result.error("l2", 9.0)
     (np.True_, 1.0)
     """
-    radii = {norm: tuple(values) for norm, values in radii.items()}
+    radii = {norm: _numbers(norm, values) for norm, values in radii.items()}
     plan = _plan(pgd_for(radii, bounds) if protocol == "pgd" else protocol, attacks or {})
     _check(plan, radii, surrogate)
+    if checked < 1:
+        raise ValueError(f"checked = {checked}; the masking report needs an image.")
     key = jax.random.key(seed)
     subject = admitted(
         key, logits_fn, x, y, bounds=bounds, batch_size=batch_size, progress=progress
@@ -105,6 +107,7 @@ def evaluate(
     if plan.masking or plan.autoattack:
         check_scale("evaluate", bounds)
     check_surrogate(surrogate, subject.model, subject.x)
+    programs = _programs(subject, attacks, radii) if attacks else ""  # refused before all the work
     if folder is not None:
         settings = {"radii": {k: list(v) for k, v in radii.items()}, "bounds": list(bounds)}
         settings |= {"seed": seed, "batch_size": batch_size, "checked": checked}
@@ -112,7 +115,7 @@ def evaluate(
         if channels is not None:
             identity["channels"] = channels
         if attacks:
-            identity["attack code"] = _programs(subject, attacks, radii)
+            identity["attack code"] = programs
         subject = subject._replace(store=Store(folder, identity))
 
     def report(norm: str) -> tuple[Check, ...]:
@@ -153,6 +156,12 @@ def _plan(protocol: str | Protocol, attacks: Mapping[str, Callable[..., Array]])
     nearest = {name: search(outsider(name, f)) for name, f in attacks.items() if name not in within}
     searches = {norm: {**by_name, **nearest} for norm, by_name in protocol.searches.items()}
     return protocol._replace(searches=searches, within=within)
+
+
+def _numbers(norm: str, radii: Any) -> tuple[float, ...]:
+    if np.ndim(radii) != 1:
+        raise ValueError(f"radii of {norm} = {radii}; give a sequence, as in {{{norm!r}: (0.1,)}}.")
+    return tuple(map(float, radii))
 
 
 def _check(

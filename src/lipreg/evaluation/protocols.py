@@ -15,7 +15,7 @@ from lipreg import attacks, curves
 from lipreg.box import Bounds
 from lipreg.contracts import LogitsFn
 from lipreg.doors import told
-from lipreg.norms import Norm
+from lipreg.norms import Norm, select
 
 __all__ = ["PROTOCOLS", "Protocol", "grid", "has_radius", "outsider", "pgd", "pgd_for", "search"]
 
@@ -55,7 +55,8 @@ def search(attack: Callable[..., Array]) -> Search:
         key: Array, logits_fn: LogitsFn, x: Array, y: Array, *, norm: Norm, bounds: Bounds
     ) -> tuple[Array, Array]:
         x_adv = attack(key, logits_fn, x, y, norm=norm, bounds=bounds)
-        return curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds), x_adv
+        distance = curves.distance(logits_fn, x, y, x_adv, norm=norm, bounds=bounds)
+        return distance, select(distance > 0, x_adv, x)  # 0 is of an image that is wrong itself
 
     return run
 

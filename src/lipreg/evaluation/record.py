@@ -66,7 +66,7 @@ class Evaluation(NamedTuple):
         if not eps >= 0 or (ran and not np.isclose(eps, measured, atol=0).any()):
             choices = ", ".join(f"{radius:g}" for radius in measured)
             raise ValueError(f"No error at {norm} {eps:g} was measured; choose one of {choices}.")
-        broken = self.clean.copy()
+        broken, eps = self.clean.copy(), float(eps)
         for distances in self.distances[norm].values():
             broken |= distances <= eps
         for radius in ran:

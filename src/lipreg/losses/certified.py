@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.losses.classification import check, check_option, cross_entropy, distribution
@@ -36,6 +38,7 @@ def offset_cross_entropy(
     Array([0.6931472], dtype=float32)
     """
     check_option("offset_cross_entropy", SMALL, temperature=temperature)
+    check_option("offset_cross_entropy", 0, offset=offset)
     logits = wide(logits)
     shifted = logits - offset * distribution(y, logits)
     return temperature * cross_entropy(shifted / temperature, y)
@@ -53,6 +56,7 @@ def hkr(logits: Array, y: Array, *, alpha: float = 0.9, margin: float = 1.0) -> 
     Array([-0.125], dtype=float32)
     """
     check_option("hkr", 0, 1, alpha=alpha)
+    check_option("hkr", 0, margin=margin)
     logits = wide(logits)
     is_y, masked = distribution(y, logits), jnp.isneginf(logits) & (distribution(y, logits) == 0)
     logits = jnp.where(masked, 0.0, logits)
@@ -66,8 +70,8 @@ def hkr(logits: Array, y: Array, *, alpha: float = 0.9, margin: float = 1.0) -> 
 def emma(logits: Array, y: Array, *, eps: float = 36 / 255, margins: ArrayLike = SQRT2) -> Array:
     """`CE(z_j - z_y + t_j eps m_j, y)`, `t_j = clip((z_y - z_j) / (eps m_j), 0.01, 1)`, EMMA.
 
-    The logits of the worst input within eps, as the margin constants m bound it, but each class
-    comes no nearer than to a tie with y (2301.12549); t has no derivative.
+    The logits of the worst input within eps, as the margin constants m bound it, but a class behind
+    y comes no nearer than to a tie, or by 1 % of its way (2301.12549); t has no derivative.
 
     >>> emma(jnp.array([[1.0, 0.0]]), jnp.array([0]), eps=1.0)  # a margin of 1 can be undone
     Array([0.6931472], dtype=float32)
@@ -92,6 +96,8 @@ def _constants(classes: Array, logits: Array, margins: ArrayLike) -> Array:
         raise ValueError(
             f"margins = {margins}; want a number, or one for each pair of the {count} classes."
         )
+    if not isinstance(margins, Tracer) and not (np.asarray(margins) >= 0).all():
+        raise ValueError(f"margins = {margins}; they must be 0 or more.")
     pairs = jnp.broadcast_to(jnp.asarray(margins, logits.dtype), (count, count))
     return jnp.where(jnp.eye(count, dtype=bool), 0.0, pairs)[classes]
 
@@ -116,7 +122,7 @@ def logit_annealing(
     Array([0.3465736], dtype=float32)
     """
     check_option("logit_annealing", SMALL, temperature=temperature)
-    check_option("logit_annealing", 0, gamma=gamma)
+    check_option("logit_annealing", 0, gamma=gamma, offset=offset)
     logits = wide(logits)
     shifted = _worst(logits, y, eps, margins) - offset * distribution(y, logits)
     losses = cross_entropy(shifted / temperature, y)

@@ -21,10 +21,10 @@ Every name in `__all__` is an objective. Its keyword-only arguments without a de
 `key` and `carried`, are its strengths: they may be traced, so one compilation serves a sweep. The
 others (`norm`, `method`, `top_k`, ...) are static. `norm` is the norm of the *attack*; what is
 penalised is its dual norm of the gradient. `eps` is a radius in that norm, in pixel units. `parts`
-are scalars that name the pieces: `loss` (mean at the clean x) or, where an objective does not look
-there, `loss_adv` (mean at the attacked x); `grad_norm` and `max_grad_norm` (over the batch, in the
-dual norm). Entries of a gradient that are not finite count as 0 in directions. Parts and penalties
-computed from such a gradient are not finite, so that it is noticed.
+name the pieces, scalars but for `carried` and `aux`: `loss` (mean at the clean x) or, where an
+objective does not look there, `loss_adv` (mean at the attacked x); `grad_norm` and `max_grad_norm`
+(over the batch, in the dual norm). Entries of a gradient that are not finite count as 0 in
+directions. Parts and penalties computed from such a gradient are not finite, so that it is noticed.
 
 To first order in eps the three methods of `j1`, `j2` and `j2_lip` agree:
 - `"attack"`: the loss at `x + eps d`, `d` the direction of steepest ascent. One more backward pass

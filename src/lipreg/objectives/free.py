@@ -8,8 +8,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lipreg.box import Bounds
+from lipreg.contracts import check_radius
 from lipreg.losses import cross_entropy
-from lipreg.norms import LINF, NormLike, by_name, finite, wide
+from lipreg.norms import LINF, NormLike, by_name, expand, finite, wide
 from lipreg.objectives.contract import LogitsFn, Loss, Parts, bind, moved, with_aux
 
 __all__ = ["free_at"]
@@ -40,6 +41,7 @@ def free_at(
     (Array(0.1269, dtype=float32), Array([[-0.1,  0.1]], dtype=float32))
     """
     norm = by_name(norm)
+    check_radius(eps)
     del frozen
     delta = wide(jnp.zeros_like(x) if carried is None else carried)
     evaluate = bind(logits_fn, loss)
@@ -53,5 +55,5 @@ def free_at(
     (value, aux), grad = jax.value_and_grad(total, has_aux=True)(x_adv)
     # A pixel beyond the box does not move the image; on its border, clip has the derivative 1/2.
     grad = jnp.where(at == x_adv, finite(wide(grad)), 0.0)
-    following = norm.project(delta + eps * norm.direction(grad), eps)
+    following = norm.project(delta + expand(eps, delta) * norm.direction(grad), eps)
     return value, with_aux({"loss_adv": value, "carried": jax.lax.stop_gradient(following)}, aux)

@@ -5,17 +5,19 @@ return has no derivative.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg import attacks
 from lipreg.box import Bounds, check_inside, within
-from lipreg.contracts import at_least_one
+from lipreg.contracts import at_least_one, check_radius
 from lipreg.doors import called, named
 from lipreg.keys import example_keys
 from lipreg.losses import cross_entropy
@@ -31,6 +33,7 @@ View = Callable[[Array], Array]  # x [B, ...] -> logits [B, K]
 def near(key: Array, x: Array, radius: ArrayLike, norm: Norm, bounds: Bounds) -> Array:
     """`box(x + radius u)`, u a random point of the unit ball, one for each example."""
     check_inside(x, bounds)
+    check_radius(radius)
     noise = random_in_ball(example_keys(key, len(x)), wide(x), norm)
     return jnp.clip(moved(x, radius, noise), *bounds)
 
@@ -62,7 +65,10 @@ def ascend(
     """
     at_least_one("an inner attack", steps=steps)
     check_inside(x, bounds)
+    check_radius(eps)
     rate = 2.5 / steps if step_size is None else step_size
+    if not isinstance(rate, Tracer) and not 0 <= rate < math.inf:
+        raise ValueError(f"an inner attack: its step is {rate} eps; want 0 or more, and finite.")
     slope = jax.grad(lambda point: score(point.astype(x.dtype)).sum())
 
     def body(_: int, point: Array) -> Array:
@@ -148,6 +154,7 @@ def inner(attack: Attack) -> Callable[..., Array]:
         if "eps" in takes:
             x_adv = run(key, logits_fn, x, y, eps, norm=norm, bounds=bounds)
         else:
+            check_radius(eps)
             found = run(key, logits_fn, x, y, norm=norm, bounds=bounds)
             x_adv = (wide(x) + norm.project(wide(found) - wide(x), eps)).astype(x.dtype)
         return jax.lax.stop_gradient(x_adv)

@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lipreg.box import Bounds
+from lipreg.contracts import check_radius
 from lipreg.keys import example_keys
 from lipreg.losses import cross_entropy
 from lipreg.norms import L2, LINF, NormLike, by_name, expand, finite, wide
@@ -67,7 +68,7 @@ def grad_align(
     still = bind(frozen or logits_fn, loss)
     grad = jax.lax.stop_gradient(value_and_grad(still, x, y)[1])
     _, other, _ = value_and_grad(still, inner.near(key, x, eps, norm, bounds), y)
-    counted = (L2.size(grad) > 0) & (L2.size(other) > 0)
+    counted = (L2.size(grad) != 0) & (L2.size(other) != 0)  # NaN counts
     cosines = jnp.where(counted, _product(L2.direction(grad), L2.direction(other)), 1.0)
     bend = (1 - cosines).sum() / jnp.maximum(counted.sum(dtype=cosines.dtype), 1)
     step = inner.steepest(grad, x, norm, bounds)
@@ -140,6 +141,7 @@ def cure(
     Array(0.75, dtype=float32)
     """
     norm = by_name(norm)
+    check_radius(eps)
     still = bind(frozen or logits_fn, loss)
     _, grad, _ = value_and_grad(still, x, y)
     direction = norm.direction(finite(jax.lax.stop_gradient(grad)))

@@ -71,7 +71,7 @@ def period(name: str, options: dict[str, Any]) -> int:
 
 
 def updates(name: str, options: dict[str, Any], steps: int) -> int:
-    """How often one of `AROUND` updates its inner optimiser in so many steps, as a schedule counts.
+    """How often one of `AROUND` updates its inner optimiser in so many steps, rounded up.
 
     >>> updates("sam", {}, 10), updates("awp", {"warmup": 4}, 10), updates("local_entropy", {}, 10)
     (5, 7, 10)

@@ -17,12 +17,19 @@ def ema(average: Any, new: Any, decay: float) -> Any:
 
     Leaves that are no real numbers, counters or random keys, are those of `new`.
 
+    Raises: ValueError for leaves in half precision, which would be rounded back to what they were.
+
     >>> ema((jnp.ones(1), 3), (jnp.zeros(1), 4), 0.75)  # a weight, and a count of steps
     (Array([0.75], dtype=float32), 4)
     """
 
     def leaf(a: Any, b: Any) -> Any:
-        real = jnp.issubdtype(jnp.result_type(b), jnp.floating)
+        dtype = jnp.result_type(b)
+        real = jnp.issubdtype(dtype, jnp.floating)
+        if real and jnp.finfo(dtype).bits < 32:
+            raise ValueError(
+                f"ema: weights are {dtype}; their average would stand still: keep them in float32."
+            )
         return optax.incremental_update(b, a, 1 - decay) if real else b
 
     return jax.tree.map(leaf, average, new)

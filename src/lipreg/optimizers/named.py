@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lipreg.contracts import at_least_one
 from lipreg.doors import named
 from lipreg.optimizers.around import AROUND
 
@@ -77,16 +79,20 @@ def build(
     of those steps' gradients: whatever is computed over a batch, a maximum of gradient norms or
     batch normalisation, is then computed over each part by itself. `rate` counts the moves.
 
-    `around` is one of `optimizers.wrapper`: perturbations are neither clipped nor decayed, and each
-    gradient is such a mean. An optimiser that takes a `key` gets one, into which `training.init`
-    folds the run's.
+    `around` is one of `optimizers.wrapper`: perturbations are neither clipped nor decayed, but the
+    pull of `local_entropy` is a part of its gradient. Each gradient is such a mean. An optimiser
+    that takes a `key` gets one, into which `training.init` folds the run's.
 
-    Raises: ValueError for an unknown name or option, and for an optimiser that needs more than
-    gradients (lbfgs) or takes no schedule.
+    Raises: ValueError for an unknown name or option, for negative or infinite numbers, and for an
+    optimiser that needs more than gradients (lbfgs) or takes no schedule.
 
     >>> build("adamw", 0.1, weight_decay=0.01, b2=0.95).init({"w": jnp.ones(2)})[2][0].mu["w"]
     Array([0., 0.], dtype=float32)
     """
+    for option, value in {"weight_decay": weight_decay, "clip": clip}.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{option} = {value}; it must be 0 or more, and finite.")
+    at_least_one("build", accumulate=accumulate)
     own = {known: getattr(optax, known) for known in NAMES} | AROUND
     make: Any = named("optimizer", f"optax:{name}" if name in _UNFIT else name, own)
     if name in AROUND:

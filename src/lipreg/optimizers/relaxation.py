@@ -66,7 +66,8 @@ def local_entropy(
         y <- y - rate [grad f(y) + coupling (y - x)] + sqrt(2 rate temperature) N(0, I)
         <y> <- decay <y> + (1 - decay) y
 
-    params are y, `at_rest` has x. With decay = 0, coupling = 0 and a period of 1 it is `inner`.
+    params are y, `at_rest` has x. Without noise, decay and coupling and with a period of 1 it is
+    `inner`.
 
     - variant: "entropy"; "hj" has no noise, and <y> tends to the proximal point, the minimiser of
       f(y) + ||x - y||^2 / (2 gamma); "heat" takes gradients at x + N(0, temperature / coupling),
@@ -113,11 +114,14 @@ def local_entropy(
         calls = jnp.zeros((), jnp.int32)
         return Relaxation(stacked(inner.init(params)), stacked(params), mean, calls, given)
 
+    def strength(calls: Array) -> Array:
+        """1/gamma in the round of a call."""
+        return coupling * (1 + growth) ** (calls // (period * replicas)).astype(jnp.float32)
+
     def langevin(grads: Any, state: Relaxation, y: Any, x: Any, inside: Any) -> tuple:
         """The step of y, <y> after it, where x would go, and the inner state."""
-        rounds = state.calls // (period * replicas)
-        strength = coupling * (1 + growth) ** rounds.astype(jnp.float32)
-        pulled = jax.tree.map(lambda g, y, x: g + strength.astype(g.dtype) * (y - x), grads, y, x)
+        rounds, k = state.calls // (period * replicas), strength(state.calls)
+        pulled = jax.tree.map(lambda g, y, x: g + k.astype(g.dtype) * (y - x), grads, y, x)
         step, inside = inner.update(pulled, inside, y)
         if noise:
             done = jnp.asarray(schedule(rounds * period + state.calls % period), jnp.float32)
@@ -144,7 +148,7 @@ def local_entropy(
         begin = _of(weights, (turn + 1) % replicas)  # of the next round
         step = optax.tree.where(last, optax.tree.sub(begin, params), step)
         if heat and noise:
-            step = _noisy(step, state, jnp.asarray((noise / coupling) ** 0.5))
+            step = _noisy(step, state, jnp.sqrt(noise / strength(state.calls + 1)))  # of the next
         mean = optax.tree.where(last, optax.tree.zeros_like(mean) if heat else begin, mean)
         inside = _with(state.inner, turn, inside)
         return step, Relaxation(inside, weights, mean, state.calls + 1, state.key)

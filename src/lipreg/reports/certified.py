@@ -29,7 +29,7 @@ SMOOTH = {*ACTIVATIONS} - {"relu"}  # those of Lipschitz networks, "own" first, 
 def proved(workdir: str | Path, split: str, examples: int, step: int) -> np.ndarray | None:
     """The largest l2 radius of each image by rules of kind "certified", `[N]`.
 
-    None for a run whose certificates are of other images or weights, or that has none.
+    None for a run whose certificates are of other images or another step, or that has none.
     """
     paths = [Path(workdir) / f"certificates.{kind}" for kind in ("json", "npz")]
     if not all(path.is_file() for path in paths):

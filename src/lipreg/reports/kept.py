@@ -31,7 +31,7 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
     """The config of a run, and one of its evaluations: the record and the arrays.
 
     Raises: ValueError, with the command to run, if there is none, if the files belong to different
-    evaluations, or if the evaluation was not of the last step.
+    evaluations, or if the evaluation was not of the last step, or not of the step that is there.
     """
     workdir = folder.parents[1]
     config = storage.read_complete(workdir)
@@ -53,6 +53,11 @@ def read(folder: Path) -> tuple[Config, dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError(
             f"{workdir} was evaluated at step {record['step']} of {record['steps']}: let its "
             f"training end, and {again}."
+        )
+    newest = storage.newest(workdir)
+    if newest not in (None, record["step"]):  # of a best epoch, while training went on
+        raise ValueError(
+            f"{workdir} was evaluated at step {record['step']}, and is at step {newest}: {again}."
         )
     return config, record, arrays
 

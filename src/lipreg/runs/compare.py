@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lipreg import files, parallel, runs
+from lipreg.norms import NORMS
 from lipreg.runs import build, logs, storage, sweep
 from lipreg.runs.build import ROBUST
 from lipreg.runs.config import Config, drop_settings, leaves, no_field, options, strengths
@@ -45,6 +46,13 @@ APPROACHES = ("A", "B", "C", "-")  # of a `Recipe`
 SET = (
     *("seed", "train.steps", "train.epochs", "report.", "evaluation."),
     *("data.name", "data.dir", "data.seed", "data.validation", "data.bounds", "data.side"),
+)
+# What a comparison gives to every run, or does not read, whatever the config says.
+ALIKE = (
+    *("report.pgd.", "report.every_steps", "report.seconds", "report.keep_best"),
+    *("report.validate_every_epochs", "report.checkpoint_every_epochs"),
+    *("evaluation.examples", "evaluation.steps", "evaluation.restarts", "evaluation.radii"),
+    *(f"evaluation.{norm}.largest" for norm in NORMS),
 )
 VALIDATIONS = 10  # a run, at ends of epochs: what the best epoch is chosen from
 

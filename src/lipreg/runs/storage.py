@@ -41,12 +41,14 @@ __all__ = [
     "checkpoints",
     "claim",
     "lock",
+    "newest",
     "read_complete",
     "read_config",
     "restore",
     "save",
 ]
 
+MEASURED = ("evaluations", "certificates.json", "compared", "point.json")  # of a run's weights
 SECTIONS = {"strengths", "options", "model", "data", "train", "report", "evaluation"}  # of a config
 
 
@@ -80,7 +82,8 @@ def read_complete(workdir: str | os.PathLike) -> Any:
 def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Refuse a folder that is not free for a run of `config`; the same run is resumed.
 
-    A run that has no checkpoint, because it diverged for instance, leaves its folder free.
+    A run that has no checkpoint, because it diverged for instance, leaves its folder free, unless
+    something was measured of it.
 
     Raises: ValueError, naming the keys that differ, for a run with another config, and for a
     file, and for a folder with other things in it.
@@ -93,8 +96,14 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
         if not (workdir / "config.json").exists():
             raise ValueError(f"workdir = {workdir} is not empty and not a run; name a new folder.")
-        if any((workdir / "checkpoints").glob("[0-9]*")):
+        if newest(workdir) is not None or any((workdir / name).exists() for name in MEASURED):
             check_same(workdir, config)
+
+
+def newest(workdir: str | os.PathLike) -> int | None:
+    """The step of the newest checkpoint of a folder; None where there is none."""
+    names = (path.name for path in Path(workdir, "checkpoints").glob("[0-9]*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def changes(workdir: str | os.PathLike, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

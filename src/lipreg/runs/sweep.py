@@ -59,7 +59,7 @@ def _words(text: str) -> list[str]:
     """The words between commas that are not in brackets."""
     words: list[str] = []
     for part in text.split(","):
-        if words and words[-1].count("(") > words[-1].count(")"):
+        if words and sum(map(words[-1].count, "([")) > sum(map(words[-1].count, ")]")):
             words[-1] += f",{part}"
         else:
             words.append(part)
@@ -67,8 +67,10 @@ def _words(text: str) -> list[str]:
 
 
 def _value(word: str) -> Any:
+    """As Python has it, lists as the tuples that a config holds, or else the word itself."""
     try:
-        return ast.literal_eval(word)
+        value = ast.literal_eval(word)
+        return tuple(value) if isinstance(value, list) else value
     except (ValueError, SyntaxError):
         return word
 
@@ -80,7 +82,7 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     [{'lam': 1, 'seed': 0}, {'lam': 2, 'seed': 0}]
     """
     for name, values in axes.items():
-        if len(set(values)) < len(values):
+        if any(value in values[:i] for i, value in enumerate(values)):
             listed = ",".join(map(str, values))
             raise ValueError(f"Axis {name}={listed}: a value is there twice.")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

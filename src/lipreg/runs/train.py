@@ -115,7 +115,7 @@ def _claimed(experiment: Experiment, workdir: str | Path, stack: ExitStack) -> A
     storage.check_workdir(workdir, config)
     stack.enter_context(storage.lock(workdir))
     storage.claim(workdir, config, steps=experiment.steps)
-    if not any((Path(workdir) / "checkpoints").glob("[0-9]*")):  # by a run that diverged
+    if storage.newest(workdir) is None:  # by a run that diverged
         shutil.rmtree(Path(workdir) / "best", ignore_errors=True)
     manager = storage.checkpoints(workdir, keep=experiment.config.report.keep)
     return stack.enter_context(manager)

@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lipreg.box import check_inside
+from lipreg.box import check_finite, check_inside
 from lipreg.float64 import in_float64
 from lipreg.lipschitz.bounds.declared import check
 from lipreg.lipschitz.bounds.exponentials import without_common
@@ -132,9 +132,7 @@ def bounder(
     >>> [round(bound_at(eps).output.item(), 4) for eps in (0.25, 0.75)]
     [0.0, 1.0]
     """
-    low, high = bounds
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"bounds = {bounds}: want two finite numbers, the first the smaller.")
+    check_finite(bounds)
     if x.ndim < 2 or not x.size:
         raise ValueError(f"x has shape {list(x.shape)}; want examples [B, ...], B >= 1.")
     _check_floating(x=x)
@@ -152,7 +150,7 @@ def bounder(
     rows, row = (every, None) if y is None else np.unique(np.asarray(y), return_inverse=True)
     own = np.broadcast_to(every, (len(x), len(every))) if y is None else np.asarray(y)[:, None]
     check_inside(x, bounds)
-    low, high = min(low, points.min()), max(high, points.max())  # by a rounding of x
+    low, high = min(bounds[0], points.min()), max(bounds[1], points.max())  # by a rounding of x
 
     @jax.jit
     @partial(jax.vmap, in_axes=(None, 0, 0, 0))
