@@ -19,7 +19,7 @@ from lipreg import attacks, curves, datasets, models, objectives, optimizers, re
 from lipreg.evaluation.protocols import grid
 from lipreg.models.lipschitz import LAYERS
 from lipreg.norms import LINF
-from lipreg.runs import logs, storage
+from lipreg.runs import logs
 
 PGD = "evaluations/pgd_test_16"
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -298,15 +298,6 @@ def test_the_evaluation_of_a_best_epoch_is_none_of_a_later_one(finished, tmp_pat
         reports.table([run], tmp_path / "none")
     shutil.rmtree(run / "checkpoints")  # its numbers stay
     assert reports.evaluated(run)
-
-
-def test_a_run_is_evaluated_by_one_process_at_a_time(finished, tmp_path):
-    run = shutil.copytree(finished / "b0", tmp_path / "b0")
-    with (
-        storage.lock(run / PGD),
-        pytest.raises(ValueError, match="pgd_test_16 is in use by another process"),
-    ):
-        reports.evaluate(runs.load(run), run)
 
 
 def test_a_protocol_leaves_its_report_in_the_run(finished, tmp_path):

@@ -1,6 +1,7 @@
 """A run's folder: it is claimed once, its log goes on, and damage is found and said."""
 
 import json
+import os
 import re
 from functools import partial
 
@@ -11,7 +12,7 @@ import optax
 import orbax.checkpoint
 import pytest
 
-from lipreg import training, trees
+from lipreg import files, training, trees
 from lipreg.runs import logs, storage
 
 CONFIG = {"seed": 0, "train": {"epochs": 3, "sizes": (1, 2)}}
@@ -231,3 +232,14 @@ def test_weights_and_biases_keeps_a_run_offline(tmp_path, monkeypatch):
     (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert written.stat().st_size > 0
     assert logs.metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_two_processes_that_write_one_file_do_not_take_each_others(tmp_path, monkeypatch):
+    path = tmp_path / "numbers.json"
+    with files.replacing(path) as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        files.write(path, "theirs")
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["numbers.json"]

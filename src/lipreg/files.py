@@ -32,9 +32,9 @@ def check_writable(folder: str | os.PathLike) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that replaces `path` at the end of the block; a failure leaves `path` as is.
 
-    A kill may leave a `.part` beside it, which the next write overwrites.
+    Each process has a path of its own. A kill may leave a `.part` beside the file.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part
     except Exception:  # a full disk, for instance

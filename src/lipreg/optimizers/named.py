@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from lipreg.contracts import at_least_one
 from lipreg.doors import named
@@ -90,7 +91,7 @@ def build(
     Array([0., 0.], dtype=float32)
     """
     for option, value in {"weight_decay": weight_decay, "clip": clip}.items():
-        if not 0 <= value < math.inf:
+        if not isinstance(value, Tracer) and not 0 <= value < math.inf:
             raise ValueError(f"{option} = {value}; it must be 0 or more, and finite.")
     at_least_one("build", accumulate=accumulate)
     own = {known: getattr(optax, known) for known in NAMES} | AROUND

@@ -13,7 +13,6 @@ RUN/evaluations/PROTOCOL_SPLIT_N/   N images; _NORMS is added where they are not
     evaluation.json       the same numbers, the table's row, settings, step of the weights, command,
                           commit and hardware; written last
     step_STEP/            what a killed evaluation of these weights resumes from
-    lock                  held while it is measured
 """
 
 from __future__ import annotations
@@ -69,22 +68,21 @@ def evaluate(
     plan = "+".join([protocol, *sorted(attacks or {})])
     folder = folder_of(workdir, plan, split, n, norms)
     files.check_writable(folder)
-    with storage.lock(folder):
-        result = evaluation.evaluate(
-            loaded.logits_fn,
-            x,
-            y,
-            protocol=_protocol(protocol, config, radii),
-            radii={norm: _measured_at(protocol, norm, r["table"]) for norm, r in radii.items()},
-            attacks=attacks,
-            bounds=config.data.bounds,
-            seed=seed,
-            batch_size=settings.batch_size,
-            surrogate=surrogate.logits_fn if surrogate else None,
-            keep=keep,
-            folder=folder / f"step_{loaded.step}",
-            progress=progress,
-        )
+    result = evaluation.evaluate(
+        loaded.logits_fn,
+        x,
+        y,
+        protocol=_protocol(protocol, config, radii),
+        radii={norm: _measured_at(protocol, norm, r["table"]) for norm, r in radii.items()},
+        attacks=attacks,
+        bounds=config.data.bounds,
+        seed=seed,
+        batch_size=settings.batch_size,
+        surrogate=surrogate.logits_fn if surrogate else None,
+        keep=keep,
+        folder=folder / f"step_{loaded.step}",
+        progress=progress,
+    )
     heading = f"{label(config)}, {config.data.name}, {split} split, {plan}"
     text = f"# {heading}\n\n{evaluation.to_markdown(result)}"
     attacked = _attacked(loaded, radii, seed) if protocol == "pgd" else {}

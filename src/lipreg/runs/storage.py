@@ -92,8 +92,8 @@ def check_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir = {workdir} is a file; name a folder.")
     files.check_writable(workdir)
-    begun = {"lock", "config.json.part"}  # by a start that was killed at once
-    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - begun:
+    begun = ("lock", "config.json.")  # by a start that was killed at once
+    if workdir.is_dir() and any(not p.name.startswith(begun) for p in workdir.iterdir()):
         if not (workdir / "config.json").exists():
             raise ValueError(f"workdir = {workdir} is not empty and not a run; name a new folder.")
         if newest(workdir) is not None or any((workdir / name).exists() for name in MEASURED):
