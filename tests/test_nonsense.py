@@ -85,7 +85,7 @@ BAD = {
     ),
     "negative step": (
         lambda: objectives.fgsm_rs(net, X, Y, eps=0.1, key=KEY, alpha=-1.25),
-        "an inner attack: its step is -1.25 eps",
+        "an inner attack: step_size = -1.25; it must be 0 or more, and finite",
     ),
     "negative clip": (lambda: optimizers.build("sgd", 0.1, clip=-1.0), "clip = -1.0; it must be 0"),
     "weights that grow": (lambda: optimizers.sgd(0.1, weight_decay=-1.0), "weight_decay = -1.0;"),

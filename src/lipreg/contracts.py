@@ -23,6 +23,7 @@ __all__ = [
     "check_logits",
     "check_norm",
     "check_radius",
+    "not_negative",
     "positive",
     "two_logits",
 ]
@@ -36,6 +37,13 @@ def at_least_one(attack: str, **options: float) -> None:
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"{attack}: {name} = {value}; it must be at least 1.")
+
+
+def not_negative(rule: str, **options: Any) -> None:
+    """ValueError for a weight or size, such as `clip`, that is negative or not finite."""
+    for name, value in options.items():
+        if not isinstance(value, Tracer) and not 0 <= value < math.inf:
+            raise ValueError(f"{rule}: {name} = {value}; it must be 0 or more, and finite.")
 
 
 def positive(attack: str, **options: Any) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.attacks.copies import Targets, strongest_copy
 from lipreg.attacks.precision import in_single
 from lipreg.boundary import score
 from lipreg.box import Bounds, within
-from lipreg.contracts import LogitsFn, LogitsLoss, at_least_one, check_inputs, check_radius
+from lipreg.contracts import (
+    LogitsFn,
+    LogitsLoss,
+    at_least_one,
+    check_inputs,
+    check_radius,
+    not_negative,
+)
 from lipreg.losses import cross_entropy
 from lipreg.norms import L2, LINF, Norm, NormLike, by_name, expand, finite, random_in_ball, select
 
@@ -92,8 +96,7 @@ def pgd(
     check_inputs(logits_fn, x, y, bounds)
     at_least_one("pgd", steps=steps)
     rate = 2.5 / steps if step_size is None else step_size
-    if not isinstance(rate, Tracer) and not 0 <= rate < math.inf:
-        raise ValueError(f"pgd: step_size = {rate}; it must be 0 or more, and finite.")
+    not_negative("pgd", step_size=rate)
 
     def one(
         keys: Array, x: Array, y: Array, eps: Array, target: Array | None

@@ -5,19 +5,17 @@ return has no derivative.
 """
 
 import inspect
-import math
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg import attacks
 from lipreg.box import Bounds, check_inside, within
-from lipreg.contracts import at_least_one, check_radius
+from lipreg.contracts import at_least_one, check_radius, not_negative
 from lipreg.doors import called, named
 from lipreg.keys import example_keys
 from lipreg.losses import cross_entropy
@@ -67,8 +65,7 @@ def ascend(
     check_inside(x, bounds)
     check_radius(eps)
     rate = 2.5 / steps if step_size is None else step_size
-    if not isinstance(rate, Tracer) and not 0 <= rate < math.inf:
-        raise ValueError(f"an inner attack: its step is {rate} eps; want 0 or more, and finite.")
+    not_negative("an inner attack", step_size=rate)
     slope = jax.grad(lambda point: score(point.astype(x.dtype)).sum())
 
     def body(_: int, point: Array) -> Array:

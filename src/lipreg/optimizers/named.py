@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
-from lipreg.contracts import at_least_one
+from lipreg.contracts import at_least_one, not_negative
 from lipreg.doors import named
 from lipreg.optimizers.around import AROUND
 
@@ -90,9 +88,7 @@ def build(
     >>> build("adamw", 0.1, weight_decay=0.01, b2=0.95).init({"w": jnp.ones(2)})[2][0].mu["w"]
     Array([0., 0.], dtype=float32)
     """
-    for option, value in {"weight_decay": weight_decay, "clip": clip}.items():
-        if not isinstance(value, Tracer) and not 0 <= value < math.inf:
-            raise ValueError(f"{option} = {value}; it must be 0 or more, and finite.")
+    not_negative("build", weight_decay=weight_decay, clip=clip)
     at_least_one("build", accumulate=accumulate)
     own = {known: getattr(optax, known) for known in NAMES} | AROUND
     make: Any = named("optimizer", f"optax:{name}" if name in _UNFIT else name, own)
