@@ -689,10 +689,13 @@ def test_a_box_is_rounded_outwards_in_half_precision():
 
 
 def test_a_box_of_many_halvings_is_no_larger_than_the_distance():
-    f = lambda x: jnp.concatenate([x, jnp.full_like(x, 0.7 - 1e-8)], 1)
-    x, y = jnp.full((1, 1), 0.7), jnp.array([0])
-    exact = float(np.float32(0.7)) - float(np.float32(0.7 - 1e-8))
-    assert interval_bound(f, x, y, steps=40).radius[0] <= exact
+    x = np.full((1, 1), 0.7, np.float32)
+    edge = x - np.float32(0.6875) - np.float32(1e-8)  # nearer than half of x's last digit
+    f = lambda x: jnp.concatenate([x - 0.6875, jnp.full_like(x, edge[0, 0])], 1)
+    exact = float(x[0, 0]) - 0.6875 - float(edge[0, 0])
+    assert 0 < exact < 2e-8
+    found = interval_bound(f, jnp.asarray(x), jnp.array([0]), steps=40)
+    assert 0 <= found.radius[0] <= exact
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-24, 1.0, 1e18, 1e30])
