@@ -689,11 +689,12 @@ def test_a_box_is_rounded_outwards_in_half_precision():
 
 
 def test_a_box_of_many_halvings_is_no_larger_than_the_distance():
-    x = np.full((1, 1), 0.7, np.float32)
-    edge = x - np.float32(0.6875) - np.float32(1e-8)  # nearer than half of x's last digit
-    f = lambda x: jnp.concatenate([x - 0.6875, jnp.full_like(x, edge[0, 0])], 1)
-    exact = float(x[0, 0]) - 0.6875 - float(edge[0, 0])
-    assert 0 < exact < 2e-8
+    x = np.full((1, 1), 0.7539, np.float32)
+    rise = 1000 * (float(x[0, 0]) - 0.75)
+    level = np.float32(rise - 1e-5)  # reached nearer to x than half of its last digit
+    f = lambda x: jnp.concatenate([1000 * (x - 0.75), jnp.full_like(x, level)], 1)
+    exact = (rise - float(level)) / 1000
+    assert 0 < exact < 1.1e-8
     found = interval_bound(f, jnp.asarray(x), jnp.array([0]), steps=40)
     assert 0 <= found.radius[0] <= exact
 
