@@ -27,6 +27,7 @@ import numpy as np
 
 from lipreg import attacks, batching, curves, datasets, evaluation, files, runs
 from lipreg.certificates import margin_lipschitz
+from lipreg.folding import folded
 from lipreg.lipschitz.bounds import lipschitz
 from lipreg.models.lipschitz.constructions import LAYERS
 from lipreg.norms import L2
@@ -135,6 +136,7 @@ def measured(run: Path, radii: tuple[float, ...], *, attacked: bool = True) -> d
     f = loaded.logits_fn
     bound = lipschitz(f, jnp.asarray(images[:1]))
     constant = bound._replace(margins=bound.margins[0])
+    f = folded(f, jnp.asarray(images[:1]))
 
     def judged(x: Any, y: Any) -> dict[str, Any]:
         radius = margin_lipschitz(partial(_logits, f), x, y, constant=constant).radius
@@ -143,7 +145,7 @@ def measured(run: Path, radii: tuple[float, ...], *, attacked: bool = True) -> d
     clean = batching.map_batches(judged, BATCH, images, labels)
     radius = clean["radius"]
     columns = {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(f.args[0])),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.logits_fn.args[0])),
         "% clean error": 100 * float(clean["wrong"].mean()),
         **{f"% certified error at {eps:g}": 100 * float((radius < eps).mean()) for eps in radii},
         "proved constant": float(bound.output[0]),

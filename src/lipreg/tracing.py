@@ -20,7 +20,7 @@ from jax.extend.core.primitives import closed_call_p
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-__all__ = ["captured", "compiled", "inner", "output", "primitives", "snapshot", "trace"]
+__all__ = ["captured", "compiled", "inner", "output", "primitives", "program", "snapshot", "trace"]
 
 
 def trace(f: Callable, *args: Any) -> tuple[ClosedJaxpr, Any]:
@@ -154,9 +154,9 @@ class _Traced:
         shapes = tree, *map(jax.typeof, leaves)
         if shapes not in self._seen:
             closed, result = trace(lambda a, k: self._function(*a, **k), args, keywords)
-            program = _Program(_plain(closed.jaxpr))
+            made = program(closed.jaxpr)
             # A program that can't be compared is compiled for this call only.
-            run = (_run_of if program.text else _run_of.__wrapped__)(program)
+            run = (_run_of if made.text else _run_of.__wrapped__)(made)
             self._seen[shapes] = run, [jnp.asarray(a) for a in closed.consts], result
         run, arrays, result = self._seen[shapes]
         return jax.tree.unflatten(jax.tree.structure(result), run(arrays, leaves))
@@ -180,6 +180,11 @@ class _Program:
 
     def __hash__(self) -> int:
         return hash(self.text)
+
+
+def program(jaxpr: Jaxpr) -> _Program:
+    """What a jaxpr computes, equal to those that compute the same of other arrays."""
+    return _Program(_plain(jaxpr))
 
 
 def _plain(jaxpr: Jaxpr) -> Jaxpr:

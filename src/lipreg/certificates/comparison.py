@@ -18,6 +18,7 @@ from lipreg.certificates.constants import (
 from lipreg.certificates.curvature import largest_curvature, second_order
 from lipreg.certificates.local import interval_bound, margin_local
 from lipreg.contracts import LogitsFn
+from lipreg.folding import folded
 from lipreg.keys import example_keys
 from lipreg.lipschitz import Constant, of_function
 from lipreg.lipschitz.bounds import lipschitz
@@ -93,11 +94,11 @@ def compare(
         largest = jit(lambda x, y: largest_curvature(key, margin_for(y), x, steps=20))
         bent = Constant(max(float(largest(x, y).max()), 0.0), "estimate")
         certificates["second order"] = second_order(logits_fn, x, y, curvature=bent)
-    distances = []
+    distances, attacked = [], folded(logits_fn, x[:1])
     for name in ATTACKS:
         progress(name)
         attack = partial(getattr(attacks, name), norm=L2, bounds=bounds)
-        measure = jit(partial(_distances, attack, bounds, logits_fn))
+        measure = jit(partial(_distances, attack, bounds, attacked))
         keys = example_keys(key, len(x))
         distances.append(map_batches(measure, min(batch_size, len(x)), keys, x, y))
     distance = np.min(distances, 0)

@@ -17,6 +17,7 @@ from scipy.special import bdtrc, bdtrik, betaincinv, ndtri
 
 from lipreg.certificates.constants import ANYWHERE
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs
+from lipreg.folding import folded
 from lipreg.keys import example_keys, fold_in
 from lipreg.norms import wide
 from lipreg.tracing import compiled, output, snapshot
@@ -65,6 +66,7 @@ def certify(
     """
     logits_fn = snapshot(logits_fn)
     _check("certify", logits_fn, x, sigma, alpha)
+    logits_fn = folded(logits_fn, x[:1])
     at_least_one("certify", n0=n0, n=n, batch=batch)
     keys = example_keys(key, x.shape[0])
     first, others = compiled(logits_fn, _count, n0, n, batch)(keys, logits_fn, x, sigma)
@@ -100,6 +102,7 @@ def predict(
     """
     logits_fn = snapshot(logits_fn)
     _check("predict", logits_fn, x, sigma, alpha)
+    logits_fn = folded(logits_fn, x[:1])
     at_least_one("predict", n=n, batch=batch)
     keys = example_keys(key, x.shape[0])
     _, counts = compiled(logits_fn, _count, 0, n, batch)(keys, logits_fn, x, sigma)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import Partial
 
 from lipreg.boundary import misclassified
 from lipreg.box import Bounds, check_scale
@@ -101,9 +102,8 @@ def evaluate(
     if checked < 1:
         raise ValueError(f"checked = {checked}; the masking report needs an image.")
     key = jax.random.key(seed)
-    subject = admitted(
-        key, logits_fn, x, y, bounds=bounds, batch_size=batch_size, progress=progress
-    )
+    model = snapshot(logits_fn)
+    subject = admitted(key, model, x, y, bounds=bounds, batch_size=batch_size, progress=progress)
     if plan.masking or plan.autoattack:
         check_scale("evaluate", bounds)
     check_surrogate(surrogate, subject.model, subject.x)
@@ -111,7 +111,7 @@ def evaluate(
     if folder is not None:
         settings = {"radii": {k: list(v) for k, v in radii.items()}, "bounds": list(bounds)}
         settings |= {"seed": seed, "batch_size": batch_size, "checked": checked}
-        identity = _identity(subject, surrogate) | settings | _settings(plan)
+        identity = _identity(model, subject, surrogate) | settings | _settings(plan)
         if channels is not None:
             identity["channels"] = channels
         if attacks:
@@ -217,12 +217,12 @@ def _programs(
     return digest({(name, n): text(name, f, n) for name, f in attacks.items() for n in norms})
 
 
-def _identity(subject: Subject, surrogate: LogitsFn | None) -> dict[str, Any]:
+def _identity(model: Partial, subject: Subject, surrogate: LogitsFn | None) -> dict[str, Any]:
     """Hashes of the data and the models: leaves, arrays that they read besides, some logits."""
     x = jnp.asarray(subject.x[:8])
     hashed = lambda f: None if f is None else digest((snapshot(f), captured(f, x), f(x)))
     data = digest((subject.x, subject.y))
-    return {"model": hashed(subject.model), "surrogate": hashed(surrogate), "data": data}
+    return {"model": hashed(model), "surrogate": hashed(surrogate), "data": data}
 
 
 def _wrong(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> dict[str, Array]:

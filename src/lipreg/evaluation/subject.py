@@ -12,6 +12,7 @@ from lipreg.batching import map_batches
 from lipreg.box import Bounds
 from lipreg.contracts import LogitsFn, check_inputs
 from lipreg.evaluation.store import Store
+from lipreg.folding import folded
 from lipreg.keys import example_keys
 from lipreg.tracing import compiled, output, snapshot
 
@@ -22,7 +23,7 @@ class Subject(NamedTuple):
     """A model and N images; see `admitted`.
 
     Attributes:
-      model: a snapshot of a `logits_fn`.
+      model: a snapshot of a `logits_fn`, `folded`.
       x: `[N, ...]`, inside `bounds`.
       y: int32 `[N]`.
       keys: a key for each image, `[N]`.
@@ -91,4 +92,5 @@ def admitted(
     x = np.clip(x, *(np.asarray(end, x.dtype) for end in bounds))
     keys = example_keys(key, len(x))
     tell = progress or (lambda message: None)
+    model = folded(model, jnp.asarray(x[:1]))
     return Subject(model, x, y.astype(np.int32), keys, bounds, batch_size, store, tell)
