@@ -12,7 +12,7 @@ HOUSE = Path(__file__).parents[1] / "src/lipreg"
 CORE = (
     {"convolution", "doors", "files", "float64", "keys", "norms", "parallel", "progress"}
     | {"rows", "tracing", "trees"},
-    {"batching", "box", "losses"},
+    {"batching", "box", "folding", "losses"},
     {"contracts"},
     {"boundary"},
     {"curves"},

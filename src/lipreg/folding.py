@@ -16,7 +16,8 @@ from lipreg.tracing import compiled, primitives, program, snapshot, trace
 
 __all__ = ["folded"]
 
-# What is worth a program of its own; and what is done again, since it may be as long as a batch.
+# What is worth doing once, with all that is computed of it; and what is done again even then, since
+# it may be as long as a batch.
 HEAVY = {"dot_general", "conv_general_dilated", "fft", "while", "scan", "cholesky", "lu", "svd"}
 LIGHT = {"broadcast_in_dim", "convert_element_type", "iota", "reshape", "squeeze"}
 
@@ -24,9 +25,9 @@ LIGHT = {"broadcast_in_dim", "convert_element_type", "iota", "reshape", "squeeze
 def folded(f: Callable[[Array], Any], x: Array) -> Partial:
     """`x -> f(x)` for inputs of the shape of x, of any number, with the weights that f makes.
 
-    They are made by the parameters of this call. The result is a pytree, and a function of x alone:
-    its derivatives by the parameters are 0. A network that makes no weights by products, solves,
-    transforms or loops is returned as its `snapshot`.
+    Those that are made by products, solves, Fourier transforms or loops: without them it is the
+    `snapshot` of f. A pytree, whose leaves are the weights made and those of f; for gradients by
+    the parameters of f differentiate f itself. May be jitted.
 
     >>> from lipreg.models.lipschitz import cayley
     >>> v, x = jax.random.normal(jax.random.key(0), (2, 5, 3))
@@ -36,7 +37,7 @@ def folded(f: Callable[[Array], Any], x: Array) -> Partial:
     """
     model = snapshot(f)
     known = program(_split(model, x).known)
-    if known.text is None or not any(HEAVY & primitives(eqn) for eqn in known.jaxpr.eqns):
+    if known.text is None or not known.jaxpr.eqns:
         return model
     return snapshot(Partial(_Folded(known), compiled(model, _made)(model, x), model))
 
@@ -69,15 +70,22 @@ class _Split(NamedTuple):
 def _split(model: Partial, x: Array) -> _Split:
     closed, result = trace(lambda model, x: model(x), model, x)
     jaxpr = closed.jaxpr
-    varied, known, rest = {jaxpr.invars[-1]}, [], []
+    varied, heavy = {jaxpr.invars[-1]}, set()  # what depends on x; of the rest, on what is heavy
+    known, once, again, rest = [], [], [], []
     for eqn in jaxpr.eqns:
-        varies = bool(eqn.effects) or not varied.isdisjoint(_variables(eqn.invars))
-        varied.update(eqn.outvars if varies else ())
-        (rest if varies else known).append(eqn)
-    light = [eqn for eqn in known if eqn.primitive.name in LIGHT]
-    rest = [*_needed(light, _read(rest, jaxpr.outvars)), *rest]
+        reads = _variables(eqn.invars)
+        if eqn.effects or not varied.isdisjoint(reads):
+            varied.update(eqn.outvars)
+            rest.append(eqn)
+            continue
+        known.append(eqn)
+        if HEAVY & primitives(eqn) or not heavy.isdisjoint(reads):
+            heavy.update(eqn.outvars)
+        made = not heavy.isdisjoint(eqn.outvars) and eqn.primitive.name not in LIGHT
+        (once if made else again).append(eqn)
+    rest = [*_needed(again, _read(rest, jaxpr.outvars)), *rest]
     wanted = _read(rest, jaxpr.outvars).difference(*(eqn.outvars for eqn in rest))
-    made = [v for eqn in known for v in eqn.outvars if v in wanted]
+    made = [v for eqn in once for v in eqn.outvars if v in wanted]
     read = [*jaxpr.constvars, *jaxpr.invars[:-1]]
     part = lambda invars, outvars, eqns: jaxpr.replace(
         constvars=[], invars=invars, outvars=outvars, eqns=eqns
