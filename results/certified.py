@@ -136,7 +136,7 @@ def measured(run: Path, radii: tuple[float, ...], *, attacked: bool = True) -> d
     f = loaded.logits_fn
     bound = lipschitz(f, jnp.asarray(images[:1]))
     constant = bound._replace(margins=bound.margins[0])
-    f = folded(f, jnp.asarray(images[:1]))
+    f = folded(f, jnp.asarray(images[:BATCH]))
 
     def judged(x: Any, y: Any) -> dict[str, Any]:
         radius = margin_lipschitz(partial(_logits, f), x, y, constant=constant).radius

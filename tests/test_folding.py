@@ -8,6 +8,8 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from lipreg import models
+from lipreg.certificates import smoothing
+from lipreg.evaluation.cascade import Stage, cascade
 from lipreg.evaluation.subject import admitted
 from lipreg.folding import HEAVY, folded
 from lipreg.models import lipschitz
@@ -17,6 +19,7 @@ from lipreg.tracing import primitives, trace
 KEY = jax.random.key(0)
 X = jax.random.uniform(KEY, (5, 8, 8, 3))
 Y = jnp.arange(5) % 3
+X4 = jax.random.uniform(KEY, (6, 4))
 
 
 def constructed(layer, **settings):
@@ -77,6 +80,54 @@ def test_what_depends_on_the_number_of_images_is_made_for_each_number():
     for n in (1, 2, 5):
         x = jax.random.uniform(KEY, (n, 2))
         np.testing.assert_allclose(g(x), f(x), rtol=1e-6)
+
+
+W = jax.random.normal(KEY, (4, 4))
+KEYS = jax.random.split(KEY, 2)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda n: W @ np.full((4, 4), n, np.float32),
+        lambda n: (W if n == 1 else 2 * W) @ jnp.eye(4),
+        lambda n: W @ jnp.asarray(np.eye(4, dtype=np.float32) * (-1) ** n),
+        lambda n: W @ jax.random.normal(KEYS[n % 2], (4, 4)),
+    ],
+)
+def test_weights_of_other_constants_for_another_number_are_not_taken_for_those_made(weights):
+    f = lambda x: x @ weights(len(x))
+    g = folded(f, X4[:1])
+    for n in (1, 2, 5):
+        np.testing.assert_allclose(g(X4[:n]), f(X4[:n]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        jax.jit(lambda w, x: x @ (w @ w.T)),
+        lambda w, x: x @ jnp.linalg.qr(w)[0],
+        lambda w, x: x @ jax.scipy.linalg.solve_triangular(jnp.triu(w) + 4 * jnp.eye(4), w),
+        lambda w, x: x @ jax.scipy.linalg.expm(w),
+    ],
+)
+def test_weights_of_jitted_networks_and_by_every_decomposition_are_made_once(net):
+    f = Partial(net, W)
+    g = folded(f, X4[:1])
+    np.testing.assert_allclose(g(X4), f(X4), rtol=1e-5, atol=1e-6)
+    assert work(g, X4) == 1
+
+
+def test_a_network_for_even_batches_is_attacked_and_smoothed():
+    def f(x):
+        assert len(x) % 2 == 0
+        return x @ (W @ W.T)
+
+    y = f(X4).argmax(1)
+    nothing = Stage("nothing", lambda key, f, x, y, eps, round: x)
+    found = cascade(KEY, f, X4, y, 0.1, [nothing], norm="l2", batch_size=6)
+    assert found.error == 0
+    assert (smoothing.predict(KEY, f, X4, sigma=0.01, n=50) == y).all()
 
 
 def test_it_may_be_jitted_and_mapped_over_weights():

@@ -20,7 +20,17 @@ from jax.extend.core.primitives import closed_call_p
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-__all__ = ["captured", "compiled", "inner", "output", "primitives", "program", "snapshot", "trace"]
+__all__ = [
+    "captured",
+    "compiled",
+    "inlined",
+    "inner",
+    "output",
+    "primitives",
+    "program",
+    "snapshot",
+    "trace",
+]
 
 
 def trace(f: Callable, *args: Any) -> tuple[ClosedJaxpr, Any]:
@@ -84,19 +94,24 @@ class _Snapshot:
         if shapes not in self._seen:
             self._seen[shapes] = trace(lambda a, k: self._f(*a, **k), args, keywords)
         closed, result = self._seen[shapes]
-        return jax.tree.unflatten(jax.tree.structure(result), _run(closed, leaves))
+        return jax.tree.unflatten(
+            jax.tree.structure(result), inlined(closed, leaves, _holds_arrays)
+        )
 
 
-def _run(closed: ClosedJaxpr, args: list) -> list:
-    """The jaxpr's results. Inner jits that hold arrays are inlined."""
+def inlined(
+    closed: ClosedJaxpr, args: list, inline: Callable[[Any], bool] = lambda eqn: True
+) -> list:
+    """The jaxpr's results. Inner jits are inlined, or those that `inline` chooses."""
     jaxpr = closed.jaxpr
-    if not any(map(_holds_arrays, jaxpr.eqns)):
+    chosen = lambda eqn: eqn.primitive.name in ("jit", "pjit") and inline(eqn)
+    if not any(map(chosen, jaxpr.eqns)):
         return jaxpr_as_fun(closed)(*args)
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
     read = lambda v: v.val if isinstance(v, Literal) else known[v]
     for eqn in jaxpr.eqns:
-        if _holds_arrays(eqn):
-            outputs = _run(eqn.params["jaxpr"], [read(v) for v in eqn.invars])
+        if chosen(eqn):
+            outputs = inlined(eqn.params["jaxpr"], [read(v) for v in eqn.invars], inline)
         else:
             free = [v for v in eqn.invars if not isinstance(v, Literal)]
             alone = jaxpr.replace(constvars=[], invars=free, outvars=eqn.outvars, eqns=[eqn])
@@ -108,8 +123,8 @@ def _run(closed: ClosedJaxpr, args: list) -> list:
 def _holds_arrays(eqn: Any) -> bool:
     if eqn.primitive.name not in ("jit", "pjit"):
         return False
-    inner = eqn.params["jaxpr"]
-    return bool(inner.consts) or any(map(_holds_arrays, inner.eqns))
+    held = eqn.params["jaxpr"]
+    return bool(held.consts) or any(map(_holds_arrays, held.eqns))
 
 
 def primitives(eqn: Any) -> set[str]:

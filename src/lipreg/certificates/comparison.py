@@ -94,7 +94,7 @@ def compare(
         largest = jit(lambda x, y: largest_curvature(key, margin_for(y), x, steps=20))
         bent = Constant(max(float(largest(x, y).max()), 0.0), "estimate")
         certificates["second order"] = second_order(logits_fn, x, y, curvature=bent)
-    distances, attacked = [], folded(logits_fn, x[:1])
+    distances, attacked = [], folded(logits_fn, x)
     for name in ATTACKS:
         progress(name)
         attack = partial(getattr(attacks, name), norm=L2, bounds=bounds)

@@ -66,7 +66,7 @@ def certify(
     """
     logits_fn = snapshot(logits_fn)
     _check("certify", logits_fn, x, sigma, alpha)
-    logits_fn = folded(logits_fn, x[:1])
+    logits_fn = folded(logits_fn, x)
     at_least_one("certify", n0=n0, n=n, batch=batch)
     keys = example_keys(key, x.shape[0])
     first, others = compiled(logits_fn, _count, n0, n, batch)(keys, logits_fn, x, sigma)
@@ -102,7 +102,7 @@ def predict(
     """
     logits_fn = snapshot(logits_fn)
     _check("predict", logits_fn, x, sigma, alpha)
-    logits_fn = folded(logits_fn, x[:1])
+    logits_fn = folded(logits_fn, x)
     at_least_one("predict", n=n, batch=batch)
     keys = example_keys(key, x.shape[0])
     _, counts = compiled(logits_fn, _count, 0, n, batch)(keys, logits_fn, x, sigma)

@@ -26,10 +26,11 @@ from lipreg.boundary import misclassified
 from lipreg.box import Bounds, check_scale
 from lipreg.contracts import LogitsFn, at_least_one, check_inputs, check_norm
 from lipreg.evaluation.checks import QUESTIONS, Check, answered, to_markdown, verdict
+from lipreg.folding import folded
 from lipreg.keys import example_keys, fold_in
 from lipreg.losses import cross_entropy, dlr, margin
 from lipreg.norms import L1, L2, LINF, Norm, NormLike, by_name, expand, wide
-from lipreg.tracing import compiled, output, snapshot
+from lipreg.tracing import compiled, output
 
 __all__ = ["Check", "masking_report", "to_markdown", "verdict"]
 
@@ -84,8 +85,8 @@ def masking_report(
     number = lambda value: np.asarray(value, x.dtype)
     check_scale("masking_report", bounds)
     check_surrogate(surrogate, logits_fn, x)
-    model, keys = snapshot(logits_fn), example_keys(key, len(x))
     images = jnp.asarray(x), jnp.asarray(y)
+    model, keys = folded(logits_fn, images[0]), example_keys(key, len(x))
     each = lambda program: map_batches(program, min(batch_size, len(x)), keys, *images)
 
     def broken(attack: str = "apgd", norm: Norm = norm, source: Partial = model, **change: Any):
@@ -119,7 +120,7 @@ def masking_report(
     if norm is not L1:
         answers["scores"] = broken("square") & ~by_any
     if surrogate is not None:
-        answers["transfer"] = broken(source=snapshot(surrogate)) & ~by_any
+        answers["transfer"] = broken(source=folded(surrogate, images[0])) & ~by_any
     counted = {name: max(int(np.sum(answers[name])), 0) for name in QUESTIONS if name in answers}
     return tuple(answered(name, count, len(x)) for name, count in counted.items())
 

@@ -107,7 +107,9 @@ def evaluate(
     if plan.masking or plan.autoattack:
         check_scale("evaluate", bounds)
     check_surrogate(surrogate, subject.model, subject.x)
-    programs = _programs(subject, attacks, radii) if attacks else ""  # refused before all the work
+    programs = (
+        _programs(model, subject, attacks, radii) if attacks else ""
+    )  # refused before all the work
     if folder is not None:
         settings = {"radii": {k: list(v) for k, v in radii.items()}, "bounds": list(bounds)}
         settings |= {"seed": seed, "batch_size": batch_size, "checked": checked}
@@ -203,14 +205,17 @@ def _settings(plan: Protocol) -> dict[str, Any]:
 
 
 def _programs(
-    subject: Subject, attacks: Mapping[str, Callable[..., Array]], norms: Iterable[str]
+    model: Partial,
+    subject: Subject,
+    attacks: Mapping[str, Callable[..., Array]],
+    norms: Iterable[str],
 ) -> str:
     """A hash of what others' attacks compute: with another code, a name is another attack."""
 
     def text(name: str, attack: Callable[..., Array], norm: str) -> np.ndarray:
         eps = (0.5,) if has_radius(name, attack) else ()
         run = partial(outsider(name, attack), norm=NORMS[norm], bounds=subject.bounds)
-        images = subject.keys[:1], subject.model, subject.x[:1], subject.y[:1]
+        images = subject.keys[:1], model, subject.x[:1], subject.y[:1]
         program = jax.jit(lambda *args: run(*args)).lower(*images, *eps).as_text()
         return np.frombuffer(program.encode(), np.uint8)
 

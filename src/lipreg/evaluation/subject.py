@@ -92,5 +92,5 @@ def admitted(
     x = np.clip(x, *(np.asarray(end, x.dtype) for end in bounds))
     keys = example_keys(key, len(x))
     tell = progress or (lambda message: None)
-    model = folded(model, jnp.asarray(x[:1]))
+    model = folded(model, jnp.asarray(x[:batch_size]))
     return Subject(model, x, y.astype(np.int32), keys, bounds, batch_size, store, tell)

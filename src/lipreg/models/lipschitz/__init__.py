@@ -3,6 +3,7 @@
     rescaled       w divided by a bound of its norm: AOL, SLL, spectral normalisation
     orthogonal     Newton-Schulz (Björck), Cayley, block reflectors
     fourier        circular convolutions as one matrix for each frequency
+    products       of stacks of matrices in full precision
     maps           x w, the residual and the sandwich form
     activations    MaxMin, GroupSort, abs; pooling by the l2 norm
     normalisation  of a batch, of an example, of the last layer

@@ -9,7 +9,8 @@ but for those that `newton_schulz` finds below a hundredth of the largest.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lipreg.models.lipschitz.rescaled import exact, unscaled
+from lipreg.models.lipschitz.products import exact
+from lipreg.models.lipschitz.rescaled import unscaled
 from lipreg.norms import largest
 
 __all__ = ["bro", "cayley", "newton_schulz"]
@@ -42,10 +43,25 @@ def newton_schulz(w: Array, steps: int = 15) -> Array:
            [1., 0.]], dtype=float32)
     """
     w, _ = unscaled(w, (-2, -1))
-    gram = exact(w, _adjoint(w)) if w.shape[-2] < w.shape[-1] else exact(_adjoint(w), w)
+    wide = w.shape[-2] < w.shape[-1]
+    gram = exact(w, _adjoint(w)) if wide else exact(_adjoint(w), w)
     square = largest(jnp.abs(gram).sum(-1))[..., None, None]
-    w = w / jnp.sqrt(jnp.where(square == 0, 1.0, square)).astype(w.dtype)
-    return lax.fori_loop(0, steps, lambda _, w: _step(w), w)
+    square = jnp.where(square == 0, 1.0, square)
+    one = _eye(w, *gram.shape[-2:])
+
+    def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The same for `gram = w* w` and the product of all factors, which are small."""
+        gram, product = state
+        factor = 1.5 * one - 0.5 * gram
+        return exact(gram, exact(factor, factor)), exact(product, factor)
+
+    whole = min(steps, 2)  # in full: they correct what small singular values lose in products
+    scaled = gram / square.astype(w.dtype), one / jnp.sqrt(square).astype(w.dtype)
+    _, product = lax.fori_loop(0, steps - whole, step, scaled)
+    w = exact(product, w) if wide else exact(w, product)
+    for _ in range(whole):
+        w = _step(w)
+    return w
 
 
 def cayley(w: Array) -> Array:

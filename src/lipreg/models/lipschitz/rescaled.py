@@ -9,18 +9,15 @@ of 1e-20 and of 1e20 do not underflow and overflow. What is computed from weight
 float32 or wider, and on accelerators without TF32, which would be wrong by 1e-3.
 """
 
-from functools import partial
-
 import jax.numpy as jnp
 from jax import Array, lax
 
 from lipreg.convolution import conv
 from lipreg.models.lipschitz.fourier import transform
+from lipreg.models.lipschitz.products import exact
 from lipreg.norms import wide
 
-__all__ = ["adjoint", "aol", "exact", "norm_bound", "sll", "spectral", "unscaled"]
-
-exact = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+__all__ = ["adjoint", "aol", "norm_bound", "sll", "spectral", "unscaled"]
 
 # A floor under what is divided by, relative to the square of the largest entry. Without it channels
 # whose weights vanish are 0/0, and SLL and CPL networks collapse in float32: the code of
