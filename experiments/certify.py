@@ -17,7 +17,7 @@ _RUN = flags.DEFINE_string("run", None, "a run that has a checkpoint", required=
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "which images")
 _EXAMPLES = flags.DEFINE_integer("examples", 100, "images, from the first", lower_bound=1)
 _SIGMA = flags.DEFINE_float("sigma", 0.0, "of smoothing's noise; 0: no smoothing", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "of attacks and noise")
+_SEED = cli.seed("of attacks and noise")
 _SILENT = flags.DEFINE_bool("silent", False, "no progress bar")
 
 

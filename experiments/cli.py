@@ -1,5 +1,6 @@
 """What the launchers share: processes, devices, and one line with exit code 2 for a mistake."""
 
+import math
 import os
 import re
 import runpy
@@ -59,6 +60,18 @@ def config_file() -> flags.FlagHolder[Any]:
 
 
 _HELP = ("h", "?", "help", "helpshort", "helpfull")
+
+
+def finite(*names: str) -> None:
+    """Numbers that are flags, as `--seconds`, which a bound does not keep from nan and inf."""
+    for name in names:
+        known = lambda value: value is None or math.isfinite(value)
+        flags.register_validator(name, known, "it must be finite")
+
+
+def seed(what: str) -> Any:
+    """--seed: JAX takes its last 32 bits."""
+    return flags.DEFINE_integer("seed", 0, what, lower_bound=0, upper_bound=2**32 - 1)
 
 
 def _help(argv: list[str], own: Any) -> None:

@@ -43,6 +43,7 @@ _RATES = flags.DEFINE_list(
     "of each setting, factors of its learning rate, the config's if it has none of its own",
 )
 _SHARE = flags.DEFINE_float("trial_share", 1.0, "of the seconds, for a trial", 0.01, 1.0)
+cli.finite("seconds", "trial_share")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "of the best recipes", lower_bound=1)
 _BEST = flags.DEFINE_integer("best", 6, "recipes with all seeds", lower_bound=0)
 _EXAMPLES = flags.DEFINE_integer(

@@ -35,7 +35,7 @@ _SURROGATE = flags.DEFINE_string(
 _KEEP = flags.DEFINE_bool("keep", False, "write the adversarial images as .npz")
 _STEPS = flags.DEFINE_integer("steps", None, "steps of PGD; default: the config's")
 _RESTARTS = flags.DEFINE_integer("restarts", None, "of PGD; default: the config's")
-_SEED = flags.DEFINE_integer("seed", 0, "of the attack")
+_SEED = cli.seed("of the attack")
 _SILENT = flags.DEFINE_bool("silent", False, "no progress")
 
 _MASKING = [name for name, plan in evaluation.PROTOCOLS.items() if plan.masking]

@@ -22,6 +22,7 @@ _DEVICES = flags.DEFINE_integer("devices", 8, "that share the batch", lower_boun
 _FLOPS = flags.DEFINE_float("flops_per_s", 1.6e14, "of one device, as achieved", 1)
 _BYTES = flags.DEFINE_float("bytes_per_s", 5e10, "of the slowest link", 1)
 _LATENCY = flags.DEFINE_float("latency_s", 5e-6, "of one message", 0)
+cli.finite("flops_per_s", "bytes_per_s", "latency_s")
 
 
 def _cost(prepared: runs.Experiment, devices: int) -> cost.Cost:

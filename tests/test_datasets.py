@@ -456,6 +456,12 @@ def test_an_images_augmentation_does_not_depend_on_its_batch_mates():
     np.testing.assert_array_equal(f(others)[3], f(x)[3])
 
 
+def test_padding_and_cutout_stay_in_a_box_without_0():
+    x = jnp.full((8, 6, 6, 1), 2.0)
+    y = np.asarray(augment(KEY, x, pad=2, cutout=3, fill=1.0))
+    assert set(np.unique(y)) == {1.0, 2.0}
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [

@@ -205,6 +205,12 @@ def test_the_verdict_names_the_winner_and_the_margin():
         ({"percents": (-1,)}, "percents has -1; want 0 or more"),
         ({"lams": ()}, "lams is empty"),
         ({"lams": (float("nan"),)}, "lams has nan; want 0 or more, finite"),
+        ({"lams": ("a",)}, "lams has a; want numbers"),
+        ({"smoothings": (2.0,)}, "smoothings has 2.0; want numbers less than 1"),
+        ({"widths": (0,)}, "widths has 0; want whole numbers from 1"),
+        ({"widths": (1.5,)}, "widths has 1.5; want whole numbers from 1"),
+        ({"percents": (10, 10)}, "percents = .10, 10. has a value twice"),
+        ({"seed": 2**32}, "seed = 4294967296; it must be less than 2.32"),
         ({"epochs": 0}, "epochs = 0; it must be 1 or more"),
         ({"batch_size": 500}, "batch_size = 500; there are 192 examples"),
         ({"examples": 7}, "1 examples of a split; want 2 or more"),
@@ -214,3 +220,8 @@ def test_the_verdict_names_the_winner_and_the_margin():
 def test_a_config_that_cannot_run_is_refused_in_one_sentence(fields, message):
     with pytest.raises(ValueError, match=message):
         labels.label_correction(correcting(**fields))
+
+
+def test_a_network_that_has_diverged_is_no_result():
+    with pytest.raises(FloatingPointError, match=r"learning_rate = 1e\+30 and no regulariser"):
+        labels.label_correction(correcting(learning_rate=1e30))

@@ -293,6 +293,16 @@ BAD = {
         [DIGITS, "--workdir={out}", "--rows=j0", "--examples=361"],
         ["--examples=361", "the test split has 360"],
     ),
+    "seconds without an end": (
+        COMPARE,
+        [DIGITS, "--workdir={out}", "--seconds=inf"],
+        ["--seconds=inf: it must be finite"],
+    ),
+    "a seed that JAX would cut": (
+        CERTIFY,
+        ["--run={out}", "--seed=4294967296"],
+        ["--seed=4294967296", "[0, 4294967295]"],
+    ),
     "a rate of nothing": (
         COMPARE,
         [DIGITS, "--workdir={out}", "--rows=j1", "--rates=1,0"],

@@ -83,6 +83,18 @@ def heads(name):
 @pytest.mark.parametrize(
     ("name", "head"), [(name, head) for name in models.NAMES for head in heads(name)]
 )
+def test_weights_and_logits_are_float32_in_64_bits_too(name, head):
+    with jax.enable_x64(True):
+        x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+        net = models.build(name, classes=3, head=head)
+        init = lambda x: net.init_with_output(jax.random.key(0), x, train=False)
+        logits, variables = jax.eval_shape(init, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves((logits, variables))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [(name, head) for name in models.NAMES for head in heads(name)]
+)
 def test_full_size_models_have_the_right_shapes(name, head):
     model = models.build(name, classes=10, head=head)
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)

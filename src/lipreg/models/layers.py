@@ -149,7 +149,7 @@ class Head(nn.Module):
         logits = normalised(logits, train, scale=False, offset=False)
         if self.kind == "batch_norm":
             return logits
-        t = jnp.abs(self.param("t", nn.initializers.ones, ()))
+        t = jnp.abs(self.param("t", nn.initializers.ones, (), jnp.float32))
         # The floor is under the division only: at t = 0 the logits are 0, and no derivative is NaN.
         return t * jnp.tanh(logits / jnp.maximum(t, 1e-6))
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from ml_collections import FrozenConfigDict
@@ -101,12 +102,14 @@ def parts(config: Config) -> Parts:
 def _parts(config: Config) -> Parts:
     d, t = config.data, config.train
     wrong, gap = _wrong(FrozenConfigDict(config.report.pgd), d.bounds)
+    # Inside the box of images, where a floating set leaves 0 out of it.
+    fill = float(np.clip(0.0, *d.bounds))
     made = Parts(
         network(config),
         bound_objective(config),
         _loss(config.loss),
         partial(_optimizer, t),
-        partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout),
+        partial(datasets.augment, flip=d.flip, pad=d.pad, cutout=d.cutout, fill=fill),
         wrong,
         gap,
         (t.ema, t.ema_statistics != "running"),

@@ -122,9 +122,20 @@ def _check(config: Config, n: int) -> None:
         for v in values:
             if isinstance(v, int | float) and not 0 <= v < np.inf:
                 raise ValueError(f"config.{name} has {v}; want 0 or more, finite.")
-    for percent in config.percents:
-        if not (isinstance(percent, int) and percent <= 100):
-            raise ValueError(f"config.percents has {percent}; want whole numbers from 0 to 100.")
+    wanted: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "percents": ("whole numbers from 0 to 100", lambda v: isinstance(v, int) and v <= 100),
+        "widths": ("whole numbers from 1", lambda v: isinstance(v, int) and v >= 1),
+        "smoothings": ("numbers less than 1", lambda v: isinstance(v, int | float) and v < 1),
+        "weight_decays": ("numbers", lambda v: isinstance(v, int | float)),
+        "lams": ("numbers", lambda v: isinstance(v, int | float)),
+    }
+    for name, (what, fits) in wanted.items():
+        values = config.get(name, ())
+        for v in values:
+            if not fits(v):
+                raise ValueError(f"config.{name} has {v}; want {what}.")
+        if name != "widths" and len(set(values)) < len(values):
+            raise ValueError(f"config.{name} = {values} has a value twice.")
     for name in ("repeats", "epochs", "batch_size"):
         if not config[name] >= 1:
             raise ValueError(f"config.{name} = {config[name]}; it must be 1 or more.")
@@ -144,7 +155,18 @@ def _trainer(config: Config, training: datasets.Dataset, shown: Array) -> Callab
     settings = {name: config[name] for name in ("epochs", "batch_size", "learning_rate")}
     settings |= {"widths": tuple(config.widths), "classes": training.classes}
     x = datasets.to_unit(training.x)
-    return lambda key, y, strengths, **more: _train(key, x, y, shown, strengths, **settings, **more)
+
+    def fit(key: Array, y: ArrayLike, strengths: dict[str, ArrayLike], **more: ArrayLike) -> Any:
+        predicted, logits_fn = _train(key, x, y, shown, strengths, **settings, **more)
+        if not jnp.isfinite(logits_fn(shown)).all():
+            used = {name: np.asarray(value).item() for name, value in (strengths | more).items()}
+            raise FloatingPointError(
+                f"A network has diverged, with config.learning_rate = {config.learning_rate:g} and "
+                f"{used or 'no regulariser'}."
+            )
+        return predicted, logits_fn
+
+    return fit
 
 
 def _curves(config: Config, measured: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Curve]:

@@ -127,6 +127,8 @@ def measure(
 
     A repeat's key depends on the seed, n and its number only: cases see the same samples.
     """
+    if not config.seed < 2**32:  # JAX takes its last 32 bits
+        raise ValueError(f"config.seed = {config.seed}; it must be less than 2^32.")
     key = jax.random.key(config.seed)
     measured: dict[tuple[str, str], list[float]] = {}
     for name, n, repeat in progress(list(itertools.product(cases, sizes, range(config.repeats)))):

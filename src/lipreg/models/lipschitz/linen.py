@@ -66,6 +66,7 @@ class UnitHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        w = self.param("kernel", nn.initializers.orthogonal(), (x.shape[-1], self.classes))
-        b = self.param("bias", nn.initializers.zeros, (self.classes,))
+        shape = x.shape[-1], self.classes
+        w = self.param("kernel", nn.initializers.orthogonal(), shape, jnp.float32)
+        b = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
         return jnp.matmul(x, unit_columns(w)) + b[None]

@@ -70,7 +70,8 @@ class UnitHead(nnx.Module):
     """`x w + b` with columns of norm 1: last-layer normalisation (`unit_columns`)."""
 
     def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(nnx.initializers.orthogonal()(rngs.params(), (inputs, classes)))
+        drawn = nnx.initializers.orthogonal()(rngs.params(), (inputs, classes), jnp.float32)
+        self.kernel = nnx.Param(drawn)
         self.bias = nnx.Param(jnp.zeros(classes, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
