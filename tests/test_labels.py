@@ -206,7 +206,7 @@ def test_the_verdict_names_the_winner_and_the_margin():
         ({"lams": ()}, "lams is empty"),
         ({"lams": (float("nan"),)}, "lams has nan; want 0 or more, finite"),
         ({"lams": ("a",)}, "lams has a; want numbers"),
-        ({"smoothings": (2.0,)}, "smoothings has 2.0; want numbers less than 1"),
+        ({"smoothings": (2.0,)}, "smoothings has 2.0; want numbers from 0 to 1"),
         ({"widths": (0,)}, "widths has 0; want whole numbers from 1"),
         ({"widths": (1.5,)}, "widths has 1.5; want whole numbers from 1"),
         ({"percents": (10, 10)}, "percents = .10, 10. has a value twice"),

@@ -125,7 +125,7 @@ def _check(config: Config, n: int) -> None:
     wanted: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "percents": ("whole numbers from 0 to 100", lambda v: isinstance(v, int) and v <= 100),
         "widths": ("whole numbers from 1", lambda v: isinstance(v, int) and v >= 1),
-        "smoothings": ("numbers less than 1", lambda v: isinstance(v, int | float) and v < 1),
+        "smoothings": ("numbers from 0 to 1", lambda v: isinstance(v, int | float) and v <= 1),
         "weight_decays": ("numbers", lambda v: isinstance(v, int | float)),
         "lams": ("numbers", lambda v: isinstance(v, int | float)),
     }
