@@ -108,7 +108,7 @@ def test_weights_of_other_constants_for_another_number_are_not_taken_for_those_m
         jax.jit(lambda w, x: x @ (w @ w.T)),
         lambda w, x: x @ jnp.linalg.qr(w)[0],
         lambda w, x: x @ jax.scipy.linalg.solve_triangular(jnp.triu(w) + 4 * jnp.eye(4), w),
-        lambda w, x: x @ jax.scipy.linalg.expm(w),
+        lambda w, x: x @ jnp.linalg.cholesky(w @ w.T + jnp.eye(4)),
     ],
 )
 def test_weights_of_jitted_networks_and_by_every_decomposition_are_made_once(net):
