@@ -200,18 +200,19 @@ def test_the_verdict_names_the_winner_and_the_margin():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"percents": (10, 120)}, "percents has 120; want whole numbers from 0 to 100"),
-        ({"percents": (0.5,)}, "percents has 0.5; want whole numbers"),
-        ({"percents": (-1,)}, "percents has -1; want 0 or more"),
-        ({"lams": ()}, "lams is empty"),
-        ({"lams": (float("nan"),)}, "lams has nan; want 0 or more, finite"),
-        ({"lams": ("a",)}, "lams has a; want numbers"),
-        ({"smoothings": (2.0,)}, "smoothings has 2.0; want numbers from 0 to 1"),
-        ({"widths": (0,)}, "widths has 0; want whole numbers from 1"),
-        ({"widths": (1.5,)}, "widths has 1.5; want whole numbers from 1"),
+        ({"percents": (10, 120)}, r"percents = \(10, 120\); want one or more whole numbers from 0"),
+        ({"percents": (0.5,)}, "percents = .0.5,.; want one or more whole numbers"),
+        ({"percents": (-1,)}, "percents = .-1,.; want one or more whole numbers from 0 to 100"),
+        ({"lams": ()}, "lams = ..; want one or more finite numbers from 0"),
+        ({"lams": (float("nan"),)}, "lams = .nan,.; want one or more finite numbers from 0"),
+        ({"lams": (float("inf"),)}, "lams = .inf,.; want one or more finite numbers from 0"),
+        ({"lams": ("a",)}, "lams = .'a',.; want one or more finite numbers"),
+        ({"smoothings": (2.0,)}, "smoothings = .2.0,.; want one or more numbers from 0 to 1"),
+        ({"widths": (0,)}, "widths = .0,.; want one or more whole numbers from 1"),
+        ({"widths": (1.5,)}, "widths = .1.5,.; want one or more whole numbers from 1"),
         ({"percents": (10, 10)}, "percents = .10, 10. has a value twice"),
-        ({"seed": 2**32}, "seed = 4294967296; it must be less than 2.32"),
-        ({"epochs": 0}, "epochs = 0; it must be 1 or more"),
+        ({"repeats": 0}, "repeats = 0; it must be 1 or more.$"),
+        ({"epochs": 0}, "epochs = 0; it must be greater than 0"),
         ({"batch_size": 500}, "batch_size = 500; there are 192 examples"),
         ({"examples": 7}, "1 examples of a split; want 2 or more"),
         ({"data": "dogs"}, "No data set 'dogs'"),
@@ -220,6 +221,13 @@ def test_the_verdict_names_the_winner_and_the_margin():
 def test_a_config_that_cannot_run_is_refused_in_one_sentence(fields, message):
     with pytest.raises(ValueError, match=message):
         labels.label_correction(correcting(**fields))
+
+
+def test_settings_are_refused_before_data_are_read():
+    with pytest.raises(ValueError, match=r"seed = 4294967296; it must be .* less than 2.32"):
+        labels.label_correction(correcting(seed=2**32, data="dogs"))
+    with pytest.raises(ValueError, match=r"data = .3,.; want one or more names of data sets"):
+        labels.random_labels(correcting(data=(3,)))
 
 
 def test_a_network_that_has_diverged_is_no_result():

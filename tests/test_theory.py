@@ -265,15 +265,16 @@ def test_the_theorems_line_has_its_slope_its_name_and_nothing_above_it():
     ("change", "said"),
     [
         ({"repeats": 1}, "config.repeats = 1; it must be 2 or more"),
-        ({"sizes": (1, 4)}, r"config.sizes = \(1, 4\); want two or more n, whole numbers from 2"),
+        ({"sizes": (1, 4)}, r"config.sizes = \(1, 4\); want two or more whole numbers from 2"),
         ({"sizes": (4,)}, r"config.sizes = \(4,\); want two or more"),
-        ({"sizes": (4, 4)}, "want two or more"),
+        ({"sizes": (4, 4)}, "has a value twice"),
         ({"sizes": (2.5, 4)}, "whole numbers"),
         ({"network_sizes": ()}, r"config.network_sizes = \(\)"),
         ({"reference": 0}, "config.reference = 0; it must be greater than 0"),
         ({"lam": float("nan")}, "config.lam = nan"),
         ({"lam": float("inf")}, "config.lam = inf; it must be greater than 0 and finite"),
         ({"seed": -1}, "config.seed = -1"),
+        ({"seed": 2**32}, "it must be 0 or more and less than 2.32"),
         ({"steps": None}, "config.steps = None; give it a value"),
     ],
 )

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from lipreg import datasets, models, objectives, optimizers, training
 from lipreg.lipschitz import ascended_pairs, of_data
 from lipreg.runs.config import Config
-from lipreg.theory.study import Case, Curve, Progress, Study, measure
+from lipreg.theory.study import Case, Curve, Progress, Study, check, measure
 
 __all__ = ["correction", "label_correction", "random_labels", "shuffled_labels"]
 
@@ -114,35 +114,6 @@ def _fitted(key: Array, logits_fn: Callable, x: Array, y: Array) -> dict[str, Ar
     }
 
 
-def _check(config: Config, n: int) -> None:
-    for name, value in config.items():
-        values = value if isinstance(value, tuple) else (value,)
-        if not values:
-            raise ValueError(f"config.{name} is empty; give it one or more.")
-        for v in values:
-            if isinstance(v, int | float) and not 0 <= v < np.inf:
-                raise ValueError(f"config.{name} has {v}; want 0 or more, finite.")
-    wanted: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "percents": ("whole numbers from 0 to 100", lambda v: isinstance(v, int) and v <= 100),
-        "widths": ("whole numbers from 1", lambda v: isinstance(v, int) and v >= 1),
-        "smoothings": ("numbers from 0 to 1", lambda v: isinstance(v, int | float) and v <= 1),
-        "weight_decays": ("numbers", lambda v: isinstance(v, int | float)),
-        "lams": ("numbers", lambda v: isinstance(v, int | float)),
-    }
-    for name, (what, fits) in wanted.items():
-        values = config.get(name, ())
-        for v in values:
-            if not fits(v):
-                raise ValueError(f"config.{name} has {v}; want {what}.")
-        if name != "widths" and len(set(values)) < len(values):
-            raise ValueError(f"config.{name} = {values} has a value twice.")
-    for name in ("repeats", "epochs", "batch_size"):
-        if not config[name] >= 1:
-            raise ValueError(f"config.{name} = {config[name]}; it must be 1 or more.")
-    if config.batch_size > n:
-        raise ValueError(f"config.batch_size = {config.batch_size}; there are {n} examples.")
-
-
 def _first(dataset: datasets.Dataset, n: int) -> datasets.Dataset:
     if n < 2:
         raise ValueError(f"{n} examples of a split; want 2 or more: raise config.examples.")
@@ -151,7 +122,9 @@ def _first(dataset: datasets.Dataset, n: int) -> datasets.Dataset:
 
 def _trainer(config: Config, training: datasets.Dataset, shown: Array) -> Callable:
     """`_train` on the images of `training`, a function of key, labels and strengths."""
-    _check(config, len(training.y))
+    n = len(training.y)
+    if config.batch_size > n:
+        raise ValueError(f"config.batch_size = {config.batch_size}; there are {n} examples.")
     settings = {name: config[name] for name in ("epochs", "batch_size", "learning_rate")}
     settings |= {"widths": tuple(config.widths), "classes": training.classes}
     x = datasets.to_unit(training.x)
@@ -187,6 +160,7 @@ def random_labels(config: Config, progress: Progress = iter) -> Study:
     not said, nor that the class is not the given one, by however little. Lip(f) is the steepest of
     pairs ascended from the training images, an estimate from below.
     """
+    check(config, repeats=1)
 
     def case(name: str) -> Case:
         training = _first(datasets.load(name, "train", dir=config.dir), config.examples)
@@ -230,6 +204,7 @@ def label_correction(config: Config, progress: Progress = iter) -> Study:
     with the smallest error on clean validation images, a quarter as many, the first at a tie; it is
     chosen anew in each repeat. L0 is that of the validation images: the given labels have another.
     """
+    check(config, repeats=1)
     splits = (
         datasets.load(config.data, s, dir=config.dir, validation=0.2) for s in datasets.SPLITS
     )

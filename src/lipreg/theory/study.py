@@ -103,20 +103,44 @@ class Study(NamedTuple):
         ]
 
 
-def check(config: Config) -> None:
-    """ValueError naming the field, its value and what is wanted. Every tuple is a list of n."""
+def _among(kind: Any, low: float, high: float) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, kind) and low <= v <= high and v < math.inf
+
+
+_SIZES = (2, "whole numbers from 2", _among(int, 2, math.inf))
+# Fields that hold several: how many they must be, and what each of them.
+_SEVERAL = {
+    "sizes": _SIZES,
+    "network_sizes": _SIZES,
+    "percents": (1, "whole numbers from 0 to 100", _among(int, 0, 100)),
+    "widths": (1, "whole numbers from 1", _among(int, 1, math.inf)),
+    "smoothings": (1, "numbers from 0 to 1", _among(int | float, 0, 1)),
+    "weight_decays": (1, "finite numbers from 0", _among(int | float, 0, math.inf)),
+    "lams": (1, "finite numbers from 0", _among(int | float, 0, math.inf)),
+    "data": (1, "names of data sets", lambda v: isinstance(v, str)),
+}
+
+
+def check(config: Config, *, repeats: int = 2) -> None:
+    """ValueError naming the field, its value and what is wanted; `repeats` is how many at least."""
     for name, value in config.items():
         field = f"config.{name} = {value}"
         if isinstance(value, tuple):
-            if len(set(value)) < 2 or not all(isinstance(n, int) and n >= 2 for n in value):
-                raise ValueError(f"{field}; want two or more n, whole numbers from 2.")
+            least, what, fits = _SEVERAL[name]
+            if len(value) < least or not all(map(fits, value)):
+                raise ValueError(f"{field}; want {('one', 'two')[least - 1]} or more {what}.")
+            if name != "widths" and len(set(value)) < len(value):
+                raise ValueError(f"{field} has a value twice.")
         elif value is None:
             raise ValueError(f"{field}; give it a value.")
         elif isinstance(value, str):
             continue
-        elif name == "repeats" and value < 2:
-            raise ValueError(f"{field}; it must be 2 or more: one repeat has no spread.")
-        elif not (value >= 0 if name == "seed" else value > 0) or value == math.inf:
+        elif name == "repeats" and not value >= repeats:
+            why = ": one repeat has no spread" if repeats == 2 else ""
+            raise ValueError(f"{field}; it must be {repeats} or more{why}.")
+        elif name == "seed" and not 0 <= value < 2**32:  # JAX takes its last 32 bits
+            raise ValueError(f"{field}; it must be 0 or more and less than 2^32.")
+        elif name != "seed" and not 0 < value < math.inf:
             raise ValueError(f"{field}; it must be greater than 0 and finite.")
 
 
@@ -127,8 +151,6 @@ def measure(
 
     A repeat's key depends on the seed, n and its number only: cases see the same samples.
     """
-    if not config.seed < 2**32:  # JAX takes its last 32 bits
-        raise ValueError(f"config.seed = {config.seed}; it must be less than 2^32.")
     key = jax.random.key(config.seed)
     measured: dict[tuple[str, str], list[float]] = {}
     for name, n, repeat in progress(list(itertools.product(cases, sizes, range(config.repeats)))):
