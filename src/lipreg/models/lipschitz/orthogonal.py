@@ -2,7 +2,8 @@
 
 Each takes stacks of matrices `[..., in, out]`, real or complex, and returns matrices with
 orthonormal columns where `in >= out` and orthonormal rows otherwise: so all singular values are 1,
-but for those that `newton_schulz` finds below a hundredth of the largest.
+but for those that `newton_schulz` finds below a hundredth of the largest, and one of `bro` on the
+way from two reflected directions to a single one.
 `fourier` makes convolutions of them.
 """
 
@@ -91,16 +92,17 @@ def cayley(w: Array) -> Array:
 def bro(v: Array, inputs: int, outputs: int) -> Array:
     """A corner of `I - 2 v (v* v)^-1 v*`, which is orthogonal and self-adjoint (2505.15174).
 
-    `v [..., n, r]`, n the larger of `inputs` and `outputs`: r directions are reflected. The
-    identity for 0.
+    `v [..., n, r]`, n the larger of `inputs` and `outputs`: r directions are reflected, whatever
+    the lengths of v's columns; one of 0 reflects none, so v = 0 is the identity. A column within
+    about 1e-3 of the others' span gives a singular value below 1: its sign changes there.
 
     >>> bro(jnp.array([[1.0], [0.0]]), 2, 2)
     Array([[-1.,  0.],
            [ 0.,  1.]], dtype=float32)
     """
-    v, _ = unscaled(v, (-2, -1))
+    v, _ = unscaled(v, (-2,))
     gram = exact(_adjoint(v), v)
-    # The trace is at least 1, or 0 for v = 0.
+    # The trace is at least 1 for each column that is not 0.
     trace = jnp.trace(gram.real, axis1=-2, axis2=-1)[..., None, None]
     ridge = (1e-6 * jnp.maximum(trace, 1.0)).astype(v.dtype)
     right = jnp.linalg.solve(
