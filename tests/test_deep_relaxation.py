@@ -143,12 +143,12 @@ def test_replicas_take_turns_and_are_pulled_to_their_mean():
     ("options", "told"),
     [
         ({"variant": "head"}, "No variant 'head'; choose one of entropy, hj, heat"),
-        ({"period": 0}, "period = 0 of local_entropy; it must be a whole number, 1 or"),
-        ({"replicas": 2.0}, "replicas = 2.0 of local_entropy; it must be a whole"),
-        ({"decay": 1.0}, "decay = 1.0 of local_entropy; it must be 0 or more and less than 1"),
-        ({"temperature": -1.0}, "temperature = -1.0 of local_entropy; .* finite"),
-        ({"outer": 0.0}, "outer = 0.0 of local_entropy; it must be greater than 0"),
-        ({"variant": "heat", "coupling": 0.0}, "coupling = 0.0 .* heat has variance"),
+        ({"period": 0}, "local_entropy: period = 0; it must be a whole number, 1 or"),
+        ({"replicas": 2.0}, "local_entropy: replicas = 2.0; it must be a whole"),
+        ({"decay": 1.0}, "local_entropy: decay = 1.0; it must be less than 1"),
+        ({"temperature": -1.0}, "local_entropy: temperature = -1.0; .* finite"),
+        ({"outer": 0.0}, "local_entropy: outer = 0.0; it must be greater than 0"),
+        ({"variant": "heat", "coupling": 0.0}, "coupling = 0.0; heat has variance"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, told):

@@ -72,7 +72,7 @@ def tiny(name="digits", row="j2_lip_tanh", **changes):
     [
         ({"train.accumulate": 7}, r"config.train.accumulate = 7; the run has 6 steps: its weights"),
         ({"train.optimizer": "local_entropy"}, r"local_entropy; its first move is after 20 steps"),
-        ({"train.optimizer": "sam(rho=-1)"}, r"rho = -1 of sam; it must be greater than 0"),
+        ({"train.optimizer": "sam(rho=-1)"}, r"sam: rho = -1; it must be greater than 0"),
         ({"train.ema_statistics": "mean"}, r"ema_statistics = mean; choose one of running, aver"),
         (
             {"train.ema": 0.9, "train.ema_statistics": "averaged", "model.head": "linear"},

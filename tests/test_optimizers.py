@@ -3,6 +3,8 @@
 SAM and AWP go up and down by their formulas, and averages are those of their decay.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,10 +154,10 @@ def test_the_schedule_counts_the_updates_of_the_inner_optimizer(name, options, s
     ("text", "told"),
     [
         ("sam(rh=1)", "No option 'rh' of the optimizer 'sam'; it takes inner, rho"),
-        ("sam(rho=0)", "rho = 0 of sam; it must be greater than 0"),
+        ("sam(rho=0)", "sam: rho = 0; it must be greater than 0"),
         ("sam(rho='a')", r"'sam' cannot be made of these options \(TypeError"),
-        ("awp(gamma=-1.0)", "gamma = -1.0 of awp; it must be greater than 0"),
-        ("awp(warmup=0.5)", "warmup = 0.5 of awp; it must be a whole number of moves"),
+        ("awp(gamma=-1.0)", "awp: gamma = -1.0; it must be greater than 0"),
+        ("awp(warmup=0.5)", "awp: warmup = 0.5; it must be a whole number of moves"),
         ("awp(inner='sam')", "inner = 'sam' of awp; want the name of an optimizer"),
         ("awp(inner=3)", "inner = 3 of awp; want the name of an optimizer"),
     ],
@@ -170,6 +172,33 @@ def test_what_goes_around_an_optimizer_is_told_in_one_line(text, told):
     with pytest.raises(ValueError, match=told) as raised:
         built()
     assert "\n" not in str(raised.value)
+
+
+ENTROPY = {"coupling": 0.1, "growth": 0.1, "temperature": 0.01, "decay": 0.5, "outer": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("make", "numbers"),
+    [
+        (optimizers.sam, {"rho": 0.1}),
+        (optimizers.awp, {"gamma": 0.1}),
+        *(
+            (partial(optimizers.local_entropy, rate=0.1, variant=v, period=2), ENTROPY)
+            for v in ("entropy", "heat")
+        ),
+    ],
+)
+def test_numbers_of_what_goes_around_an_optimizer_may_be_traced(make, numbers):
+    def walked(numbers):
+        tx, w = make(optax.sgd(0.1), **numbers), W
+        state = tx.init(w)
+        for _ in range(2):
+            updates, state = tx.update(G, state, w)
+            w = optax.apply_updates(w, updates)
+        return w
+
+    expected = jax.jit(lambda: walked(numbers))()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), jax.jit(walked)(numbers), expected)
 
 
 def test_an_average_is_the_sum_of_its_decays_and_counters_are_the_newest():

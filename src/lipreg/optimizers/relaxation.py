@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.core import Tracer
+
+from lipreg.contracts import not_negative, positive
 
 __all__ = ["VARIANTS", "Relaxation", "local_entropy"]
 
@@ -93,19 +96,21 @@ def local_entropy(
     for name, value in {"period": period, "replicas": replicas}.items():
         if not (isinstance(value, int) and value >= 1):
             raise ValueError(
-                f"{name} = {value} of local_entropy; it must be a whole number, 1 or more."
+                f"local_entropy: {name} = {value}; it must be a whole number, 1 or more."
             )
-    numbers = {"coupling": coupling, "growth": growth, "temperature": temperature, "decay": decay}
-    for name, value in (numbers | {"elastic": elastic}).items():
-        if not 0 <= value < (1 if name == "decay" else jnp.inf):
-            less = "less than 1" if name == "decay" else "finite"
-            raise ValueError(f"{name} = {value} of local_entropy; it must be 0 or more and {less}.")
-    if not 0 < outer < jnp.inf:
-        raise ValueError(f"outer = {outer} of local_entropy; it must be greater than 0.")
-    if variant == "heat" and not coupling:
-        raise ValueError("coupling = 0.0 of local_entropy; heat has variance temperature/coupling.")
+    numbers = {"coupling": coupling, "growth": growth, "temperature": temperature}
+    not_negative("local_entropy", **numbers, decay=decay, elastic=elastic)
+    positive("local_entropy", outer=outer)
+    known = lambda value: not isinstance(value, Tracer)
+    if known(decay) and decay >= 1:
+        raise ValueError(f"local_entropy: decay = {decay}; it must be less than 1.")
+    if variant == "heat" and known(coupling) and not coupling:
+        raise ValueError(
+            f"local_entropy: coupling = {coupling}; heat has variance temperature/coupling."
+        )
     schedule = rate if callable(rate) else optax.constant_schedule(rate)
-    heat, noise = variant == "heat", temperature if variant != "hj" else 0.0
+    heat = variant == "heat"
+    noisy = variant != "hj" and not (known(temperature) and temperature == 0)
 
     def init(params: Any) -> Relaxation:
         stacked = lambda tree: jax.tree.map(lambda a: jnp.stack([a] * replicas), tree)
@@ -123,9 +128,9 @@ def local_entropy(
         rounds, k = state.calls // (period * replicas), strength(state.calls)
         pulled = jax.tree.map(lambda g, y, x: g + k.astype(g.dtype) * (y - x), grads, y, x)
         step, inside = inner.update(pulled, inside, y)
-        if noise:
+        if noisy:
             done = jnp.asarray(schedule(rounds * period + state.calls % period), jnp.float32)
-            step = _noisy(step, state, jnp.sqrt(2 * noise * done))
+            step = _noisy(step, state, jnp.sqrt(2 * temperature * done))
         mean = _between(state.mean, optax.tree.add(y, step), 1 - decay)
         return step, mean, _between(x, mean, outer), inside
 
@@ -147,8 +152,8 @@ def local_entropy(
         weights = optax.tree.where(last, _with(state.weights, turn, towards), state.weights)
         begin = _of(weights, (turn + 1) % replicas)  # of the next round
         step = optax.tree.where(last, optax.tree.sub(begin, params), step)
-        if heat and noise:
-            step = _noisy(step, state, jnp.sqrt(noise / strength(state.calls + 1)))  # of the next
+        if heat and noisy:  # of the next call
+            step = _noisy(step, state, jnp.sqrt(temperature / strength(state.calls + 1)))
         mean = optax.tree.where(last, optax.tree.zeros_like(mean) if heat else begin, mean)
         inside = _with(state.inner, turn, inside)
         return step, Relaxation(inside, weights, mean, state.calls + 1, state.key)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lipreg.contracts import positive
+
 __all__ = ["Ascent", "awp", "sam"]
 
 
@@ -45,7 +47,7 @@ def sam(inner: optax.GradientTransformation, *, rho: float = 0.05) -> optax.Grad
     >>> tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.ones(2)), jnp.ones(2))[0]
     Array([0.3, 0.4], dtype=float32)
     """
-    _check("sam", "rho", rho)
+    positive("sam", rho=rho)
 
     def ascent(grads: Any, _: Any) -> Any:
         return optax.tree.scale(rho / _or_one(optax.tree.norm(grads)), grads)
@@ -67,9 +69,9 @@ def awp(
     >>> tx.update(jnp.array([[0.3, 0.4]]), tx.init(jnp.ones((1, 2))), jnp.ones((1, 2)))[0]
     Array([[0.42426407, 0.56568545]], dtype=float32)
     """
-    _check("awp", "gamma", gamma)
-    if not (isinstance(warmup, int) and warmup >= 0):
-        raise ValueError(f"warmup = {warmup} of awp; it must be a whole number of moves.")
+    positive("awp", gamma=gamma)
+    if not (isinstance(warmup, Array) or (isinstance(warmup, int) and warmup >= 0)):
+        raise ValueError(f"awp: warmup = {warmup}; it must be a whole number of moves.")
 
     def layer(g: Array, w: Array) -> Array:
         if w.ndim < 2:
@@ -82,11 +84,6 @@ def awp(
 
 def _or_one(norm: Array) -> Array:
     return jnp.where(norm == 0, jnp.ones_like(norm), norm)
-
-
-def _check(name: str, option: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{option} = {value} of {name}; it must be greater than 0.")
 
 
 def _alternating(
