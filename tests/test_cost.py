@@ -85,6 +85,29 @@ def test_blocks_computed_again_keep_less_for_the_way_back_and_do_more_operations
     assert kept[True][1] > 1.1 * kept[False][1]
 
 
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("j2_lip", "attack"), ("j2", "penalty"), ("cure", "")],
+)
+def test_blocks_computed_again_change_no_loss_and_no_gradient(name, method):
+    """Of the first and of the second order; to float32's rounding."""
+    objective = getattr(objectives, name)
+    given = dict.fromkeys(objectives.strengths(objective), 0.1)
+    given |= {"method": objectives.method(method)} if method else {}
+    x, y = jax.random.uniform(jax.random.key(0), (4, 4, 4, 3)), jnp.arange(4) % 3
+    few = {"classes": 3, "channels": (4,), "stages": (1,)}
+    plain, again = (models.build("ResNeXt34_2x32", **few, remat=r) for r in (False, True))
+    variables = plain.init(jax.random.key(0), x, train=False)
+
+    def run(model):
+        logits_fn = lambda params: lambda x: model.apply(variables | {"params": params}, x, False)
+        value = lambda params: objective(logits_fn(params), x, y, **given)[0]
+        return jax.jit(jax.value_and_grad(value))(variables["params"])
+
+    same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(same, run(again), run(plain))
+
+
 def test_one_step_on_many_devices_reduces_gradients_and_statistics_and_gathers_no_images():
     with parallel.over():
         program, state = compiled(objectives.j2, {"eps": 0.1})

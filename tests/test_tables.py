@@ -288,6 +288,8 @@ def test_a_certified_error_becomes_a_column_and_a_band_when_every_run_has_it(tmp
     assert [row[column] for row in rows.values()] == ["50", "50"]
     np.testing.assert_array_equal(drawn["l2"]["J2"], [0, 0.2, 0.05, 0.6])
     assert not drawn["linf"]
+    more = cells(reports.table(found, tmp_path / "out", radii={"l2": [0.02]})[0])["J2"]
+    assert [more[column], more["% certified error at l2 0.02"]] == ["50", "25"]
 
 
 def test_radii_that_are_close_have_a_column_each(tmp_path):

@@ -99,17 +99,18 @@ def recipes(
             "j0", around("local_entropy(coupling={}{})", 0.01, 0.1, 0.001, 1.0), approach="B"
         ),
     }
-    network = {"channels": (16, 32), "hidden": 128, "padding": "own", "layer": "aol"}
     lipschitz = {
         "model.name": "LipschitzCNN",
         "model.activation": "own",
-        "model.settings": {"dtype": "float32", **network},
         **{"train.optimizer": "adam", "train.learning_rate": 0.01, "train.weight_decay": 0.0},
         **{"train.momentum": 0.9, "train.nesterov": False},  # their defaults: adam reads neither
     }
     margins = [2**0.5 * radius * l2 for radius in (2, 4, 1, 8)]
     offsets = [{"loss": f"offset_cross_entropy(offset={margin:.3g})"} for margin in margins]
-    made["lipschitz_aol"] = Recipe("j0", offsets, lipschitz, approach="A")
+    network = {"channels": (16, 32), "hidden": 128, "padding": "own", "dtype": "float32"}
+    for layer in ("aol", "spectral"):
+        own = lipschitz | {"model.settings": {**network, "layer": layer}}
+        made[f"lipschitz_{layer}"] = Recipe("j0", offsets, own, approach="A")
     if "lip_excess" in known:
         L0 = known["lip_excess"]["L0"]
         settings = tried(0.1, 1.0, 0.01, 0.3, L0=L0)

@@ -53,10 +53,12 @@ def _robust(
     return columns | {"masking flags": flags}, points
 
 
-def _certified(run: Run) -> dict[str, float]:
-    eps = run.record["settings"]["l2"]["table"]
-    (error,) = curves.error_at(np.asarray(run.radii), np.array([eps]))
-    return {f"% certified error at l2 {eps:.3g}": round(100 * float(error), 4)}
+def _certified(run: Run, radii: Sequence[float]) -> dict[str, float]:
+    errors = curves.error_at(np.asarray(run.radii), np.asarray(radii))
+    return {
+        f"% certified error at l2 {eps:.3g}": round(100 * float(error), 4)
+        for eps, error in zip(radii, errors, strict=True)
+    }
 
 
 def table(
@@ -74,8 +76,9 @@ def table(
     Runs whose configs differ only in their seeds make one row, mean ± standard deviation, and one
     curve, the mean with that band. If AutoAttack was run on all of them, on the same images, its
     errors and the number of masking flags are further columns, and its errors are points beside the
-    curves. If all of them were certified on these images, so are the certified error, at the
-    table's radius, and the band between attacked and certified error, in which the true one lies.
+    curves. If all of them were certified on these images, so are the certified errors, at the
+    table's radius and at those asked for, and the band between attacked and certified error, in
+    which the true one lies.
 
     Options:
       protocol: whose distances and errors these are.
@@ -104,7 +107,8 @@ def table(
         ]
         if sure:
             proved[name] = np.concatenate([run.radii for run in members if run.radii is not None])
-            columns = [c | _certified(run) for c, run in zip(columns, members, strict=True)]
+            at = marks.get("l2", [first.record["settings"]["l2"]["table"]])
+            columns = [c | _certified(run, at) for c, run in zip(columns, members, strict=True)]
         rows[name] = {c: curves.spread([row[c] for row in columns]) for c in columns[0]}
         for norm in first.distances.keys() & first.record["norms"]:
             distances.setdefault(norm, {})[name] = np.stack([r.distances[norm] for r in members])
