@@ -1,12 +1,15 @@
 """benchmarks/accelerator.py: its stages at toy size, and how failures are reported."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 
@@ -197,3 +200,22 @@ def test_all_stages_run_at_toy_size_though_one_fails_and_one_overruns(tmp_path):
     assert how.keys() == said.keys()
     for name, words in said.items():
         assert words in (out / f"{name}.md").read_text()
+
+
+def test_the_stages_that_are_replaced_above_and_several_devices(accelerator, tmp_path):
+    del accelerator  # it has made the stages importable
+    points, sound, sweep, clock = map(
+        import_module, ("stages.points", "stages.sound", "stages.sweep", "stages.clock")
+    )
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        found = next(points.run(clock.Clock.lasting(60), tmp_path))  # the first few attacks
+        counts = next(sweep.run(clock.Clock.lasting(60), tmp_path))
+        apart = sound.sharded()
+    rows = [line.split(" | ") for line in found.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == points.AT_ONCE
+    assert not any("Error" in cell for row in rows for cell in row), found
+    assert len([line for line in counts.splitlines() if line.startswith("| j2_lip | ")]) == 2
+    assert "Error" not in counts
+    on, off = re.search(r"on (\d+) devices and on one: (\S+) apart", apart).groups()
+    assert int(on) == jax.device_count() > 1
+    assert float(off) < 1e-5
