@@ -317,6 +317,24 @@ def test_a_random_network_of_dense_layers_has_the_bound_of_eclipse_fast_or_less(
     assert np.linalg.norm(rows, 2, axis=(1, 2)).max() <= found
 
 
+@pytest.mark.parametrize("act", [jax.nn.relu, jnp.tanh, jnp.abs, jax.nn.leaky_relu])
+def test_the_bound_of_dense_layers_on_a_ball_grows_with_it_and_holds_within(act):
+    weights = [normal(12, 16) / 3, normal(16, 16) / 4, normal(16, 3) / 4]
+    f, x, radii = mlp(weights, act), normal(1, 12) / 3, (0.01, 0.1, 0.5, 2.0)
+    everywhere = lipschitz(f, x, bounds=(-10.0, 10.0)).output[0]
+    near = [lipschitz(f, x, eps, bounds=(-10.0, 10.0)).output[0] for eps in radii]
+    away = RNG.normal(size=(500, 12))
+    away /= np.linalg.norm(away, axis=1, keepdims=True) * RNG.uniform(size=(500, 1)) ** -0.2
+    slopes = jax.jit(jax.vmap(jax.jacrev(lambda v: f(v[None])[0])))
+    for eps, bound in zip(radii, near, strict=True):
+        rows = np.asarray(slopes(x + jnp.asarray(eps * away, jnp.float32)))
+        steepest = np.linalg.norm(rows, 2, axis=(1, 2)).max()
+        assert steepest <= bound * (1 + 1e-5)
+        assert bound <= 2 * steepest or eps > 0.01
+    assert (np.diff([*near, everywhere]) >= -1e-6 * everywhere).all()
+    assert near[0] < 0.9 * everywhere
+
+
 def test_linear_layers_one_after_the_other_are_the_matrix_that_they_make():
     weights = [normal(8, 6), normal(6, 8), normal(8, 3)]
     exact = np.linalg.multi_dot([np.asarray(w) for w in weights])
