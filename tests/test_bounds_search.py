@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from random_programs import Draw, batched, common, joint, program
 
 from lipreg.lipschitz.bounds import interval, lipschitz
+from lipreg.lipschitz.bounds.forms import REWRITTEN
+from lipreg.lipschitz.bounds.kinds import RULES
 
 PROGRAMS = int(os.environ.get("LIPREG_PROGRAMS", "4"))
 # These contradicted rules that held only for the usual arguments.
@@ -142,3 +145,29 @@ def test_no_point_contradicts_the_bounds_of_what_is_one_map_of_several_values(se
 @pytest.mark.parametrize("seed", range(PROGRAMS))
 def test_no_point_contradicts_the_bounds_of_what_networks_are_written_with(seed):
     assert examine(seed, common) in {"held", "infinite", "refused"}
+
+
+def primitives(jaxpr):
+    """The names in a jaxpr and in those within it."""
+    within = [
+        getattr(leaf, "jaxpr", leaf)
+        for equation in jaxpr.eqns
+        for leaf in jax.tree.leaves(equation.params)
+        if hasattr(getattr(leaf, "jaxpr", leaf), "eqns")
+    ]
+    own = {equation.primitive.name for equation in jaxpr.eqns}
+    return own.union(*map(primitives, within))
+
+
+def test_the_programs_that_are_drawn_have_every_primitive_with_a_rule():
+    drawn = {"copy", "copy_p", "name"}  # which move no value, and are not drawn
+    for seed in range(100):
+        for family in (None, joint, common):
+            f, shape = program(seed, family)
+            drawn |= primitives(jax.make_jaxpr(batched(f))(jnp.zeros((1, *shape))).jaxpr)
+    assert {*RULES, *REWRITTEN} <= drawn
+
+
+def test_copies_and_names_move_no_value():
+    f = lambda x: 3 * checkpoint_name(jnp.copy(x), "kept")
+    np.testing.assert_allclose(lipschitz(f, jnp.ones((1, 2))).output, 3, rtol=1e-5)
