@@ -4,25 +4,45 @@
 #   results/measure.sh digits 0 1 2 3 4
 #   results/measure.sh mnist 0 1 2
 #   results/measure.sh cifar10 0 1
+#   results/measure.sh cifar10_2x8 0 1    ResNeXt34 a quarter as wide; cifar10_2x32: as in the papers
 #
-# The numbers after the name are seeds. What is finished is not done again.
+# The numbers after the name are seeds. What is finished is not done again. A row is an objective of
+# the config, with fields of its own after it: j2/options.method=penalty/model.activation=silu.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=$1
 shift
+config=experiments/configs/${name%%_*}.py
 rows="j0 j1 j2 j2_lip_tanh"
 model=""
-if [ "$name" = cifar10 ]; then
-  rows="j0 j1 j2 j2_tanh j2_lip j2_lip_tanh" # with the ablation of Lip term and tanh
-  model=",cnn"
-fi
+autoattack=""
+case $name in
+  cifar10) # with the ablation of Lip term and tanh
+    rows="j0 j1 j2 j2_tanh j2_lip j2_lip_tanh"
+    model=",cnn"
+    ;;
+  cifar10_2x*) # and of relu, of attack and penalty, and of the examples that the Lip term sees
+    rows="j0 j1 j2 j2_lip j2_tanh j2_lip_tanh j2_lip/options.top_k=0"
+    for row in j1 j2 j2_lip; do rows+=" $row/options.method=penalty"; done
+    for row in j0 j1 j2 j2_lip; do rows+=" $row/model.activation=silu"; done
+    for row in j1 j2 j2_lip; do rows+=" $row/options.method=penalty/model.activation=silu"; done
+    if [ "$name" = cifar10_2x8 ]; then model=",2x8"; fi
+    autoattack="--protocol=autoattack --examples=200"
+    ;;
+esac
 runs=()
 for seed in "$@"; do
   for row in $rows; do
-    run="runs/$name/$row-$seed"
-    python experiments/train.py --silent --config="experiments/configs/$name.py:$row$model" \
-      --config.seed="$seed" --workdir="$run"
+    IFS=/ read -r -a parts <<<"$row"
+    fields=("${parts[@]:1}")
+    run="runs/$name/${row//\//,}-$seed"
+    python experiments/train.py --silent --config="$config:${parts[0]}$model" \
+      "${fields[@]/#/--config.}" --config.seed="$seed" --workdir="$run"
     python experiments/evaluate.py --silent --run="$run" # what is there is read, not made again
+    if [ -n "$autoattack" ]; then
+      # shellcheck disable=SC2086 # two flags
+      python experiments/evaluate.py --silent --run="$run" $autoattack
+    fi
     runs+=("$run")
   done
 done

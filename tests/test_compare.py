@@ -272,8 +272,7 @@ def test_every_recipe_of_the_table_has_four_settings_that_its_objective_takes(
     base = files[1].get_config("j0")
     plan = PLAN._replace(norm=norm, trials=4)
     table = files[0].recipes(norm, 0.1, 64, files[1].STRENGTHS, base.train)
-    left_out = {"grad_lp"} if data != "cifar10" else {"grad_lp", "lip_excess"}
-    assert {recipe.objective for recipe in table.values()} == {*objectives.__all__} - left_out
+    assert {recipe.objective for recipe in table.values()} == {*objectives.__all__} - {"grad_lp"}
     for recipe in table.values():
         settings = [compare.point(base, recipe, k, plan, steps=1) for k in range(plan.trials)]
         assert len({json.dumps(setting.to_dict(), sort_keys=True) for setting in settings}) == 4

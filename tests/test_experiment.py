@@ -19,7 +19,7 @@ from lipreg import attacks, curves, datasets, models, objectives, optimizers, re
 from lipreg.evaluation.protocols import grid
 from lipreg.models.lipschitz import LAYERS
 from lipreg.norms import LINF
-from lipreg.runs import logs
+from lipreg.runs import build, logs
 
 PGD = "evaluations/pgd_test_16"
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -120,6 +120,15 @@ def test_every_config_trains_end_to_end(name, row, tmp_path):
     assert {"step", "objective", "validation_error", "validation_error_pgd"} <= last.keys()
     assert last["validation_error"] <= last["validation_error_pgd"]
     chex.assert_trees_all_equal_shapes(state.params, prepared.state.params)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_papers_network_comes_a_quarter_as_wide_too(name):
+    config = config_file(name).get_config("j2_lip,2x8")
+    assert config.model.name == "ResNeXt34_2x8"
+    build.parts(config)
+    with pytest.raises(ValueError, match="No model 'big' after the row; choose cnn, 2x8, or"):
+        config_file(name).get_config("j0,big")
 
 
 @pytest.mark.parametrize("row", objectives.__all__)

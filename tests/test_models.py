@@ -15,6 +15,7 @@ SMALL = {
     "CNN": {"channels": (4, 8), "hidden": 8},
     "MLP": {"widths": (8,)},
     "ResNeXt34_2x32": {"stages": (1, 1), "channels": (4, 4)},
+    "ResNeXt34_2x8": {"stages": (1, 1)},
     "ResNet18": {"stages": (1, 1), "channels": (4, 8)},
     "ResNet50": {"stages": (1, 1), "channels": (8, 16)},
     "LipschitzCNN": {"channels": (4, 8), "hidden": 8, "batch_norm": True},
@@ -125,6 +126,7 @@ def test_images_on_which_the_resolution_falls_to_nothing_are_refused_with_the_le
     ("name", "least", "most"),
     [
         ("ResNeXt34_2x32", 3.8e6, 4.0e6),  # "about 3.9M"
+        ("ResNeXt34_2x8", 3.8e6 / 16, 4.0e6 / 15),  # a quarter as wide
         ("ResNet18", 11.1e6, 11.2e6),  # 11.17M, as published implementations
         ("ResNet50", 23.5e6, 23.6e6),  # 25.56M with a head for 1000 classes, 2.05M
         ("CNN", 0.2e6, 0.5e6),
@@ -259,7 +261,7 @@ def test_c2relu_is_twice_continuously_differentiable(seam, value, slope):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "VGG"}, "No model 'VGG'; choose one of CNN, MLP, ResNeXt34_2x32, ResNet18,"),
+        ({"name": "VGG"}, "No model 'VGG'; choose one of CNN, MLP, ResNeXt34_2x32, ResNeXt34_2x8,"),
         ({"head": "cosine"}, "No head 'cosine'; choose one of linear, batch_norm, tanh."),
         ({"activation": "sine"}, "No activation 'sine'; choose one of relu, softplus, silu, gelu,"),
         ({"width": 3}, "No field of CNN 'width'; choose one of"),

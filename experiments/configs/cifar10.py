@@ -1,4 +1,4 @@
-"""CIFAR-10: the papers' ResNeXt34 (2x32), or `ROW,cnn`, a small network for two CPU cores.
+"""CIFAR-10: the papers' ResNeXt34 (2x32); `ROW,2x8`, a quarter as wide; `ROW,cnn`, a small network.
 
 python experiments/train.py --config=experiments/configs/cifar10.py:j2_lip_tanh --workdir=runs/c
 """
@@ -23,6 +23,7 @@ STRENGTHS = {
     "cure": {"eps": 1.5 / 3072**0.5, "lam": 4.0},  # h is a Euclidean length
     "llr": {"eps": 8 / 255, "lam": 4.0, "mu": 3.0},
     "jacobian": {"lam": 0.01},
+    "lip_excess": {"lam": 0.1, "L0": 0.36},  # of the training images, as lossy JPEG copies
 }
 CNN_STRENGTHS = STRENGTHS | {
     "j1": {"eps": 0.1 / 3072**0.5},
@@ -33,20 +34,26 @@ CNN_STRENGTHS = STRENGTHS | {
 
 def get_config(row: str = "j2_lip_tanh") -> Config:
     row, _, model = row.partition(",")
-    if model not in ("", "cnn"):
-        raise ValueError(f"No model {model!r} after the row; choose cnn, or nothing for ResNeXt34.")
+    if model not in ("", "cnn", "2x8"):
+        raise ValueError(
+            f"No model {model!r} after the row; choose cnn, 2x8, or nothing for ResNeXt34 (2x32)."
+        )
     config = base_config(row, CNN_STRENGTHS if model else STRENGTHS)
     config.data.update({"name": "cifar10", "flip": True, "pad": 4})
     config.train.update({"epochs": 200, "batch_size": 128, "learning_rate": 0.1})
     config.train.update({"schedule": "papers", "weight_decay": 1e-3})
     config.evaluation.l2.update({"largest": 2.0, "table": 0.1})
     config.evaluation.linf.update({"largest": 0.25, "table": 1 / 16})
-    if model:
-        config.model.name = "CNN"
-        config.model.settings.update({"channels": (32, 64, 128), "batch_norm": True})
+    if model:  # for two CPU cores
         config.train.update({"epochs": 6, "schedule": "cosine", "learning_rate": 0.05})
         config.train.weight_decay = 5e-4
+    if model == "cnn":
+        config.model.name = "CNN"
+        config.model.settings.update({"channels": (32, 64, 128), "batch_norm": True})
     else:
-        config.model.name = "ResNeXt34_2x32"
+        config.model.name = f"ResNeXt34_{model or '2x32'}"
         config.model.settings.remat = False
+    if model == "2x8":  # where rows can be told apart after few epochs
+        config.train.epochs = 3
+        config.evaluation.l2.table, config.evaluation.linf.table = 0.25, 2 / 255
     return config

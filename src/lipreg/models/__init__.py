@@ -36,6 +36,7 @@ __all__ = [
     "Network",
     "PreActResNet",
     "ResNeXt",
+    "ResNeXt34_2x8",
     "ResNeXt34_2x32",
     "ResNet18",
     "ResNet50",
@@ -49,11 +50,12 @@ __all__ = [
 ]
 
 ResNeXt34_2x32 = partial(ResNeXt, stages=(5, 5, 5), channels=(32, 64, 128), branches=2)
+ResNeXt34_2x8 = partial(ResNeXt, stages=(5, 5, 5), channels=(8, 16, 32), branches=2)
 ResNet18 = partial(PreActResNet, stages=(2, 2, 2, 2), channels=(64, 128, 256, 512))
 ResNet50 = partial(BottleneckResNet, stages=(3, 4, 6, 3), channels=(256, 512, 1024, 2048))
 
 NAMES = (
-    *("CNN", "MLP", "ResNeXt34_2x32", "ResNet18", "ResNet50"),
+    *("CNN", "MLP", "ResNeXt34_2x32", "ResNeXt34_2x8", "ResNet18", "ResNet50"),
     *("LipschitzCNN", "LipschitzMLP"),
 )
 
