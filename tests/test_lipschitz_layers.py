@@ -1,6 +1,6 @@
 """lipreg.models.lipschitz: operators are built column by column and measured, for any weights."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +14,24 @@ from lipreg.models import lipschitz
 from lipreg.models.layers import space_to_depth
 from lipreg.models.lipschitz import LAYERS, apply, draws
 
-IN, OUT, SIDE = 5, 4, 4  # channels, and pixels of a side
+IN, OUT, MORE, SIDE = 5, 4, 7, 4  # channels, and pixels of a side
 ORTHOGONAL = [
     name for name, layer in LAYERS.items() if layer.form == "linear" and layer.frequencies
 ]
 RESCALED = [name for name, layer in LAYERS.items() if not layer.frequencies]
 FORMS = [(name, form) for name in LAYERS for form in ("dense", "circular")]
 FORMS += [(name, "zeros") for name in RESCALED]
+FORMS += [(name, "wide") for name, layer in LAYERS.items() if layer.form != "residual"]
 every_form = pytest.mark.parametrize(("name", "form"), FORMS)
 
 
 def shapes(name, form):
     """The shapes of an example and of a layer's parameters."""
-    outputs = IN if LAYERS[name].form == "residual" else OUT
-    made = draws(name, IN, outputs, 0 if form == "dense" else 3)
+    outputs = IN if LAYERS[name].form == "residual" else MORE if form == "wide" else OUT
+    dense = form in ("dense", "wide")
+    made = draws(name, IN, outputs, 0 if dense else 3)
     params = {n: jax.eval_shape(draw, jax.random.key(0)).shape for n, draw in made.items()}
-    return (IN,) if form == "dense" else (SIDE, SIDE, IN), params
+    return (IN,) if dense else (SIDE, SIDE, IN), params
 
 
 def weights(shape):
@@ -52,7 +54,7 @@ def measured(name, form):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     rest = {n: jnp.asarray(0.3 * rng.normal(size=s), jnp.float32) for n, s in sizes.items()}
-    padding = "own" if form == "dense" else form
+    padding = form if form in ("circular", "zeros") else "own"
 
     def jacobian(kernel):
         f = lambda x: apply(name, {**rest, "kernel": kernel}, x[None], padding=padding)[0].ravel()
@@ -81,7 +83,7 @@ def test_gradients_in_the_raw_weight_are_finite_whatever_the_weights(name, form)
     assert (slopes[0] != 0).any()
 
 
-@pytest.mark.parametrize("form", ["dense", "circular"])
+@pytest.mark.parametrize("form", ["dense", "wide", "circular"])
 @pytest.mark.parametrize("name", ORTHOGONAL)
 def test_all_singular_values_of_an_orthogonal_layer_are_1(name, form):
     found = np.linalg.svd(measured(name, form)[0], compute_uv=False)
@@ -216,20 +218,48 @@ def test_each_logit_after_a_normalised_last_layer_has_slope_1_and_a_class_withou
 
 
 def test_what_weights_are_made_of_is_float32_and_what_x_is_made_into_is_of_its_dtype():
-    raw = {"kernel": drawn(3, 3, 4, 4).astype(jnp.bfloat16), "bias": jnp.ones(4)}
-    x = drawn(1, 4, 4, 4).astype(jnp.bfloat16)
-    for name in ("aol", "cpl", "cayley"):
-        assert jax.eval_shape(partial(apply, name), raw, x).dtype == jnp.bfloat16
+    raw = drawn(3, 3, 4, 4).astype(jnp.bfloat16)
     for weight in (lipschitz.aol, lipschitz.spectral):
-        kernel = weight(raw["kernel"])
+        kernel = weight(raw)
         assert kernel.dtype == jnp.float32
         matrices = np.fft.fft2(kernel, (16, 16), (0, 1))
         assert np.linalg.norm(matrices, 2, (-2, -1)).max() <= 1 + 1e-5
 
 
+def every_layer(inputs=4, outputs=4, side=1):
+    """The parameters of a layer of every kind, and their outputs one beside the other."""
+    params = {
+        name: {n: draw(jax.random.key(0)) for n, draw in draws(name, inputs, outputs, side).items()}
+        for name in LAYERS
+    }
+    return params, lambda params, x: {name: apply(name, params[name], x) for name in params}
+
+
+def test_every_layer_computes_in_bfloat16_what_it_does_in_float32():
+    params, run = every_layer()
+    x = drawn(2, 4, 4, 4)
+    loss = lambda params, x: sum(
+        jnp.square(z.astype(jnp.float32)[..., :2]).sum() for z in run(params, x).values()
+    )
+    made = jax.jit(lambda params, x: (run(params, x), jax.grad(loss)(params, x)))
+    (outputs, slopes), (exact, expected) = (made(params, v) for v in (x.astype(jnp.bfloat16), x))
+    for name in LAYERS:
+        assert outputs[name].dtype == jnp.bfloat16
+        scale = 2**-5 * jnp.abs(exact[name]).max()
+        np.testing.assert_allclose(outputs[name].astype(jnp.float32), exact[name], atol=scale)
+        for found, wanted in zip(
+            *map(jax.tree.leaves, (slopes[name], expected[name])), strict=True
+        ):
+            assert found.dtype == jnp.float32
+            np.testing.assert_allclose(found, wanted, atol=0.1 * float(jnp.abs(wanted).max()))
+
+
 @pytest.mark.parametrize(
     ("name", "side", "features"),
-    [("aol", 3, 4), ("sll", 3, 4), ("cpl", 0, 6), ("bro", 3, 4), ("sandwich", 0, 4)],
+    [
+        *(("aol", 3, 4), ("sll", 3, 4), ("cpl", 0, 6), ("bro", 3, 4), ("sandwich", 0, 4)),
+        *(("spectral", 3, 4), ("bjorck", 0, 8), ("cayley", 0, 4)),
+    ],
 )
 def test_linen_and_nnx_are_the_same_function(name, side, features):
     x = drawn(2, 4, 4, 6) if side else drawn(2, 6)
@@ -276,9 +306,9 @@ def test_a_network_is_1_lipschitz_with_batch_normalisation_and_any_statistics():
 
 
 def test_shards_of_a_batch_have_the_same_outputs_and_gradients_as_the_whole():
-    x, sizes = drawn(8, 2, 2, 3), draws("cayley", 3, 3, 1)
-    params = {name: draw(jax.random.key(0)) for name, draw in sizes.items()}
-    loss = lambda params, x: jnp.square(apply("cayley", params, x)[..., :2]).sum()
+    params, run = every_layer()
+    x = drawn(8, 2, 2, 4)
+    loss = lambda params, x: sum(jnp.square(z[..., :2]).sum() for z in run(params, x).values())
     expected = jax.jit(jax.value_and_grad(loss))(params, x)
     with parallel.over():
         given = parallel.replicate(params), parallel.shard(x)
