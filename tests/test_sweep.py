@@ -34,8 +34,8 @@ def stand_in(monkeypatch):
         yield
 
 
-def config(**changes):
-    config = base_config("j2_lip", {"j2_lip": {"eps": 0.1, "lam": 0.01}})
+def config(row="j2_lip", **changes):
+    config = base_config(row, {"j2_lip": {"eps": 0.1, "lam": 0.01}, "free_at": {"eps": 0.1}})
     config.model.name = "MLP"
     config.model.settings = {"widths": (8,)}
     config.train.update({"epochs": 2, "batch_size": 16, "schedule": "constant"})
@@ -296,6 +296,26 @@ def test_points_of_several_shapes_are_not_trained_together(tmp_path):
         sweep.run(found, tmp_path, engine="vmap", silent=True)
     with pytest.raises(ValueError, match="No engine 'slurm'; choose one of auto, loop, vmap, ray"):
         sweep.run(found, tmp_path, engine="slurm")
+
+
+@pytest.mark.parametrize(
+    ("row", "changes"),
+    [
+        ("free_at", {"train.replay": 2}),  # each perturbation is carried to the next step
+        ("j2_lip", {"train.optimizer": "sam(rho=0.5)"}),
+        ("j2_lip", {"train.optimizer": "local_entropy(period=2,temperature=0.01)"}),
+    ],
+)
+def test_runs_trained_together_keep_what_each_carries(row, changes, tmp_path):
+    found = sweep.points(config(row, **changes), {"strengths.eps": (0.02, 0.2), "seed": (0, 1)})
+    for engine in ("loop", "vmap"):
+        sweep.run(found, tmp_path / engine, engine=engine, silent=True)
+    single, several = (numbers(tmp_path / engine) for engine in ("loop", "vmap"))
+    assert len(single) == 4
+    for name, (params, _) in single.items():
+        chex.assert_trees_all_close(several[name][0], params, rtol=1e-4, atol=1e-5)
+    kernels = [jax.tree.leaves(params)[1] for params, _ in single.values()]
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in itertools.combinations(kernels, 2))
 
 
 def test_devices_share_the_runs_that_are_trained_together(tmp_path):
