@@ -134,17 +134,17 @@ def examine(seed, family=None):
 
 @pytest.mark.parametrize("seed", [*FOUND, *range(PROGRAMS)])
 def test_no_point_contradicts_the_bounds_of_a_random_program(seed):
-    assert examine(seed) in {"held", "infinite", "refused"}
+    assert examine(seed) in {"held", "infinite"}
 
 
 @pytest.mark.parametrize("seed", range(PROGRAMS // 2))
 def test_no_point_contradicts_the_bounds_of_what_is_one_map_of_several_values(seed):
-    assert examine(seed, joint) in {"held", "infinite", "refused"}
+    assert examine(seed, joint) in {"held", "infinite"}
 
 
 @pytest.mark.parametrize("seed", range(PROGRAMS))
 def test_no_point_contradicts_the_bounds_of_what_networks_are_written_with(seed):
-    assert examine(seed, common) in {"held", "infinite", "refused"}
+    assert examine(seed, common) in {"held", "infinite"}
 
 
 def primitives(jaxpr):

@@ -18,6 +18,7 @@ SMALL = {
     "CNN": {"channels": (4,), "hidden": 4},
     "MLP": {"widths": (4,)},
     "ResNeXt34_2x32": {"channels": (4, 4), "stages": (1, 1)},
+    "ResNeXt34_2x8": {"channels": (4, 4), "stages": (1, 1)},
     "ResNet18": {"channels": (4, 8), "stages": (1, 1)},
     "ResNet50": {"channels": (4, 8), "stages": (1, 1)},
     "LipschitzCNN": {"channels": (4,), "hidden": 4},
