@@ -41,7 +41,7 @@ def weights(shape):
     one_rank = rng.normal(size=(*shape[:-1], 1)) * rng.normal(size=shape[-1])
     column = np.arange(shape[-1])
     dead = random * np.select([column == 0, column == 1], [0.0, 1e-8], 1.0)
-    graded = random * np.float64(10) ** -column
+    graded = random * np.float64(1000) ** -column
     sparse = random * (np.abs(random) > 1.5)
     kinds = [random, 1e6 * random, 1e30 * random, 1e-30 * random, one_rank, dead, graded, sparse]
     return np.stack([*kinds, np.ones(shape), np.zeros(shape)]).astype(np.float32)
