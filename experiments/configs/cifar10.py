@@ -53,7 +53,7 @@ def get_config(row: str = "j2_lip_tanh") -> Config:
     else:
         config.model.name = f"ResNeXt34_{model or '2x32'}"
         config.model.settings.remat = False
-    if model == "2x8":  # where rows can be told apart after few epochs
+    if model == "2x8":  # few epochs, and radii that are small enough for them
         config.train.epochs = 3
         config.evaluation.l2.table, config.evaluation.linf.table = 0.25, 2 / 255
     return config
