@@ -6,8 +6,9 @@
 #   results/measure.sh cifar10 0 1
 #   results/measure.sh cifar10_2x8 0 1    ResNeXt34 a quarter as wide; cifar10_2x32: as in the papers
 #
-# The numbers after the name are seeds. What is finished is not done again. A row is an objective of
-# the config, with fields of its own after it: j2/options.method=penalty/model.activation=silu.
+# The numbers after the name are seeds. What is finished is not done again: not what is in runs/NAME,
+# and not what results/NAME/runs keeps of it, all that a table reads. A row is an objective of the
+# config, with fields of its own after it: j2/options.method=penalty/model.activation=silu.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=$1
@@ -30,12 +31,16 @@ case $name in
     autoattack="--protocol=autoattack --examples=200"
     ;;
 esac
-runs=()
+kept=()
 for seed in "$@"; do
   for row in $rows; do
     IFS=/ read -r -a parts <<<"$row"
     fields=("${parts[@]:1}")
-    run="runs/$name/${row//\//,}-$seed"
+    label=${row//\//,}-$seed
+    run=runs/$name/$label
+    keep=results/$name/runs/$label
+    kept+=("$keep")
+    if [ -d "$keep" ]; then continue; fi
     python experiments/train.py --silent --config="$config:${parts[0]}$model" \
       "${fields[@]/#/--config.}" --config.seed="$seed" --workdir="$run"
     python experiments/evaluate.py --silent --run="$run" # what is there is read, not made again
@@ -43,7 +48,13 @@ for seed in "$@"; do
       # shellcheck disable=SC2086 # two flags
       python experiments/evaluate.py --silent --run="$run" $autoattack
     fi
-    runs+=("$run")
+    rm -rf "$keep.part" # of a copy that was killed
+    for file in config.json about.json evaluations/*/evaluation.json evaluations/*/distances.npz; do
+      for found in "$run"/$file; do
+        install -D -m 644 "$found" "$keep.part/${found#"$run/"}"
+      done
+    done
+    mv "$keep.part" "$keep"
   done
 done
-python experiments/table.py "${runs[@]}" --out="results/$name"
+python experiments/table.py "${kept[@]}" --out="results/$name"
