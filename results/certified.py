@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 from configs import cifar10, digits, mnist
 from configs.compare import recipes as usual
 
-BY_DDN, BY_AUTOATTACK, BATCH, SURVIVORS = 1000, 100, 500, 32
+BY_DDN, BY_AUTOATTACK, BATCH, SURVIVORS = 1000, 100, 100, 32
 INSIDE = 0.999  # of a certified radius
 PENALISED = ("j2_lip", "pgd_at")
 SQRT2 = 2**0.5
@@ -194,7 +194,7 @@ def _found(f: Any, x: Any, y: Any, points: Any) -> Any:
 def _nearest(f: Any, x: Any, y: Any, radius: Any) -> Any:
     """DDN's point, or that of APGD in the certified ball if it finds one, and its distance."""
     points = attacks.ddn(KEY, logits_fn=f, x=x, y=y, norm=L2, steps=100)
-    inside = attacks.apgd(KEY, f, x, y, INSIDE * radius, norm=L2)
+    inside = attacks.apgd(KEY, f, x, y, INSIDE * radius, norm=L2, steps=20)
     distance, wrong = _found(f, x, y, points), _found(f, x, y, inside)
     closer = wrong < distance
     return {"points": select(closer, inside, points), "distance": jnp.minimum(distance, wrong)}
