@@ -1,6 +1,7 @@
 """A search for violated bounds: random programs, and points that would contradict them.
 
-`LIPREG_PROGRAMS=2000 pytest tests/test_bounds_search.py` looks at more of them.
+`LIPREG_PROGRAMS=2000 pytest tests/test_bounds_search.py` looks at more of them; with
+`--junitxml=FILE`, it says of each whether its bounds held or are infinite.
 """
 
 import os
@@ -133,18 +134,23 @@ def examine(seed, family=None):
 
 
 @pytest.mark.parametrize("seed", [*FOUND, *range(PROGRAMS)])
-def test_no_point_contradicts_the_bounds_of_a_random_program(seed):
-    assert examine(seed) in {"held", "infinite"}
+def test_no_point_contradicts_the_bounds_of_a_random_program(seed, record_property):
+    record_property("bounds", found := examine(seed))
+    assert found in {"held", "infinite"}
 
 
 @pytest.mark.parametrize("seed", range(PROGRAMS // 2))
-def test_no_point_contradicts_the_bounds_of_what_is_one_map_of_several_values(seed):
-    assert examine(seed, joint) in {"held", "infinite"}
+def test_no_point_contradicts_the_bounds_of_what_is_one_map_of_several_values(
+    seed, record_property
+):
+    record_property("bounds", found := examine(seed, joint))
+    assert found in {"held", "infinite"}
 
 
 @pytest.mark.parametrize("seed", range(PROGRAMS))
-def test_no_point_contradicts_the_bounds_of_what_networks_are_written_with(seed):
-    assert examine(seed, common) in {"held", "infinite"}
+def test_no_point_contradicts_the_bounds_of_what_networks_are_written_with(seed, record_property):
+    record_property("bounds", found := examine(seed, common))
+    assert found in {"held", "infinite"}
 
 
 def primitives(jaxpr):
