@@ -195,7 +195,9 @@ def test_double_precision_stays_double(name):
         wide = jax.tree.map(lambda a: a.astype(jnp.float64), (MLP, X))
         attack = partial(short(name), KEY, partial(mlp, wide[0]))
         args = (wide[1], Y, 0.1) if name in FIXED else (wide[1], Y)
-        assert jax.eval_shape(attack, *args).dtype == jnp.float64
+        program = jax.make_jaxpr(attack)(*args)
+    assert [out.dtype for out in program.out_avals] == [jnp.float64]
+    assert "f32" not in str(program)
 
 
 @every_member

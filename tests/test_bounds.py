@@ -126,7 +126,7 @@ def test_averages_and_maxima_over_windows_have_their_norms():
     np.testing.assert_allclose(lipschitz(high, image).output, 1.0, rtol=1e-5)
     # A pixel in the middle lies in four windows, and counts in all where it is the largest.
     often = lambda x: flat(nnx.max_pool(x, (3, 3), (1, 1)))
-    assert lipschitz(often, image).output[0] >= 2
+    assert 2 <= lipschitz(often, image).output[0] <= 3 * SLACK
     whole = lambda x: x.mean((1, 2))
     np.testing.assert_allclose(lipschitz(whole, image).output, 0.25, rtol=1e-5)
 
@@ -187,8 +187,10 @@ def test_a_gradient_of_the_library_convolution_is_bounded_as_what_it_computes():
     f = lambda x: jax.grad(lambda x: smooth(x).sum())(x).reshape(len(x), -1)
     found = lipschitz(f, x)
     assert (spectral(f, x) <= np.asarray(found.output) * SLACK).all()
+    assert jnp.isfinite(found.output).all()
     low, high = interval(f, jnp.zeros_like(x), jnp.ones_like(x))
     assert ((low <= f(x)) & (f(x) <= high)).all()
+    assert jnp.isfinite(high - low).all()
 
 
 def test_windows_that_do_not_overlap_are_exact():
@@ -269,7 +271,7 @@ def test_a_window_counts_an_entry_as_often_as_it_holds_it(name):
     peak = jnp.full((1, 40), 0.5).at[0, 20].set(0.9)
     high = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 4), **options)
     times = jnp.sum(high(peak) == 0.9)
-    assert lipschitz(high, peak).output[0] >= np.sqrt(times)
+    assert np.sqrt(times) <= lipschitz(high, peak).output[0] <= 2 * SLACK
 
 
 @pytest.mark.parametrize("image_first", [True, False])
@@ -287,11 +289,11 @@ def test_a_convolution_has_its_norm_whichever_argument_is_the_image(image_first,
     def f(x):
         v = x.reshape(1, 3, 8)
         pair = (v, other) if image_first else (other, v)
-        return jax.lax.conv_general_dilated(*pair, padding=[(7, 7)], **options).reshape(1, -1)
+        return jax.lax.conv_general_dilated(*pair, padding=[(9, 9)], **options).reshape(1, -1)
 
     exact = np.linalg.norm(np.asarray(jax.vmap(lambda v: f(v[None])[0])(jnp.eye(24))), 2)
     found = lipschitz(f, jnp.full((1, 24), 0.5)).output[0]
-    assert exact <= found <= 3 * exact
+    assert 0 < exact <= found <= 2.1 * exact  # strides and zeros leave out what the torus has
 
 
 def test_groups_of_the_batch_have_the_norm_of_their_matrix():
@@ -300,7 +302,7 @@ def test_groups_of_the_batch_have_the_norm_of_their_matrix():
         x.reshape(2, 3, 4), kernel, (1,), "VALID", batch_group_count=2
     ).reshape(1, -1)
     exact = np.linalg.norm(np.asarray(jax.vmap(lambda v: f(v[None])[0])(jnp.eye(24))), 2)
-    assert exact <= lipschitz(f, jnp.full((1, 24), 0.5)).output[0] <= 2 * exact
+    assert 0 < exact <= lipschitz(f, jnp.full((1, 24), 0.5)).output[0] <= 1.5 * exact
 
 
 def steep(x):

@@ -324,13 +324,6 @@ def test_a_vector_over_its_length_has_its_constant(f, constant):
     np.testing.assert_allclose(lipschitz(f, X).output, constant, rtol=1e-4)
 
 
-UNEVEN = jnp.asarray([[1e-4, 1.0, 1.0, 1e-4, 0.3, 1.0]])
-
-
-def fifth(x):
-    return x.sum(1, keepdims=True) / 5
-
-
 def over(sums):
     return lambda x: (x.reshape(-1, 2, 3)[..., :2] * sums(x.reshape(-1, 2, 3)[..., :2])).reshape(
         len(x), -1

@@ -67,6 +67,7 @@ def contradiction(f, x, low, high, eps, rng):
     ends = interval(batched(f), jnp.asarray(box_low)[None], jnp.asarray(box_high)[None])
     least, most = (np.float64(end[0]) for end in ends)
     output, margins = float(found.output[0]), np.float64(found.margins[0])
+    assert not np.isnan([output, *margins.flat, *least.flat, *most.flat]).any()
     with jax.enable_x64(True):
         look = jax.jit(jax.vmap(lambda x: (f(x), slopes(f, x))))
 

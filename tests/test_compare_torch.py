@@ -44,6 +44,9 @@ def test_the_attack_fills_the_ball_and_leaves_neither_it_nor_the_box(theirs, nor
     moved = np.linalg.norm((x_adv - x).flatten(1).numpy(), size, axis=1)
     assert moved.max() <= 0.1 + 1e-6
     np.testing.assert_allclose(moved[0], 0.1, rtol=1e-4)  # no end of the box is near
+    up = w[:, 1] - w[:, 0]  # raises the loss of class 0
+    most = 0.1 * torch.linalg.vector_norm(up, 1 if norm == "linf" else 2)
+    assert (x_adv - x)[0].flatten() @ up > 0.9 * most
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
 

@@ -83,7 +83,7 @@ def test_each_attack_sees_only_what_is_left_and_is_traced_once_per_shape_at_each
     seen = []
 
     def breaks_some(key, logits_fn, x, y, eps, round_):
-        jax.debug.callback(lambda x: seen.append(len(x)), x, ordered=True)
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
         return jnp.where((jnp.arange(len(x)) % 2 == 1)[:, None], 1 - x, x)
 
     traced = chex.assert_max_traces(breaks_some, n=2)  # a full batch and a quarter
@@ -91,12 +91,20 @@ def test_each_attack_sees_only_what_is_left_and_is_traced_once_per_shape_at_each
     flip = lambda x: model(jnp.where(x > 0.5, x, x))
     for eps in (0.3, 0.9):
         chex.clear_trace_counter()
+        seen.clear()
         outcome = evaluation.cascade(
             KEY, flip, x, y, eps, [half, half._replace(name="again")], norm=LINF, batch_size=12
         )
         assert outcome.names == ("clean", "half", "again")
         assert list(outcome.breakdown()) == ["clean", "half", "again"]
-    assert set(seen) == {3, 12}
+        jax.effects_barrier()
+        assert {len(batch) for batch in seen} == {3, 12}
+        # Rows that fill up a batch are there twice.
+        batches = [{row.tobytes() for row in batch} for batch in seen]
+        times = [sum(row.tobytes() in batch for batch in batches) for row in x]
+        once = np.where(outcome.broken_by == 1, 1, 2)
+        np.testing.assert_array_equal(times, np.where(outcome.broken_by == 0, 0, once))
+        assert (outcome.broken_by == 1).any()
 
 
 def test_a_cascade_does_not_believe_an_attack():

@@ -113,8 +113,11 @@ def test_several_steps_a_dispatch_are_asked_for_in_the_config_and_agree_with_sin
 @pytest.mark.parametrize(("name", "row"), [*ROWS, ("cifar10", "j2_lip_tanh,cnn")])
 def test_every_config_trains_end_to_end(name, row, tmp_path):
     prepared = runs.prepare(tiny(name, row))
+    before = jax.device_get(prepared.state.params)
     state = runs.train_run(prepared, tmp_path / "run", silent=True)
     assert int(state.step) == 6
+    moved = jax.tree.map(lambda a, b: np.ndim(a) < 2 or np.abs(a - b).max(), before, state.params)
+    assert min(jax.tree.leaves(moved)) > 1e-6  # every kernel has
     chex.assert_tree_all_finite((state.params, state.model_state))
     last = logs.metrics(tmp_path / "run")[-1]
     assert {"step", "objective", "validation_error", "validation_error_pgd"} <= last.keys()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lipreg import certificates, datasets, reports, runs
+from lipreg.reports import kept
 from lipreg.runs import logs, storage
 from lipreg.runs.config import complete
 
@@ -51,8 +52,13 @@ def test_it_is_evaluated_and_certified(run):
     loaded = runs.load(run)
     loaded.config.evaluation.update({"examples": 8, "batch_size": 8, "steps": 2, "radii": 3})
     reports.evaluate(loaded, run)
-    assert list(run.rglob("*.npz"))  # the distances
+    images, labels = datasets.to_unit(loaded.dataset.x[:8]), loaded.dataset.y[:8]
+    wrong = np.asarray(loaded.logits_fn(images)).argmax(1) != labels
+    _, _, arrays = kept.read(kept.folder_of(run, "pgd", "test", 8, kept.USUAL))
+    np.testing.assert_array_equal(arrays["l2"] == 0, wrong)
+    assert not np.isnan(arrays["l2"]).any()
     x, y = datasets.to_unit(loaded.dataset.x[:4]), loaded.dataset.y[:4]
     certified = certificates.interval_bound(loaded.logits_fn, x, y)
     assert certified.kind == "certified"
     assert ((certified.radius > 0) <= (loaded.logits_fn(x).argmax(1) == y)).all()
+    assert (certified.radius > 0).any()

@@ -351,7 +351,7 @@ def test_a_thousand_noisy_points_are_solved(d):
         np.testing.assert_allclose(
             found.value, functional(x, y, found.values, lam, 1.0), rtol=1e-6, atol=1e-6
         )
-        assert found.value <= y.var() + 1e-8
+        assert found.value <= y.var() - (0.01 if lam == 1e-4 else -1e-8)
 
 
 def test_the_minimum_is_extended_with_its_own_constant():

@@ -155,11 +155,16 @@ def test_without_wrong_labels_nothing_is_corrected_and_all_else_is_measured(with
 
 def test_a_strength_is_chosen_by_the_validation_split_alone(monkeypatch):
     """Strengths that ruin are not chosen, and test labels choose nothing."""
-    config = correcting(percents=(30,), weight_decays=(0.0, 5.0), smoothings=(1.0, 0.0))
+    strengths = {"weight_decays": (0.0, 5.0), "smoothings": (1.0, 0.0), "lams": (1e3,)}
+    config = correcting(percents=(30,), **strengths)
     study, load = labels.label_correction(config), datasets.load
     chosen = {m: values(study, "strength chosen", m) for m in METHODS}
     assert (chosen["weight decay"] == 0).all()
     assert (chosen["label smoothing"] == 0).all()
+    assert (values(study, "test error", "lip_excess") != values(study, "test error", "plain")).any()
+    clean = datasets.load("digits", "validation", validation=0.2)
+    L0 = of_data(datasets.to_unit(clean.x[:48]), clean.y[:48]).value
+    assert study.sentences[0] == f"L0 = {L0:.3g}, that of 48 clean validation images."
     assert ((chosen["early stopping"] >= 1) & (chosen["early stopping"] <= 8)).all()
 
     def rolled(which):

@@ -85,6 +85,13 @@ def test_the_proved_bound_sees_what_stands_between_layers_and_the_last_layer():
         return lipschitz.group_sort(lipschitz.centred(x.reshape(len(x), -1))) @ w
 
     bound = bounds_of(network, jnp.full((1, SIDE, SIDE, 2), 0.5))
+    x = jnp.clip(0.5 + 0.3 * drawn(16, SIDE, SIDE, 2), 0.0, 1.0)
+    slopes = jax.vmap(jax.jacrev(lambda x: network(x[None])[0]))(x)
+    slopes = np.asarray(slopes.reshape(*slopes.shape[:2], -1), np.float64)
+    assert np.linalg.norm(slopes, 2, axis=(1, 2)).max() <= bound.output[0] * (1 + 1e-5)
+    steepest = np.linalg.norm(slopes[:, :, None] - slopes[:, None], axis=3).max(0)
+    assert (steepest <= bound.margins[0] * (1 + 1e-5)).all()
+    assert steepest.max() > 0.05
     rows = np.asarray(w.T, np.float64)
     between = np.linalg.norm(rows[:, None] - rows[None], axis=2)
     assert (bound.margins[0] <= 1.01 * between).all()

@@ -11,8 +11,9 @@ from lipreg import batching, datasets, runs, training
 from lipreg.runs.config import base_config
 
 KEY = jax.random.key(0)
-REAL = datasets.Dataset(np.full((20, 2), 0.25, np.float32), np.zeros(20, np.int32), 3)
-MADE = datasets.Dataset(np.full((5, 2), 0.75, np.float32), np.full(5, 2, np.int32), 3)
+# Every row has a number of its own: 0 to 19, and 100 to 104.
+REAL = datasets.Dataset(np.arange(20.0, dtype=np.float32)[:, None], np.zeros(20, np.int32), 3)
+MADE = datasets.Dataset(100 + REAL.x[:5], np.full(5, 2, np.int32), 3)
 
 
 def test_a_batch_has_so_many_rows_of_each_set_and_an_epoch_none_of_the_first_twice():
@@ -28,11 +29,11 @@ def test_a_batch_has_so_many_rows_of_each_set_and_an_epoch_none_of_the_first_twi
 
 
 def trained(steps, first=0):
-    """What each step of a run sees of a mixture: the mean input, and the classes."""
+    """What each step of a run sees of a mixture: their sum, how many are made, classes."""
 
     def step(state, strengths, batch):
         x, y = batch
-        seen = {"objective": x.mean(), "classes": y.astype(jnp.float32).mean()}
+        seen = {"objective": x.sum(), "made": (x >= 100).sum(), "classes": y.sum()}
         return dataclasses.replace(state, step=state.step + 1), seen
 
     state = training.State({}, {}, {}, None, jnp.int32(first), KEY)
@@ -44,9 +45,11 @@ def trained(steps, first=0):
 def test_training_sees_the_share_in_each_batch_and_an_epoch_counts_the_real_examples():
     seen = trained(4)
     assert len(datasets.mixture(REAL, MADE)) == datasets.size(datasets.mixture(REAL, MADE)) == 20
-    np.testing.assert_allclose([parts["objective"] for parts in seen], 0.3 * 0.25 + 0.7 * 0.75)
-    np.testing.assert_allclose([parts["classes"] for parts in seen], 0.7 * 2)
-    assert trained(4, first=3) == seen[3:]
+    assert [parts["made"] for parts in seen] == 4 * [7]
+    assert [parts["classes"] for parts in seen] == 4 * [14]
+    sums = [float(parts["objective"]) for parts in seen]
+    assert len(set(sums)) == 4
+    assert [float(parts["objective"]) for parts in trained(4, first=3)] == sums[3:]
 
 
 @pytest.mark.parametrize("names", [("x_train", "y_train"), ("image", "label")])
@@ -66,7 +69,7 @@ def test_a_file_needs_no_test_split(names, tmp_path):
     [
         (MADE, 1.0, r"share = 1.0; of a batch, it must be greater than 0, less than 1"),
         (MADE._replace(x=np.zeros((5, 3), np.float32)), 0.5, r"inputs are float32\[3\], and the"),
-        (MADE._replace(x=np.zeros((5, 2), np.uint8)), 0.5, r"uint8\[2\], and .* float32\[2\]"),
+        (MADE._replace(x=np.zeros((5, 1), np.uint8)), 0.5, r"uint8\[1\], and .* float32\[1\]"),
         (MADE._replace(y=np.full(5, 3, np.int32)), 0.5, r"has a class 3, and the real one 3 cla"),
     ],
 )

@@ -306,6 +306,18 @@ def pre_activated(x, conv, norm, act):
     return act(norm(4, x))
 
 
+def bottleneck(x, conv, norm, act):
+    """Convolution and normalisation i are numbered as they are first called."""
+    unit = lambda i, x: norm(i, conv(i, x))
+    n, rows, columns, channels = x.shape
+    windows = x.reshape(n, rows // 2, 2, columns // 2, 2, channels).swapaxes(2, 3)
+    x = halved(act(unit(0, windows.reshape(n, rows // 2, columns // 2, -1))))
+    y = unit(3, act(unit(2, act(unit(1, x)))))
+    x = act(y + (x if x.shape == y.shape else unit(4, x)))
+    y, x = halved(act(unit(5, x))), halved(x)
+    return act(unit(7, act(unit(6, y))) + unit(8, x))
+
+
 def branched(x, conv, norm, act):
     def block(x, i):
         y = norm(i + 1, conv(i + 1, act(norm(i, conv(i, x))), groups=2))
@@ -316,11 +328,12 @@ def branched(x, conv, norm, act):
 
 
 @pytest.mark.parametrize(
-    ("name", "written"), [("ResNet18", pre_activated), ("ResNeXt34_2x32", branched)]
+    ("name", "written"),
+    [("ResNet18", pre_activated), ("ResNeXt34_2x32", branched), ("ResNet50", bottleneck)],
 )
 def test_a_residual_network_is_the_one_of_its_paper(name, written):
     model = models.build(name, classes=3, stages=(1, 1), channels=(4, 8))
-    x = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    x = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
     rng = np.random.default_rng(1)
     drawn = lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype)
     variables = jax.tree.map(drawn, model.init(jax.random.key(0), x))

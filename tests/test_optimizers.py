@@ -39,6 +39,17 @@ def test_every_optimizer_makes_a_step_at_the_schedules_rate(name):
     assert any(leaf.any() for leaf in moved)
 
 
+@pytest.mark.parametrize("name", [*optimizers.NAMES, "optax.contrib:muon"])
+def test_every_optimizer_follows_the_schedule_from_step_to_step(name):
+    tx = optimizers.build(name, lambda step: jnp.where(step < 1, 0.1, 0.0))
+    state, moved = tx.init(W), []
+    for _ in range(2):
+        updates, state = tx.update(G, state, W)
+        moved.append(any(leaf.any() for leaf in jax.tree.leaves(updates)))
+    # optax.lars accumulates steps that are scaled already.
+    assert moved == [True, name == "lars"]
+
+
 def test_weight_decay_goes_to_the_optimizer_that_takes_it_and_else_into_the_gradient():
     adamw = optimizers.build("adamw", 0.1, weight_decay=0.5, b2=0.95)
     expected = step(optax.adamw(0.1, b2=0.95, weight_decay=0.5))

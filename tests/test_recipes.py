@@ -207,6 +207,11 @@ def test_llr_weighs_the_slope_along_its_perturbation():
     options = {"eps": 0.1, "lam": 1.0, "key": KEY, "loss": first, "bounds": WIDE}
     light, heavy = (objectives.llr(linear, X, Y, mu=mu, **options)[0] for mu in (0.0, 2.0))
     assert 0 < heavy - light <= 2 * 0.1 * jnp.abs(V).sum() + 1e-6
+    # Of 3/2 x^2 in one dimension, v is -eps or eps: |v 3 x|.
+    bowl = one(lambda x: 1.5 * jnp.square(x[:, 0]))
+    light, heavy = (objectives.llr(bowl, X[:, :1], Y, mu=mu, **options)[0] for mu in (0.0, 2.0))
+    slope = jnp.abs(3 * X[:, 0]).mean()
+    np.testing.assert_allclose(heavy - light, 2 * 0.1 * slope, rtol=1e-3)
 
 
 def test_grad_align_differentiates_the_second_gradient_alone_and_leaves_out_those_of_0():

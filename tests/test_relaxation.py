@@ -1,5 +1,6 @@
 """benchmarks/relaxation.py: what its table says of sweeps whose errors are known."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_the_table_pairs_seeds_and_counts_the_gradients_to_sgds_last_error(progr
 
 def test_every_row_of_the_config_is_a_network_and_an_optimizer_of_the_library(program):
     config = program._CONFIG
-    for optimizer in config["OPTIMIZERS"]:
-        build.parts(config["get_config"](f"mlp,{optimizer}"))
+    for row in itertools.product(config["NETWORKS"], config["OPTIMIZERS"]):
+        build.parts(config["get_config"](",".join(row)))
     with pytest.raises(ValueError, match="No row 'mlp,adam'; choose NETWORK,OPTIMIZER of mlp, le"):
         config["get_config"]("mlp,adam")

@@ -27,7 +27,7 @@ LAYERS = (
     {"reports"},
     {"theory"},
 )
-OUTSIDE = {"chex", "jax", "numpy", "optax", "scipy"}
+OUTSIDE = {"jax", "numpy", "optax", "scipy"}
 
 
 def room(path):

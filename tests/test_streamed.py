@@ -167,6 +167,10 @@ def test_threads_change_no_batch(slopes):
     same(first(training(slopes, threads=3), 5), first(training(slopes), 5))
 
 
+def test_workers_change_no_batch(slopes):
+    same(first(training(slopes, workers=1), 5), first(training(slopes), 5))
+
+
 @pytest.mark.parametrize(
     ("batch_size", "processes", "message"),
     [
@@ -193,6 +197,7 @@ def test_random_boxes_have_the_areas_and_shapes_of_their_source_and_lie_anywhere
     area, ratio = (right - left) * (bottom - top) / 120_000, (right - left) / (bottom - top)
     assert 0.08 <= area.min() < 0.1
     assert 0.95 < area.max() <= 1
+    assert abs(np.median(np.log(ratio[area < 0.5]))) < 0.03  # uniform in its logarithm
     assert 0.75 <= ratio.min() < 0.76
     assert 1.32 < ratio.max() <= 4 / 3 + 1e-9
     assert (left.min() < 1) & (top.min() < 1) & (right.max() > 399) & (bottom.max() > 299)
