@@ -280,7 +280,10 @@ def main(
     print(text)
     if not attacked:
         return
-    shown = {name: found[name][0] for name in (best, "aol", "pgd_at", "j2_lip") if name in found}
+    certified = f"% certified error at {setting.eps:g}"
+    most = min(found, key=lambda name: found[name][0]["columns"][certified], default="")
+    drawn = (best, most, "aol", "pgd_at", "j2_lip")
+    shown = {name: found[name][0] for name in drawn if name in found}
     figure = plots.error_curves(
         {name: seed["distance"] for name, seed in shown.items()},
         radii={name: seed["radius"] for name, seed in shown.items()},
