@@ -8,9 +8,9 @@ all the losses, and the best two of these with three seeds (`--once`: neither); 
 offsets and temperatures of the best. `--rows=cayley,aol,pgd_at` are only these.
 Certified are all test images, by the proved constants of margins. The first 1,000 are attacked by
 DDN, and by APGD within their certified balls; those of the first 100 that have no certificate at a
-radius, by AutoAttack there (`--unattacked`: none). Writes RESULTS/DATA: a table, the band of
-certified and attacked errors, and the front of clean against certified error. Nothing is done
-twice.
+radius and no smaller adversarial change yet, by AutoAttack there (`--unattacked`: none). Writes
+RESULTS/DATA: a table, the band of certified and attacked errors, and the front of clean against
+certified error. Nothing is done twice.
 """
 
 import argparse
