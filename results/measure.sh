@@ -16,7 +16,7 @@ shift
 config=experiments/configs/${name%%_*}.py
 rows="j0 j1 j2 j2_lip_tanh"
 model=""
-autoattack=""
+protocols="pgd"
 case $name in
   cifar10) # with the ablation of Lip term and tanh
     rows="j0 j1 j2 j2_tanh j2_lip j2_lip_tanh"
@@ -28,33 +28,44 @@ case $name in
     for row in j0 j1 j2 j2_lip; do rows+=" $row/model.activation=silu"; done
     for row in j1 j2 j2_lip; do rows+=" $row/options.method=penalty/model.activation=silu"; done
     if [ "$name" = cifar10_2x8 ]; then model=",2x8"; fi
-    autoattack="--protocol=autoattack --examples=200"
+    protocols="pgd autoattack"
     ;;
 esac
-kept=()
-for seed in "$@"; do
-  for row in $rows; do
-    IFS=/ read -r -a parts <<<"$row"
-    fields=("${parts[@]:1}")
-    label=${row//\//,}-$seed
-    run=runs/$name/$label
-    keep=results/$name/runs/$label
-    kept+=("$keep")
-    if [ -d "$keep" ]; then continue; fi
-    python experiments/train.py --silent --config="$config:${parts[0]}$model" \
-      "${fields[@]/#/--config.}" --config.seed="$seed" --workdir="$run"
-    python experiments/evaluate.py --silent --run="$run" # what is there is read, not made again
-    if [ -n "$autoattack" ]; then
-      # shellcheck disable=SC2086 # two flags
-      python experiments/evaluate.py --silent --run="$run" $autoattack
-    fi
-    rm -rf "$keep.part" # of a copy that was killed
-    for file in config.json about.json evaluations/*/evaluation.json evaluations/*/distances.npz; do
-      for found in "$run"/$file; do
-        install -D -m 644 "$found" "$keep.part/${found#"$run/"}"
-      done
+
+# One row by one protocol, and what is kept of it. A run that is not here any more is made again with
+# all that is kept, so that no row mixes two networks.
+measured() { # ROW SEED PROTOCOL
+  local parts fields run keep file found
+  IFS=/ read -r -a parts <<<"$1"
+  fields=("${parts[@]:1}")
+  run=runs/$name/${1//\//,}-$2
+  keep=results/$name/runs/${1//\//,}-$2
+  if compgen -G "$keep/evaluations/$3_*" >/dev/null; then return; fi
+  python experiments/train.py --silent --config="$config:${parts[0]}$model" \
+    "${fields[@]/#/--config.}" --config.seed="$2" --workdir="$run"
+  python experiments/evaluate.py --silent --run="$run" # what is there is read, not made again
+  if [ "$3" = autoattack ]; then
+    python experiments/evaluate.py --silent --run="$run" --protocol=autoattack --examples=100
+  fi
+  rm -rf "$keep.part" # of a copy that was killed
+  for file in config.json about.json evaluations/*/evaluation.json evaluations/*/distances.npz; do
+    for found in "$run"/$file; do
+      install -D -m 644 "$found" "$keep.part/${found#"$run/"}"
     done
-    mv "$keep.part" "$keep"
   done
+  rm -rf "$keep"
+  mv "$keep.part" "$keep"
+}
+
+for protocol in $protocols; do
+  kept=()
+  for seed in "$@"; do
+    for row in $rows; do
+      measured "$row" "$seed" "$protocol"
+      kept+=("results/$name/runs/${row//\//,}-$seed")
+    done
+  done
+  out=results/$name
+  if [ "$protocol" != pgd ]; then out+=/$protocol; fi
+  python experiments/table.py "${kept[@]}" --protocol="$protocol" --out="$out"
 done
-python experiments/table.py "${kept[@]}" --out="results/$name"

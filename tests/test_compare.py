@@ -450,6 +450,37 @@ def test_the_table_has_a_row_for_each_recipe_and_says_how_it_was_made(folder, tm
     assert all(path.is_file() for path in files)
 
 
+def test_a_guest_shows_only_what_was_measured_as_the_others_were(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "hosts")
+    found, _ = compared(tmp_path / "hosts")
+    seeds = [tmp_path / f"guest/seed-{seed}" for seed in range(2)]
+    for seed in seeds:  # as train.py leaves a run: another attack, no seconds, no best epoch
+        shutil.copytree(found["plain"].runs[0], seed)
+        shutil.rmtree(seed / "best", ignore_errors=True)
+        config = json.loads((seed / "config.json").read_text())
+        config["report"]["pgd"] = {"norm": "l2", "eps": 0.1, "steps": 10}
+        (seed / "config.json").write_text(json.dumps(config))
+        rows = [dict(row) for row in logs.metrics(seed)]
+        for row, error in zip(rows, [0.0] + [0.01] * len(rows), strict=False):
+            row.pop("seconds")
+            row[build.ROBUST] = error  # far below the others', and least at the first report
+        (seed / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        point = json.loads((seed / "point.json").read_text()) | {build.ROBUST: 0.01}
+        (seed / "point.json").write_text(json.dumps(point))
+    guest = compare.Trained(compare.Recipe("", [{}]), 0, seeds, {})
+    options = {"radii": {"linf": 0.1}, "examples": 8}
+    with mock.patch.object(evaluation, "evaluate", judged):
+        text, _ = comparison.report(found | {"guest": guest}, PLAN, tmp_path / "hosts", **options)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    (row,) = [line for line in lines if line[:1] == ["guest"] and len(line) == len(lines[0])]
+    told = dict(zip(lines[0], row, strict=True))
+    for column in ("seconds", "best epoch", "% AutoAttack linf 0.1, best epoch"):
+        assert told[column] == "-"
+    assert told["% AutoAttack linf 0.1"] == "75 ± 0"
+    last = [line for line in lines if line][-1]  # of the table by validation
+    assert (last[0], last[-1]) == ("guest", "-")
+
+
 def test_a_comparison_that_is_cut_has_a_table_of_what_was_attacked(folder, tmp_path):
     compared(folder)
     shutil.copytree(folder, tmp_path / "cut")

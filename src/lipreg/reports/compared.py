@@ -105,13 +105,15 @@ def _proved(logits_fn: Callable, x: Any, bounds: tuple[float, float]) -> float |
 
 
 def seed(workdir: Path, radii: Mapping[str, float], **options: Any) -> dict[str, Any]:
-    """A seed's numbers at its last epoch and, where that is another, at its best."""
+    """A seed's numbers at its last epoch and at its best, None where that was not kept."""
     rows = logs.metrics(workdir)
     validated = [row for row in rows if ROBUST in row]
     best = min(validated, key=lambda row: row[ROBUST])
     last = measure(workdir, radii=radii, **options)
-    earlier = best["step"] < last["asked"]["step"] and (workdir / "best/config.json").is_file()
-    at_best = measure(workdir / "best", radii=radii, **options) if earlier else last
+    at_best = last
+    if best["step"] < last["asked"]["step"]:
+        kept = (workdir / "best/config.json").is_file()
+        at_best = measure(workdir / "best", radii=radii, **options) if kept else None
     return {"workdir": str(workdir), "rows": rows, "last": last, "best": at_best}
 
 

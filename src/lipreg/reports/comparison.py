@@ -81,6 +81,8 @@ def _row(
 ) -> dict[str, float | str]:
     """A recipe's line but for what compares it with others; `at` are the columns' names by norm."""
     each = lambda number: curves.spread([number(seed) for seed in seeds]) if seeds else "diverged"
+    kept = all(seed["best"] for seed in seeds)
+    best = lambda number: each(lambda seed: number(seed["best"])) if kept else "-"
     steps = [overfitting.overfitted(seed["rows"]) for seed in seeds]
     finite = len(seeds) == len(trained.runs)
     overfitted = [
@@ -92,10 +94,10 @@ def _row(
         "approach": trained.recipe.approach,
         "setting": _setting(trained),
         "seeds": f"{len(seeds)}" if finite else f"{len(seeds)} of {len(trained.runs)}",
-        "seconds": each(_seconds),
+        "seconds": each(_seconds) if all(map(_seconds, seeds)) else "-",
         "compilation, s": trained.pace.get("compile_s", "-"),
         "epochs": each(lambda seed: seed["last"]["epochs"]),
-        "best epoch": each(lambda seed: seed["best"]["epochs"]),
+        "best epoch": best(lambda found: found["epochs"]),
         "% clean error": each(lambda seed: compared.clean(seed["last"])),
     }
     for norm, name in at.items():
@@ -104,9 +106,7 @@ def _row(
                 lambda s, n=norm, a=attack: compared.error(s["last"], n, a)
             )
     norm, name = next(iter(at.items()))
-    row[f"% {AUTO} {name}, best epoch"] = each(
-        lambda seed: compared.error(seed["best"], norm, AUTO)
-    )
+    row[f"% {AUTO} {name}, best epoch"] = best(lambda found: compared.error(found, norm, AUTO))
     gaps = [compared.gaps(seed["rows"]) for seed in seeds]
     seen = bool(gaps) and all(map(len, gaps))
     row["PGD-10 less FGSM, %: last"] = curves.spread([v[-1] for v in gaps]) if seen else "-"
@@ -117,14 +117,25 @@ def _row(
 
 
 def _seconds(seed: Mapping[str, Any]) -> float:
-    """Those that a run's training took."""
-    return seed["rows"][-1].get("seconds", np.nan)
+    """Those that a run's training took, 0 where it did not tell (a guest's)."""
+    return seed["rows"][-1].get("seconds", 0.0)
 
 
-def _validated(found: Mapping[str, compare.Trained]) -> dict[str, dict[str, float | str]]:
-    """All recipes, attacked or not, in the order of what chose their settings."""
+def _validated(
+    found: Mapping[str, compare.Trained], plan: compare.Plan
+) -> dict[str, dict[str, float | str]]:
+    """All recipes, attacked or not, in the order of what chose their settings.
 
-    def row(trained: compare.Trained) -> dict[str, float | str]:
+    Guests that were validated by another attack are last, without its error.
+    """
+    attack = {"norm": plan.norm, "eps": plan.eps, "steps": 20}
+
+    def alike(name: str) -> bool:
+        configs = map(storage.read_complete, _whole(found[name]))
+        return all(config.report.pgd.to_dict() == attack for config in configs)
+
+    def row(name: str) -> dict[str, float | str]:
+        trained = found[name]
         last = [logs.metrics(run)[-1] for run in _whole(trained)]
         each = lambda field: curves.spread([100 * r[field] for r in last]) if last else "diverged"
         return {
@@ -132,11 +143,11 @@ def _validated(found: Mapping[str, compare.Trained]) -> dict[str, dict[str, floa
             "setting": _setting(trained),
             "seeds": len(last),
             "% clean error": each(build.CLEAN),
-            f"% {PGD}": each(build.ROBUST),
+            f"% {PGD}": each(build.ROBUST) if alike(name) else "-",
         }
 
-    order = sorted(found, key=lambda name: compare.error(found[name].runs[0]))
-    return {name: row(found[name]) for name in order}
+    order = sorted(found, key=lambda name: (not alike(name), compare.error(found[name].runs[0])))
+    return {name: row(name) for name in order}
 
 
 def _whole(trained: compare.Trained) -> list[Path]:
@@ -177,7 +188,7 @@ def _approaches(
         for recipe, trained in found.items():
             if trained.recipe.approach == approach and seeds[recipe]:
                 rows[recipe] = row(approach, [seed["last"] for seed in seeds[recipe]])
-                if recipe == "j0":
+                if recipe == "j0" and all(seed["best"] for seed in seeds[recipe]):
                     rows["j0, best epoch"] = row("B", [seed["best"] for seed in seeds[recipe]])
     return rows
 
@@ -202,7 +213,7 @@ def report(
     at = {norm: f"{norm} {eps:.3g}" for norm, eps in radii.items()}
     caption = _caption(plan, at, examples, note)
     seeds: dict[str, list[dict[str, Any]]] = {}
-    rows, text, validated = {}, caption, _validated(found)
+    rows, text, validated = {}, caption, _validated(found, plan)
     for name, trained in found.items():
         tell = (lambda line, name=name: progress(f"{name}: {line}")) if progress else None
         seeds[name] = [
@@ -245,7 +256,7 @@ def _off_pace(seeds: Mapping[str, Sequence[Mapping[str, Any]]], wanted: float) -
     took = {
         name: np.mean([_seconds(seed) for seed in several]) / wanted
         for name, several in seeds.items()
-        if several
+        if several and all(map(_seconds, several))
     }
     names = ", ".join(f"{name} ({x:.2g})" for name, x in took.items() if abs(np.log(x)) > OFF)
     if not names:
