@@ -143,6 +143,21 @@ def test_what_is_wrong_to_begin_with_is_clean_and_untouched_and_known_points_are
     assert again.breakdown()["known"] == first.error
 
 
+def test_images_that_are_wrong_are_not_attacked():
+    x = jax.random.uniform(jax.random.key(0), (8, 4))
+    logits_fn, right = lambda x: 9 * x, jnp.arange(8) % 3 > 0  # 5 of 8
+    for y in (jnp.where(right, x.argmax(1), x.argmin(1)), x.argmin(1)):
+        said: list[str] = []
+        options = {"radii": {"l2": (0.1,)}, "keep": True, "progress": said.append}
+        found = evaluation.evaluate(logits_fn, x, y, protocol="deck", **options)
+        wrong = np.asarray(x.argmax(1) != y)
+        attacked = [line for line in said if line.startswith("l2-basic_iterative")]
+        assert attacked == ["l2-basic_iterative-kept: 5 of 5 images"] * bool((~wrong).any())
+        np.testing.assert_array_equal(found.distances["l2"]["basic_iterative"] == 0, wrong)
+        np.testing.assert_array_equal(found.nearest_points["l2"][wrong], x[wrong])
+        assert (found.nearest_points["l2"][~wrong] != x[~wrong]).any(1).all()
+
+
 def test_a_cascade_that_was_killed_goes_on_and_one_of_something_else_is_refused(tmp_path):
     model, x, y, distances = linear(5)
     eps, calls = float(jnp.median(distances(L2))), []

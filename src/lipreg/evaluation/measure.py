@@ -128,7 +128,7 @@ def evaluate(
         return masking_report(key, subject.model, x, y, eps, surrogate=surrogate, **options)
 
     clean = subject.each("clean", _wrong)["wrong"]
-    searched = {norm: _searched(subject, plan, norm, keep) for norm in radii}
+    searched = {norm: _searched(subject, ~clean, plan, norm, keep) for norm in radii}
     return Evaluation(
         plan.name,
         clean,
@@ -235,19 +235,25 @@ def _wrong(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> dict[str, Ar
 
 
 def _searched(
-    subject: Subject, plan: Protocol, norm: str, keep: bool
+    subject: Subject, right: np.ndarray, plan: Protocol, norm: str, keep: bool
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Each minimum-norm attack's distances `[N]`, and with `keep` the nearest of all its points."""
-    distances, points = {}, subject.x.copy() if keep else subject.x
-    nearest = np.full(len(points), np.inf)
-    for label, attack in plan.searches[norm].items():
+    """Each minimum-norm attack's distances `[N]`, and with `keep` the nearest of all its points.
+
+    Images that are not classified `right` are their own nearest points, and are not attacked.
+    """
+    rows, points = np.flatnonzero(right), subject.x.copy() if keep else subject.x
+    distances = {label: np.zeros(len(right), np.float32) for label in plan.searches[norm]}
+    nearest = np.full(len(rows), np.inf)
+    settings = NORMS[norm], subject.bounds, keep
+    for label, attack in plan.searches[norm].items() if len(rows) else ():
         unit = f"{norm}-{label}" + "-kept" * keep
-        results = subject.each(unit, _measured, attack, NORMS[norm], subject.bounds, keep)
-        distances[label] = results["distance"]
+        results = subject.each(unit, _measured, attack, *settings, rows=rows)
+        distances[label] = np.zeros(len(right), results["distance"].dtype)
+        distances[label][rows] = results["distance"]
         if keep:
             closer = results["distance"] < nearest
             nearest = np.minimum(nearest, results["distance"])
-            points[closer] = results["points"][closer]
+            points[rows[closer]] = results["points"][closer]
     return distances, points
 
 

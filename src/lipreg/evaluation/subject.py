@@ -1,14 +1,15 @@
 """What an evaluation hands on: a model, its images, and how to go through them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from lipreg.batching import map_batches
+from lipreg.batching import in_batches
 from lipreg.box import Bounds
 from lipreg.contracts import LogitsFn, check_inputs
 from lipreg.evaluation.store import Store
@@ -47,31 +48,30 @@ class Subject(NamedTuple):
         """The number of logits."""
         return output(self.model, jnp.asarray(self.x[:1])).shape[1]
 
-    def each(self, name: str, function: Callable, *settings: Any) -> dict[str, np.ndarray]:
-        """`function(*settings, keys, model, x, y)` for all images, by batches: arrays `[N, ...]`.
+    def each(
+        self, name: str, function: Callable, *settings: Any, rows: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """`function(*settings, keys, model, x, y)` for images, by batches: arrays `[R, ...]`.
 
-        The function returns a dict of arrays. `name` is that of the results in the store, and of
-        what is told.
+        For all images, or those of `rows`, at least one. The function returns a dict of arrays.
+        `name` is that of the results in the store, and of what is told.
         """
         program = compiled(self.model, function, *settings)
-        n = len(self.y)
-        size = min(self.batch_size, n)
-
-        def said(starts: range) -> Iterator[int]:
-            for start in starts:
-                yield start
-                self.tell(f"{name}: {min(start + starts.step, n)} of {n} images")
-
-        return map_batches(
+        rows = np.arange(len(self.y)) if rows is None else rows
+        batches = in_batches(
             lambda keys, x, y: program(keys, self.model, x, y),
-            size,
-            self.keys,
-            self.x,
-            self.y,
-            progress=said,
+            rows,
+            min(self.batch_size, len(rows)),
+            *(self.keys, self.x, self.y),
             store=self.store,
             name=name,
         )
+        outputs, done = [], 0
+        for now, result in batches:
+            outputs.append(result)
+            done += len(now)
+            self.tell(f"{name}: {done} of {len(rows)} images")
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
 
 
 def admitted(
