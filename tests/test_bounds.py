@@ -328,6 +328,19 @@ def test_a_jump_counts_where_the_condition_is_flat_on_one_side():
     assert interval(never, jnp.zeros((1, 1)), jnp.ones((1, 1)))[1] >= 5
 
 
+def test_a_number_in_two_types_is_two_numbers():
+    """0.1 is written alike in both, and not of one value."""
+
+    def f(x):
+        single = (x * np.float32(0.1)).astype(jnp.float64)
+        return 1e9 * (x.astype(jnp.float64) * np.float64(0.1) - single)
+
+    with jax.enable_x64(True):
+        slope = 1e9 * abs(0.1 - float(np.float32(0.1)))
+        assert slope > 1
+        assert lipschitz(f, jnp.ones((1, 1), jnp.float32)).output[0] >= slope
+
+
 def test_rows_that_nearly_agree_have_no_margin_below_the_difference():
     rows = np.ones((2, 64), np.float32)
     rows[1, 0] += 2.0**-23
@@ -640,6 +653,8 @@ def test_noise_is_refused_in_an_interval_and_so_it_is_in_loops_and_branches():
         (X, {"eps": -1.0}, "want a radius >= 0"),
         (X, {"eps": jnp.ones(2)}, r"one per example \[3\]"),
         (X, {"bounds": (0.0, np.inf)}, "two finite numbers"),
+        (X, {"bounds": (np.zeros(3), np.ones(3))}, "give two numbers, which jit does not trace"),
+        (X, {"bounds": 1.0}, "bounds = 1.0: give two numbers"),
     ],
 )
 def test_wrong_inputs_are_named(x, options, said):
@@ -654,3 +669,6 @@ def test_a_tracer_and_an_empty_interval_are_refused():
         interval(linear, X, X - 1.0)
     with pytest.raises(ValueError, match=r"want \[B, ...\] twice"):
         interval(linear, X, X[:1])
+    for f in (lambda x: (linear(x), x), lambda x: linear(x).mean(0), lambda x: linear(x).sum()):
+        with pytest.raises(ValueError, match=r"must return one array \[B, ...\]; for one example"):
+            interval(f, X, X)

@@ -42,7 +42,9 @@ def test_options_are_plain_values():
     assert doors.called(text) == ("my_parts:Net", options)
 
 
-@pytest.mark.parametrize("text", ["f(1)", "f(a=b)", "f(a=1", "f(a=1)(b=2)", "f(**{})"])
+@pytest.mark.parametrize(
+    "text", ["f(1)", "f(a=b)", "f(a=1", "f(a=1)(b=2)", "f(**{})", "f(a={[1]})"]
+)
 def test_other_calls_are_refused(text):
     with pytest.raises(ValueError, match="plain values"):
         doors.called(text)

@@ -185,6 +185,12 @@ def test_the_bound_of_a_norm_is_above_it_and_near(shape, loose):
     assert norm * (1 - 1e-6) <= lipschitz.norm_bound(w, 3) <= loose * norm
 
 
+@pytest.mark.parametrize("side", [0, 3])
+def test_a_layer_that_is_orthogonal_to_begin_with_is_not_rescaled(side):
+    w = lipschitz.draws("spectral", 48, 64, side)["kernel"](jax.random.key(0))
+    np.testing.assert_allclose(lipschitz.norm_bound(w), 1.0, rtol=1e-4)
+
+
 @pytest.mark.parametrize("padding", ["zeros", "circular"])
 def test_the_adjoint_weight_is_that_of_the_transposed_map(padding):
     x, y, w = drawn(2, 4, 5, 3), drawn(2, 4, 5, 6, seed=1), drawn(3, 5, 3, 6, seed=2)

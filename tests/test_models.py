@@ -265,6 +265,11 @@ def test_c2relu_is_twice_continuously_differentiable(seam, value, slope):
         ({"head": "cosine"}, "No head 'cosine'; choose one of linear, batch_norm, tanh."),
         ({"activation": "sine"}, "No activation 'sine'; choose one of relu, softplus, silu, gelu,"),
         ({"width": 3}, "No field of CNN 'width'; choose one of"),
+        (
+            {"name": "ResNet18", "stages": (2, 2)},
+            r"PreActResNet: stages = \(2, 2\) and channels = \(64, 128, 256, 512\); give as many",
+        ),
+        ({"name": "ResNeXt34_2x32", "stages": (), "channels": ()}, "one or more"),
     ],
 )
 def test_unknown_names_are_met_with_the_choices(changes, message):

@@ -16,12 +16,7 @@ Bounds = tuple[float, float]
 
 def check_inside(x: Array, bounds: Bounds) -> None:
     """ValueError for x outside of the box, and for bounds that are no two increasing numbers."""
-    try:
-        low, high = map(float, bounds)
-    except TypeError:  # arrays, also traced ones
-        raise ValueError(
-            f"bounds = {bounds}: give two numbers, which jit does not trace, for all pixels."
-        ) from None
+    low, high = _two(bounds)
     if not low < high:
         raise ValueError(f"bounds = {bounds}: the first must be less than the second.")
     if isinstance(x, Tracer):
@@ -37,9 +32,19 @@ def check_inside(x: Array, bounds: Bounds) -> None:
         raise ValueError(f"x has values from {least:.9g} to {most:.9g}, outside bounds {bounds}.")
 
 
+def _two(bounds: Bounds) -> tuple[float, float]:
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError):  # arrays, also traced ones; more or fewer than two
+        raise ValueError(
+            f"bounds = {bounds}: give two numbers, which jit does not trace, for all pixels."
+        ) from None
+    return low, high
+
+
 def check_finite(bounds: Bounds) -> None:
     """ValueError for bounds that are no two increasing finite numbers."""
-    low, high = bounds
+    low, high = _two(bounds)
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"bounds = {bounds}: want two finite numbers, the first the smaller.")
 

@@ -82,5 +82,5 @@ def called(text: str) -> tuple[str, dict[str, Any]]:
         if not all(word.arg for word in call.keywords):  # **options
             raise ValueError
         return name, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         raise ValueError(f"{text!r}: write name(option=value, ...) with plain values.") from None

@@ -22,19 +22,19 @@ def _number(value: float, digits: int) -> str:
 
 
 def spread(values: ArrayLike | Sequence[float]) -> float | str:
-    """One value, or several as mean ± sample standard deviation; ∞ if any is infinite.
+    """One value, or several as mean ± sample standard deviation; ∞ or nan if any is.
 
     The mean has three digits or, up to six, those of the deviation's two.
 
     >>> spread([0.25]), spread([1.0, 2.0, 3.0]), spread([0.1] * 3), spread([0.5, math.inf])
     (0.25, '2 ± 1', '0.1 ± 0', '∞')
-    >>> spread([1234.0, 1236.0])
-    '1235 ± 1.4'
+    >>> spread([1234.0, 1236.0]), spread([0.5, math.nan])
+    ('1235 ± 1.4', 'nan')
     """
     array = np.asarray(values, float)
     if array.size == 1:
         return float(array[0])
-    if np.isinf(array).any():
+    if not np.isfinite(array).all():
         return _number(float(array.mean()), 3)
     deviation = array.std(ddof=1) if np.ptp(array) else 0  # of equal ones rounding would leave some
     mean, digits = float(array.mean()), 3

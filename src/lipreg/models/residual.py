@@ -28,6 +28,15 @@ class Residual(Model):
     channels: tuple[int, ...]
     remat: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < len(self.stages) == len(self.channels):
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}: stages = {self.stages} and channels = {self.channels}; give as many "
+                "channels as stages, one or more."
+            )
+
     def images(self, x: Array) -> Array:
         """The images in the network's dtype.
 

@@ -173,7 +173,7 @@ def _check_value(name: str, value: Any) -> None:
     if sizes and not all(type(n) is int and n > 0 for n in value):
         raise ValueError(f"config.{name} = {value}; it must be whole numbers greater than 0.")
     if sizes and not value and name.endswith(".channels"):
-        raise ValueError(f"config.{name} = (); a CNN has one convolution or more.")
+        raise ValueError(f"config.{name} = (); a network has one convolution or more.")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     may_be_zero = name in _MAY_BE_ZERO or name.startswith("strengths.")

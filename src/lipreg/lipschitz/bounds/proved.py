@@ -53,7 +53,8 @@ def interval(f: Callable[[Array], Array], low: Array, high: Array) -> Box:
     outwards and widened by 1e-6 of their size, and infinite where nothing is proved, as for `1 / x`
     about 0. May be jitted and differentiated in reverse; outside of `jit` each call compiles.
 
-    Raises: ValueError where a primitive has no rule, or `low > high`.
+    Raises: ValueError where a primitive has no rule, or `low > high`, or f returns another number
+      of arrays or examples.
 
     >>> interval(lambda x: x @ jnp.array([[1.0], [-2.0]]), jnp.zeros((1, 2)), jnp.ones((1, 2)))
     (Array([[-2.0000021]], dtype=float32), Array([[1.0000011]], dtype=float32))
@@ -66,6 +67,9 @@ def interval(f: Callable[[Array], Array], low: Array, high: Array) -> Box:
         if count:
             raise ValueError(f"low <= high does not hold in {count} of {low.size} entries.")
     traced, _ = trace(snapshot(f), low[:1])
+    shapes = [list(out.shape) for out in traced.out_avals]
+    if len(shapes) != 1 or shapes[0][:1] != [1]:
+        raise ValueError(f"f must return one array [B, ...]; for one example it returned {shapes}.")
 
     # Compiled, because the Lipschitz half of the walk is then left out.
     @jax.jit

@@ -134,7 +134,8 @@ def _refuse_steps(eqn: Any) -> None:
 def _once(eqn: Any, inputs: list, eps: Any, seen: dict) -> list:
     """`_step`, once for the same operation on the same values: `x[:, 1:]` twice is one value."""
     pairs = zip(eqn.invars, inputs, strict=True)
-    given = [("literal", str(v.val)) if isinstance(v, Literal) else id(a) for v, a in pairs]
+    literal = lambda v: ("literal", str(v.val), str(v.aval.dtype))  # 0.1 has two values
+    given = [literal(v) if isinstance(v, Literal) else id(a) for v, a in pairs]
     key = eqn.primitive, *sorted(eqn.params.items()), *given
     try:
         known = key in seen
