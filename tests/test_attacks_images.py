@@ -152,6 +152,21 @@ def test_images_in_half_precision_are_attacked_in_single(name, norm, dtype):
     assert (net(x_adv).argmax(1) != y).mean() >= 0.5
 
 
+def test_bounds_that_half_precision_rounds_are_those_of_its_images():
+    """White in MNIST's normalisation, 2.8215, is 2.828 in bfloat16."""
+    low, high = -0.4242, 2.8215
+    x = jnp.array([[high, low, 1.0]], jnp.bfloat16)
+    assert float(x.max()) > high
+    logits = lambda x: x[:, :2].astype(jnp.float32)
+    options = {"norm": LINF, "bounds": (low, high)}
+    x_adv = attacks.pgd(KEYS[0], logits, x, jnp.zeros(1, jnp.int32), 0.5, **options)
+    assert x_adv.dtype == jnp.bfloat16
+    assert float(jnp.abs(x_adv.astype(jnp.float32) - x.astype(jnp.float32)).max()) <= 0.5
+    assert logits(x_adv)[0, 0] - logits(x_adv)[0, 1] < high - low - 0.9
+    with pytest.raises(ValueError, match="outside bounds"):
+        attacks.pgd(KEYS[0], logits, 2 * x, jnp.zeros(1, jnp.int32), 0.5, **options)
+
+
 @each_attack
 def test_at_the_limits_of_its_options_an_attack_stays_inside(name):
     """Two classes, one image, the fewest steps, a radius of 0 and one beyond the box; and a margin

@@ -336,6 +336,26 @@ def test_the_pgd_curve_has_settings_of_its_own_and_keeps_the_nearest_images(mode
         evaluation.pgd(steps=0)
 
 
+def test_images_in_half_precision_are_measured_in_it_and_so_they_are_after_a_kill(tmp_path):
+    x = jax.random.uniform(jax.random.key(1), (6, 4)).astype(jnp.bfloat16)
+    seen = []
+
+    def logits_fn(x):
+        seen.append(x.dtype)
+        return 9.0 * x.astype(jnp.float32)
+
+    y = x.astype(jnp.float32).argmax(1)
+    few = evaluation.pgd(steps=3, grids={"l2": np.array([0.2, 0.6, 1.0])})
+    options = {"protocol": few, "radii": {"l2": (0.2,)}, "keep": True, "folder": tmp_path}
+    first, again = (evaluation.evaluate(logits_fn, x, y, **options) for _ in range(2))
+    assert {str(dtype) for dtype in seen} == {"bfloat16"}
+    for found in (first, again):
+        points = found.nearest_points["l2"]
+        assert points.dtype == jnp.bfloat16
+        assert (points != np.asarray(x)).any(1).all()
+    np.testing.assert_array_equal(first.nearest_points["l2"], again.nearest_points["l2"])
+
+
 def test_a_pgd_curve_that_was_killed_goes_on(model, tmp_path):
     logits_fn, x, y, _ = model
     told = []
@@ -427,7 +447,8 @@ def test_a_strangers_attack_runs_beside_the_others_and_is_not_believed(model, tm
     [
         ({"protocol": "quick"}, "No protocol 'quick'; choose one of pgd, deck, autoattack, full"),
         ({"radii": {"l3": (0.1,)}}, "No norm 'l3' in radii; choose one of l1, l2, linf"),
-        ({"radii": {"l2": (0.0,)}}, r"radii of l2 = \(0.0,\); give radii greater than 0"),
+        ({"radii": {"l2": (0.0,)}}, r"radii of l2 = \(0.0,\); give finite radii greater than 0"),
+        ({"radii": {"l2": (np.inf,)}}, r"radii of l2 = \(inf,\); give finite radii greater"),
         ({"bounds": (0.5, 1.0)}, "outside bounds"),
         (
             {"protocol": "deck", "radii": {"l1": (1.0,)}},

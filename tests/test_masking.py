@@ -249,6 +249,22 @@ def test_other_norms_boxes_two_classes_and_the_last_batch_are_served(norm):
     assert {check.name for check in honest} == set(masking.QUESTIONS) - left_out
 
 
+def test_a_masked_class_is_no_sign_of_a_masked_gradient():
+    """It changes no answer of the report: neither "random", nor blind to what is not linear."""
+    x = jax.random.uniform(jax.random.fold_in(KEY, 2), (24, 6))
+
+    def with_a_class_more(sign, x):
+        return jnp.concatenate([scores(sign, x), jnp.full((len(x), 1), -jnp.inf)], 1)
+
+    for sign in (1.0, -1.0):
+        y = scores(sign, x).argmax(1)
+        for f in (Partial(scores, sign), Partial(with_a_class_more, sign)):
+            keys = jax.random.split(KEY, len(x))
+            found = masking._probe(L2, (0.0, 1.0), f, keys, x, y, eps=jnp.float32(0.3))
+            for name in ("gradients", "linearity", "randomness"):
+                assert (found[name] == (sign < 0 and name == "linearity")).all()
+
+
 @pytest.mark.parametrize(
     ("name", "count", "n", "status"),
     [
@@ -289,6 +305,7 @@ def test_what_is_wrong_is_named_in_one_line():
         ({"logits_fn": lambda x: x}, r"must return \[96, K\]; it returned \[96, 8, 8, 1\]"),
         ({"eps": 0.0}, "eps = 0.0; it must be greater than 0"),
         ({"eps": float("nan")}, "eps = nan; it must be greater than 0"),
+        ({"eps": float("inf")}, "eps = inf; it must be greater than 0, and finite"),
         ({"steps": 0}, "masking_report: steps = 0; it must be at least 1"),
         ({"batch_size": 0}, "masking_report: batch_size = 0; it must be at least 1"),
         ({"norm": lp(1.5)}, "no form for the norm l1.5; choose one of l1, l2, linf"),

@@ -24,7 +24,10 @@ def test_a_curve_is_the_error_at_each_radius_in_percent():
     assert list(axes.lines[2].get_xdata()) == [0.25, 0.25]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["J0", "J2"]
     assert r"\ell_2" in axes.get_xlabel()
+    assert axes.get_xlabel().endswith("pixels in [0, 1]")
     assert axes.get_title() == "A"
+    other = plots.error_curves(DISTANCES, norm_name="l2", bounds=(-3.0, 3.0)).axes[0]
+    assert other.get_xlabel().endswith("values in [-3, 3]")
 
 
 def test_autoattack_is_drawn_as_dots_in_its_curves_colour_and_named_once():

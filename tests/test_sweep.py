@@ -229,15 +229,20 @@ def test_a_point_whose_last_report_was_lost_is_validated_again(tmp_path):
     assert [row["step"] for row in logs.metrics(place)] == [2, 4, 6, 8]
 
 
-def test_rows_that_are_measured_differently_are_not_ranked(tmp_path):
-    axes = {"report.pgd.eps": (0.1, 0.5)}
+@pytest.mark.parametrize(
+    "axes",
+    [{"report.pgd.eps": (0.1, 0.5)}, {"data.bounds": ((0.0, 1.0), (-1.0, 1.0))}],
+    ids=lambda axes: next(iter(axes)),
+)
+def test_rows_that_are_measured_differently_are_not_ranked(axes, tmp_path):
     found = sweep.points(config(), axes)
     for name in found:
         (tmp_path / "points" / name).mkdir(parents=True)
         record = {"validation_error": 0.1, "validation_error_pgd": 0.2}
         (tmp_path / "points" / name / "point.json").write_text(json.dumps(record))
     text, _ = sweeps.report(found, axes, tmp_path)
-    assert "No row is best: by report.pgd.eps their errors are measured differently." in text
+    (name,) = axes
+    assert f"No row is best: by {name} their errors are measured differently." in text
     assert "*" not in text.splitlines()[2] + text.splitlines()[3]
     assert json.loads((tmp_path / "sweep.json").read_text())["best"] == ""
 

@@ -106,6 +106,18 @@ def test_further_radii_are_columns_and_lines_and_the_text_says_where_rows_differ
             reports.table(pair, tmp_path / "out", radii=radii)
 
 
+def test_a_radius_that_is_asked_for_counts_what_was_broken_at_a_smaller_one(tmp_path):
+    distances = np.array([0.0, 0.7, 0.7, np.inf])
+    run = a_run(tmp_path / "0", distances=distances)
+    place = run / "evaluations/pgd_test_4"
+    broken = {f"broken_{norm}_0.5": np.array([1, 1, 0, 1], bool) for norm in ("l2", "linf")}
+    arrays = {"l2": distances, "linf": distances / 2}
+    files.write_arrays(place / "distances.npz", **arrays | broken)
+    row = cells(reports.table([run], tmp_path / "out", radii={"l2": (0.4, 0.5, 0.6, 0.8)})[0])["J0"]
+    found = [row[f"% error at l2 {eps}"] for eps in (0.4, 0.5, 0.6, 0.8)]
+    assert found == ["25", "75", "75", "100"]
+
+
 def test_configs_that_share_label_and_folders_name_are_rows_of_their_own(tmp_path):
     found = [
         a_run(tmp_path / place / "lam=0", "j2", distances=distances, **{"train.epochs": epochs})

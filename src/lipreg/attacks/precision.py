@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lipreg.box import check_inside
 from lipreg.contracts import LogitsFn
 
 __all__ = ["in_single"]
@@ -28,7 +29,10 @@ def in_single(attack: Attack) -> Attack:
         if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits >= 32:
             return attack(key, logits_fn, x, y, *args, **options)
         shown = lambda points: logits_fn(_rounded(points, x))
-        x_adv = attack(key, shown, x.astype(jnp.float32), y, *args, **options)
+        bounds = options.get("bounds", (0.0, 1.0))
+        check_inside(x, bounds)  # to the rounding of its own type
+        single = jnp.clip(x.astype(jnp.float32), *bounds)
+        x_adv = attack(key, shown, single, y, *args, **options)
         return _rounded(x_adv, x)
 
     return cast(Attack, run)

@@ -80,8 +80,8 @@ def masking_report(
     norm = by_name(norm)
     check_norm("masking_report", norm, L1, L2, LINF)
     at_least_one("masking_report", steps=steps, queries=queries, batch_size=batch_size)
-    if not eps > 0:
-        raise ValueError(f"masking_report: eps = {eps}; it must be greater than 0.")
+    if not 0 < eps < np.inf:
+        raise ValueError(f"masking_report: eps = {eps}; it must be greater than 0, and finite.")
     number = lambda value: np.asarray(value, x.dtype)
     check_scale("masking_report", bounds)
     check_surrogate(surrogate, logits_fn, x)
@@ -183,7 +183,10 @@ def _probe(
     gradient = lambda loss: jax.grad(lambda x: loss(logits_fn(x), y).sum())(x)
     grad, size = gradient(margin), norm.dual(gradient(cross_entropy))
     dead = ~((size >= jnp.finfo(size.dtype).tiny) & jnp.isfinite(size) & (clean >= -GAP))
-    rounding = 8 * float(jnp.finfo(model(x).dtype).eps) * jnp.abs(logits).max(1)
+    masked = jnp.isneginf(logits)  # classes that there are not
+    most, least = logits.max(1), jnp.where(masked, jnp.inf, logits).min(1)
+    largest = jnp.maximum(jnp.abs(most), jnp.abs(least))
+    rounding = 8 * float(jnp.finfo(model(x).dtype).eps) * largest
 
     def mispredicted(ahead: float) -> Array:
         step = jnp.clip(x + ahead * eps * norm.direction(grad).astype(x.dtype), *bounds) - x
@@ -195,7 +198,8 @@ def _probe(
 
     noise = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
     again = logits_fn(jnp.clip(x + NEAR * (bounds[1] - bounds[0]) * noise, *bounds))
-    moved = ~(jnp.abs(again - logits).max(1) <= CHANGE * jnp.ptp(logits, 1))
+    change = jnp.where(masked & jnp.isneginf(again), 0.0, jnp.abs(again - logits)).max(1)
+    moved = ~(change <= CHANGE * (most - least))
     # Logits of nan count as misclassified everywhere, though no attack was needed.
     dead = jnp.where(right, dead, ~jnp.isfinite(logits.max(-1)))
     return {"gradients": dead, "linearity": wrong & right, "randomness": moved & right}

@@ -182,8 +182,8 @@ def _check(
             raise ValueError(
                 f"No attack of the protocol {plan.name} serves {norm}; choose {', '.join(served)}."
             )
-        if not values or not all(eps > 0 for eps in values):
-            raise ValueError(f"radii of {norm} = {values}; give radii greater than 0.")
+        if not values or not all(0 < eps < np.inf for eps in values):
+            raise ValueError(f"radii of {norm} = {values}; give finite radii greater than 0.")
         if len({f"{eps:g}" for eps in values}) < len(values):
             raise ValueError(f"radii of {norm} = {values}; two are the same to six digits.")
         grid = plan.settings.get("grids", {}).get(norm, values)

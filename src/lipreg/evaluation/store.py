@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jax.numpy as jnp
 import numpy as np
 
 from lipreg import files, parallel
@@ -54,9 +55,12 @@ class Store:
         path = self._path(name)
         kept = path.read_bytes() if parallel.is_main() and path.is_file() else b""
         try:
-            return files.arrays(parallel.from_main(kept)) or None
+            arrays = files.arrays(parallel.from_main(kept))
         except ValueError:
             return None
+        # numpy writes bfloat16 as two bytes without a type.
+        half = lambda array: array.view(jnp.bfloat16) if array.dtype == "V2" else array
+        return {name: half(array) for name, array in arrays.items()} or None
 
     def put(self, name: str, **arrays: Any) -> None:
         """Write arrays under a name, atomically; of several processes the first one does."""

@@ -89,7 +89,8 @@ def admitted(
     model = snapshot(logits_fn)
     x, y = np.asarray(x), np.asarray(y)
     check_inputs(model, x, y, bounds)  # pyright: ignore[reportArgumentType]
-    x = np.clip(x, *(np.asarray(end, x.dtype) for end in bounds))
+    low, high = (np.asarray(end, x.dtype) for end in bounds)
+    x = np.minimum(np.maximum(x, low), high)  # np.clip has no bfloat16
     keys = example_keys(key, len(x))
     tell = progress or (lambda message: None)
     model = folded(model, jnp.asarray(x[:batch_size]))

@@ -28,6 +28,7 @@ import numpy as np
 
 from lipreg import curves, datasets, evaluation, files, parallel
 from lipreg.attacks import pgd
+from lipreg.box import Bounds
 from lipreg.evaluation.protocols import Protocol, grid
 from lipreg.norms import NORMS
 from lipreg.reports import plots
@@ -93,7 +94,7 @@ def evaluate(
     record["attacks"] = {name: _source(attack) for name, attack in (attacks or {}).items()}
     record |= {"about": storage.about()} | evaluation.to_json(result) | {"protocol": plan}
     files.write_arrays(folder / "distances.npz", **_arrays(result))
-    _draw_curves(result, folder, label(config), radii)
+    _draw_curves(result, folder, label(config), radii, config.data.bounds)
     for name, figure in attacked.items():
         plots.save(figure, folder / name)
     if keep:
@@ -193,6 +194,7 @@ def _draw_curves(
     folder: Path,
     name: str,
     radii: Mapping[str, Mapping[str, float]],
+    bounds: Bounds,
 ) -> None:
     """The error curves of the nearest images, as lines of JSON and as pictures."""
     lines = []
@@ -206,7 +208,8 @@ def _draw_curves(
             line = {"norm": norm, "eps": float(eps), "error": float(error)}
             line |= {"attack": ", ".join(by_name), "n": len(distances)}
             lines.append(json.dumps(line) + "\n")
-        figure = plots.error_curves({name: distances}, norm_name=norm, marks=(table,))
+        options = {"norm_name": norm, "marks": (table,), "bounds": bounds}
+        figure = plots.error_curves({name: distances}, **options)
         plots.save(figure, folder / f"curve_{norm}")
     if lines:
         files.write(folder / "curve.jsonl", "".join(lines))

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lipreg import curves
+from lipreg.box import Bounds
 from lipreg.reports import style
 from lipreg.reports.sheets import attacked, images, nearest_boundary, visible_attack
 from lipreg.reports.style import save
@@ -49,6 +50,7 @@ def error_curves(
     marks: Sequence[float] = (),
     points: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     radii: Mapping[str, ArrayLike] | None = None,
+    bounds: Bounds = (0.0, 1.0),
     title: str = "",
 ) -> Figure:
     """`P(distance <= eps)` in % against eps, a line for each name, seeds as a band.
@@ -58,7 +60,8 @@ def error_curves(
     deviation on either side. `marks` are radii to point out, those of the table, and `points`
     AutoAttack's results for some of the names, `(eps, error)` with errors in [0, 1]: markers in the
     curve's colour. `radii` are certified, `[N]` for some of the names: the true error lies in the
-    hatched band between the curve and `P(radius <= eps)`. The axis ends at the last of `epsilons`,
+    hatched band between the curve and `P(radius <= eps)`. `bounds` are those of the pixels, which
+    the axis names. The axis ends at the last of `epsilons`,
     by default a little beyond the marks, the points and 99 % of the finite distances.
 
     Raises: ValueError for no names, for a name without distances and for points or radii of no
@@ -116,7 +119,10 @@ def error_curves(
         axes.axvline(mark, color="0.5", linewidth=0.8, linestyle="-", zorder=0)
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(0, 101)
-    axes.set_xlabel(f"ε, radius in {style.norm(norm_name)}, pixels in [0, 1]")
+    box = (
+        "pixels in [0, 1]" if tuple(bounds) == (0, 1) else "values in [{:g}, {:g}]".format(*bounds)
+    )
+    axes.set_xlabel(f"ε, radius in {style.norm(norm_name)}, {box}")
     axes.set_ylabel("error (%)")
     axes.set_title(title)
     _name_marks(axes, marks)

@@ -21,7 +21,10 @@ __all__ = ["front", "report"]
 
 
 # Fields of what a validation error is measured on, and by.
-MEASURED = ("report.pgd.", "report.examples", "data.name", "data.dir", "data.seed", "data.valid")
+MEASURED = (
+    *("report.pgd.", "report.examples", "data.name", "data.dir", "data.seed", "data.validation"),
+    *("data.side", "data.bounds"),
+)
 
 
 def report(

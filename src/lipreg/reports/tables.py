@@ -128,6 +128,7 @@ def table(
             marks=marks[norm],
             points=marked[norm] if auto else None,
             radii=proved if norm == "l2" else None,
+            bounds=first.config.data.bounds,
         )
         written += plots.save(figure, out / f"curves_{norm}")
     return text, written
@@ -151,10 +152,16 @@ def _marks(run: Run, radii: Mapping[str, Sequence[float]]) -> dict[str, list[flo
 
 
 def _errors(run: Run, radii: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Errors at further radii, what attacks with a radius no larger have found among them."""
     cells = {}
     for norm, values in radii.items():
+        distances = run.distances[norm]
+        for name, broken in run.distances.items():
+            if name.startswith(f"broken_{norm}_"):
+                found = np.float32(name.rpartition("_")[2])
+                distances = np.where(broken, np.minimum(distances, found), distances)
         for eps in values:
-            cells |= curves.row({norm: run.distances[norm]}, {norm: eps})
+            cells |= curves.row({norm: distances}, {norm: eps})
     return {name: value for name, value in cells.items() if name not in run.record["row"]}
 
 
