@@ -4,6 +4,7 @@
 
 Compiles the config's step for one device and for `--devices` (on CPU they are emulated), and reads
 off the programs: floating-point operations, memory, the collectives and the bytes that they move.
+Operations of a loop's body, the steps of an attack in `pgd_at` for one, count once.
 From these follows the efficiency to expect on 1, 8, 64 and 512 devices with the batch per device
 kept, under a model (cost.scaling) and rates that you give: the defaults are a third of an
 H100's dense TF32 peak, links of 400 Gbit/s and 5 us a message.
@@ -18,7 +19,7 @@ from lipreg import curves, parallel, runs
 from lipreg.training import cost
 
 _CONFIG = cli.config_file()
-_DEVICES = flags.DEFINE_integer("devices", 8, "that share the batch", lower_bound=1)
+_DEVICES = flags.DEFINE_integer("devices", 8, "that share the batch", lower_bound=2)
 _FLOPS = flags.DEFINE_float("flops_per_s", 1.6e14, "of one device, as achieved", 1)
 _BYTES = flags.DEFINE_float("bytes_per_s", 5e10, "of the slowest link", 1)
 _LATENCY = flags.DEFINE_float("latency_s", 5e-6, "of one message", 0)
@@ -64,7 +65,8 @@ def main(_: list[str]) -> None:
         }
         for n, c in costs.items()
     }
-    print(f"One step, each device:\n\n{curves.to_markdown(rows)}\n")
+    print("One step, each device; the body of a loop is counted once:\n")
+    print(f"{curves.to_markdown(rows)}\n")
     last = costs[most]
     messages, moved = _collective(last, "all-reduce", 1)
     flops = last.flops  # of one device and its share of the batch

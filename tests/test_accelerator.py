@@ -130,6 +130,9 @@ def test_a_row_of_the_deck_has_fields_of_its_own(accelerator, monkeypatch, tmp_p
     rows = ["j0", "j2/options.method=penalty", "j2_lip_tanh/model.activation=silu"]
     made = deck.Size(tuple(map(deck.Row.read, rows)), "cifar10", (), 20, 4)
     assert [row.price for row in made.rows] == [3, 6, pytest.approx(5, abs=0.1)]
+    read = lambda text: deck.Row.read(text).price
+    assert [read(text) for text in ("tikhonov", "pgd_at", "j2_lip/options.top_k=0")] == [6, 24, 11]
+    assert read("j1/options.method=difference(h=0.1)") == 8
     assert len({row.network for row in made.rows}) == 2  # a penalty is attacked as j0 is
     monkeypatch.setattr(deck, "launched", launched)
     places = {row: tmp_path / row.label for row in made.rows}

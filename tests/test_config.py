@@ -132,6 +132,11 @@ IDLE = [  # (what would not be read, what lets it be read, what is said)
     ({"data.workers": 2}, STREAMED, "data.workers = 2; only a streamed set"),
     ({"data.threads": 2}, STREAMED, "data.threads = 2; only a streamed set"),
     (
+        {"data.bounds": (-1.0, 1.0), "data.side": 8, "data.name": "mnist"},
+        {"data.side": 0},
+        r"data.bounds = \(-1.0, 1.0\); the pixels of a streamed set are in \[0, 1\]",
+    ),
+    (
         {"train.per_dispatch": 4, "data.side": 8, "data.name": "mnist"},
         {"data.side": 0},
         "train.per_dispatch = 4; a streamed set is trained on a step at a time",

@@ -78,6 +78,14 @@ def tiny(name="digits", row="j2_lip_tanh", **changes):
             {"train.ema": 0.9, "train.ema_statistics": "averaged", "model.head": "linear"},
             r"ema_statistics = averaged; CNN keeps none",
         ),
+        (
+            {"train.replay": 2, "train.accumulate": 2},
+            "config.train.replay = 2 and config.train.accumulate = 2; j2_lip has the same gradient",
+        ),
+        (
+            {"train.replay": 2, "train.optimizer": "awp(warmup=3)"},
+            r"awp\(warmup=3\) and config.train.replay = 2; want a warmup that is a multiple",
+        ),
         ({"train.ramp": 0.05}, r"config.train.ramp = 0.05; of the run's 6 steps that is none"),
         ({"train.optimizer": "sgd(momentum=0)"}, r"write config.train.momentum = 0\."),
         ({"train.batch_size": 25}, r"config.train.batch_size = 25; digits has 24 training"),

@@ -174,6 +174,10 @@ BAD = {
         "x has values of nan: 4 of 24",
     ),
     "pixels of 0 to 255 as floats": (lambda: fit(images(200.0)), "look like pixels of 0 to 255"),
+    "pixels beyond their bounds": (
+        lambda: fit(images(200.0), bounds=(0.0, 16.0)),
+        "look like pixels of 0 to 255",
+    ),
     "pixels of nan, trained": (lambda: fit(images(NAN)), "x has values that are not finite"),
     "pixels as integers": (lambda: fit(np.zeros((6, 4), int)), "x is int64; want uint8"),
     "a data set of unequal lengths": (lambda: fit(y=np.zeros(5, np.int32)), "of 6 x and 5 y"),
@@ -323,3 +327,10 @@ def test_logits_of_nan_fail_the_check_of_gradients():
     gradients = next(check for check in checks if check.name == "gradients")
     assert gradients.status == "fail"
     assert gradients.value == pytest.approx(share, abs=1e-6)
+
+
+def test_whole_numbers_within_their_bounds_are_no_pixels_of_0_to_255():
+    counts = datasets.Dataset(images(16.0), np.zeros(6, np.int32), 2)
+    datasets.check(counts, (0.0, 16.0))
+    with pytest.raises(ValueError, match="whole numbers up to 16, which look like pixels"):
+        datasets.check(counts)

@@ -289,6 +289,21 @@ def test_a_point_that_diverges_is_written_down_and_the_others_go_on(engine, tmp_
     assert sweep.outcome(tmp_path / "points/lam=2.0").keys() == {build.CLEAN, build.ROBUST}
 
 
+def test_the_last_of_runs_trained_together_ends_where_devices_do_not_divide_its_batch(tmp_path):
+    def breaks(logits_fn, x, y, *, eps, lam, **views):
+        value, parts = objectives.j0(logits_fn, x, y, **views)
+        return value, parts | {"lip": jnp.where(lam > 1, jnp.nan, 0.0) + 0 * eps}
+
+    found = sweep.points(config(**{"train.batch_size": 15}), {"strengths.lam": (0.0, 2.0)})
+    assert 15 % jax.device_count()
+    build._parts.cache_clear()
+    with mock.patch.object(build, "bound_objective", return_value=breaks):
+        sweep.run(found, tmp_path, engine="vmap", silent=True)
+    build._parts.cache_clear()
+    assert "lip is nan" in sweep.outcome(tmp_path / "points/lam=2.0")["failed"]
+    assert logs.metrics(tmp_path / "points/lam=0.0")[-1]["step"] == 8
+
+
 def test_networks_of_a_sweep_are_not_given_each_others_settings():
     found = sweep.points(config(), {"model.name": ("CNN", "MLP")})
     assert {*found["name=MLP"].model.settings} == {"widths"}
@@ -298,6 +313,9 @@ def test_networks_of_a_sweep_are_not_given_each_others_settings():
 def test_points_of_several_shapes_are_not_trained_together(tmp_path):
     found = sweep.points(config(), {"train.momentum": (0.0, 0.9)})
     with pytest.raises(ValueError, match="differ in more than seed and strengths"):
+        sweep.run(found, tmp_path, engine="vmap", silent=True)
+    found = sweep.points(config(**{"data.wrong_labels": 0.1}), {"seed": (0, 1)})
+    with pytest.raises(ValueError, match=r"data\.wrong_labels = 0\.1; runs that are trained"):
         sweep.run(found, tmp_path, engine="vmap", silent=True)
     with pytest.raises(ValueError, match="No engine 'slurm'; choose one of auto, loop, vmap, ray"):
         sweep.run(found, tmp_path, engine="slurm")

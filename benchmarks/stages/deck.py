@@ -26,7 +26,9 @@ from absl import flags
 from timing import behind_a_queue, table
 
 from lipreg import files
+from lipreg.doors import called
 from lipreg.runs import compare
+from lipreg.runs.config import options
 from lipreg.training import cost
 from stages import price
 from stages.clock import Clock, toy
@@ -67,8 +69,11 @@ class Row(NamedTuple):
     def price(self) -> float:
         """Forward units of a training step."""
         objective = self.name.removesuffix("_tanh")
-        by = dict(field.split("=", 1) for field in self.fields).get("options.method", "attack")
-        return cost.price(objective, "" if objective == "j0" else by, BATCH)
+        given = dict(field.split("=", 1) for field in self.fields)
+        usual = options(objective)
+        method = given.get("options.method", usual.get("method", ""))
+        top_k = int(given.get("options.top_k", usual.get("top_k", 1)))
+        return cost.price(objective, called(method)[0], BATCH, top_k=top_k)
 
 
 class Size(NamedTuple):

@@ -45,9 +45,9 @@ class Dataset(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-def check(dataset: Dataset) -> None:
+def check(dataset: Dataset, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
     """ValueError for arrays that are no data set: lengths that differ, classes that there are not,
-    pixels that are not finite, or that are 0 to 255 as floats.
+    pixels that are not finite, or that are 0 to 255 as floats and beyond their `bounds`.
     """
     x, y, classes, _ = dataset
     if len(x) != len(y):
@@ -65,7 +65,7 @@ def check(dataset: Dataset) -> None:
     least, most = float(x.min()), float(x.max())
     if not np.isfinite([least, most]).all():
         raise ValueError("x has values that are not finite (nan or inf).")
-    if x.ndim == 4 and 1 < most <= 255 and least >= 0 and (x == np.round(x)).all():
+    if x.ndim == 4 and max(1, bounds[1]) < most <= 255 and least >= 0 and (x == np.round(x)).all():
         raise ValueError(
             f"x is {x.dtype} with whole numbers up to {most:g}, which look like pixels of 0 to "
             "255: hand them in as uint8, or divide them by 255."

@@ -78,7 +78,8 @@ def local_entropy(
     - rate: that of `inner`, for the noise. With momentum the noise is not accelerated.
     - period: L. Each call is one gradient, so an epoch has as many as another optimiser's.
     - coupling, growth: coupling (1 + growth)^k in the k-th round, the scoping of 1/gamma.
-    - temperature: the square of the noise parameter in the code of 1611.01838.
+    - temperature: the square of the noise parameter in the code of 1611.01838; "hj" has none.
+    - outer, decay: of x and <y>, which "heat" does not have.
     - replicas: n > 1 take rounds in turn, and the move of replica a gains -elastic (x_a - mean x),
       as in Parle (1707.00424); `at_rest` is their mean, and state and memory those of n networks.
     - key: of the noise; in a run the seed is folded in.

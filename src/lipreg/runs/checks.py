@@ -1,5 +1,6 @@
 """What a field's type does not check: ranges, fields that nothing reads, what fits together."""
 
+import inspect
 import math
 import os
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from lipreg import optimizers
 from lipreg.datasets import arrays
 from lipreg.doors import called
-from lipreg.runs.config import Config, base_config, leaves, options, strengths
+from lipreg.runs.config import Config, base_config, leaves, objective, options, strengths
 from lipreg.runs.logs import LOGS
 
 __all__ = ["check", "check_fields"]
@@ -70,7 +71,26 @@ def check(config: Config) -> None:
             f"config.train.ramp = {t.ramp}; {config.objective} has no {t.ramped} to grow: it has "
             f"{has}, and config.train.ramped names the one that grows."
         )
+    _check_replay(config)
     _check_read(config)
+
+
+def _check_replay(config: Config) -> None:
+    """Steps on one batch whose gradients would be the same, or of two batches after all."""
+    t = config.train
+    carried = "carried" in inspect.signature(objective(config.objective)).parameters
+    if t.replay > 1 and t.accumulate > 1 and not carried:
+        raise ValueError(
+            f"config.train.replay = {t.replay} and config.train.accumulate = {t.accumulate}; "
+            f"{config.objective} has the same gradient in each step on a batch while the weights "
+            "rest: accumulate alone."
+        )
+    options = optimizers.nested(t.optimizer)[0][1]
+    if options.get("warmup", 0) % t.replay:
+        raise ValueError(
+            f"config.train.optimizer = {t.optimizer} and config.train.replay = {t.replay}; want a "
+            "warmup that is a multiple, or its two gradients are of two batches."
+        )
 
 
 def check_fields(config: Config) -> None:
@@ -116,6 +136,7 @@ def _check_read(config: Config) -> None:
     read = {
         "data.dir": (any(map(_in_a_folder, sets)), f"no folder is read for {' and '.join(sets)}"),
         "data.side": (d.name != "digits" and not arrays.is_outside(d.name), in_memory),
+        "data.bounds": (not d.side, "the pixels of a streamed set are in [0, 1]"),
         "data.threads": streamed,
         "data.workers": streamed,
         "data.synthetic_share": (d.synthetic, "there is no second set, config.data.synthetic"),

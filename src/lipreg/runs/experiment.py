@@ -67,7 +67,8 @@ def prepare(config: Config) -> Experiment:
     """
     parts, d, t = build.parts(config), config.data, config.train
     train = _split(config, "train", 0)
-    validation = _split(config, "validation", config.report.examples)
+    shown = max(config.report.examples, config.report.gap_examples)
+    validation = _split(config, "validation", shown)
     if d.wrong_labels:
         if d.side:
             raise ValueError(

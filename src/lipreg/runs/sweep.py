@@ -177,10 +177,12 @@ def _alike(left: Mapping[str, Config]) -> bool:
     )
 
 
-def train_point(config: Config, workdir: Path, *, silent: bool = True) -> None:
-    """One point by itself, and its record."""
+def train_point(
+    config: Config, workdir: Path, *, devices: int | None = None, silent: bool = True
+) -> None:
+    """One point by itself, and its record; on so many devices, by default on all."""
     try:
-        with parallel.over():
+        with parallel.over(jax.devices()[:devices]):
             runs.train_run(runs.prepare(config), workdir, silent=silent)
     except FloatingPointError as error:
         _record(workdir, str(error))
@@ -206,8 +208,9 @@ def _vmapped(prepared: dict[str, runs.Experiment], folder: Path, silent: bool) -
             for name in names:
                 _record(folder / name)
             return
-    for name, one in prepared.items():
-        train_point(one.config, folder / name, silent=silent)
+    for name, one in prepared.items():  # that of its batch
+        shares = int(np.gcd(one.config.train.batch_size, jax.device_count()))
+        train_point(one.config, folder / name, devices=shares, silent=silent)
 
 
 def _trial(config: Config, workdir: Path) -> None:

@@ -77,7 +77,13 @@ def train_vmapped(
     lead = experiments[0]
     for other in experiments:
         d = other.config.data
-        if other.program is not lead.program or d.wrong_labels or d.side:
+        for name in ("wrong_labels", "side"):
+            if d[name]:
+                raise ValueError(
+                    f"config.data.{name} = {d[name]}; runs that are trained together share one "
+                    "data set, which is held in memory."
+                )
+        if other.program is not lead.program:
             raise ValueError(
                 f"{label(lead.config)} and {label(other.config)} differ in more than seed and "
                 "strengths; they cannot be trained together."
@@ -183,7 +189,7 @@ def _fitted(
         begun = time.perf_counter()
 
 
-def fit_options(experiment: Experiment) -> dict[str, int]:
+def fit_options(experiment: Experiment) -> dict[str, Any]:
     """What `training.fit` takes from a config."""
     train, report = experiment.config.train, experiment.config.report
     return {
@@ -192,6 +198,7 @@ def fit_options(experiment: Experiment) -> dict[str, int]:
         "every": report.every_steps,
         "per_dispatch": train.per_dispatch,
         "replay": train.replay,
+        "bounds": experiment.config.data.bounds,
     }
 
 

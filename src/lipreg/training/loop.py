@@ -17,6 +17,7 @@ import optax
 from jax import Array
 
 from lipreg import batching, datasets, models, optimizers, parallel
+from lipreg.box import Bounds
 from lipreg.contracts import at_least_one
 from lipreg.datasets.images import to_unit
 from lipreg.training.step import Apply, State, init, logits_fn, make_step
@@ -44,6 +45,7 @@ def fit(
     key: Array,
     per_dispatch: int = 0,
     replay: int = 1,
+    bounds: Bounds = (0.0, 1.0),
     started: Callable[[float], object] = lambda seconds: None,
 ) -> Iterator[tuple[State, dict[str, np.ndarray]]]:
     """Train from `state.step` to `steps`; yields the state and the mean parts since the last yield.
@@ -59,15 +61,16 @@ def fit(
 
     K runs are trained at once if states, strengths and keys are stacked, `[K, ...]`, and the step
     is vmapped over all three of its arguments. With `replay`, that many steps in a row are taken on
-    each batch, and an epoch has so many times the steps. Inside `parallel.over` the batch, or the K
-    runs, are sharded over the devices.
+    each batch, and an epoch has so many times the steps. `bounds` are those of floating x: whole
+    numbers beyond them are refused as pixels that nobody has divided by 255. Inside
+    `parallel.over` the batch, or the K runs, are sharded over the devices.
 
     Raises: Diverged, naming the step and the part, when a part is not finite; ValueError for a data
     set that is none, and, naming the leaf, where a step changes the form of its state.
     """
     at_least_one("fit", every=every, replay=replay)
     stacked = state.step.ndim > 0
-    _check(dataset, batch_size)
+    _check(dataset, batch_size, bounds)
     place = parallel.shard if stacked else parallel.replicate
     state = jax.tree.map(jnp.copy, place(state))  # the caller's own is not the one donated
     strengths = place({name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()})
@@ -128,8 +131,9 @@ def train(
     For notebooks and small data. `network` is what `models.network` takes: an nnx module or class,
     a linen module, or `(init, apply)`; an nnx module starts from its own weights, and keeps them.
     `objective` is one of `objectives`, its static options bound. The rate of `optimizer(rate)`
-    falls as a cosine, from `learning_rate` to 0. The log is for `reports.plots.training`. For more,
-    augmentation or averaged weights for instance, write the three calls yourself.
+    falls as a cosine over its moves, one a step, from `learning_rate` to 0. The log is for
+    `reports.plots.training`. For more, augmentation or averaged weights for instance, write the
+    three calls yourself.
 
     Raises: ValueError for fewer than one epoch, and what `fit` raises.
 
@@ -156,13 +160,13 @@ def train(
     return logits_fn(network.apply, state), log
 
 
-def _check(dataset: datasets.Dataset | Any, batch_size: int) -> None:
+def _check(dataset: datasets.Dataset | Any, batch_size: int, bounds: Bounds = (0.0, 1.0)) -> None:
     """ValueError for a batch of more than there is, and for arrays that are no data set."""
     n = datasets.size(dataset)
     if not 1 <= batch_size <= n:
         raise ValueError(f"batch_size = {batch_size} of {n} examples; choose 1 to {n}.")
     if isinstance(dataset, datasets.Dataset):
-        datasets.check(dataset)
+        datasets.check(dataset, bounds)
 
 
 @lru_cache(maxsize=16)
