@@ -69,11 +69,10 @@ class Row(NamedTuple):
     def price(self) -> float:
         """Forward units of a training step."""
         objective = self.name.removesuffix("_tanh")
-        given = dict(field.split("=", 1) for field in self.fields)
-        usual = options(objective)
-        method = given.get("options.method", usual.get("method", ""))
-        top_k = int(given.get("options.top_k", usual.get("top_k", 1)))
-        return cost.price(objective, called(method)[0], BATCH, top_k=top_k)
+        given = {f"options.{name}": value for name, value in options(objective).items()}
+        given |= dict(field.split("=", 1) for field in self.fields)
+        method, top_k = given.get("options.method", ""), given.get("options.top_k", 1)
+        return cost.price(objective, called(method)[0], BATCH, top_k=int(top_k))
 
 
 class Size(NamedTuple):

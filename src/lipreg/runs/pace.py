@@ -56,7 +56,7 @@ def _timed(experiment: Experiment, every: int, seconds: float) -> tuple[float, f
             experiment.training,
             key=key_for(config, "batches"),
             started=compiled.append,
-            **fit_options(experiment) | {"every": every},
+            **dict(fit_options(experiment), every=every),
         ):
             now, step = time.perf_counter(), int(state.step)
             if len(compiled) == programs:  # nothing was compiled for this report
