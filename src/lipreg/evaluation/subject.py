@@ -61,7 +61,7 @@ class Subject(NamedTuple):
         batches = in_batches(
             lambda keys, x, y: program(keys, self.model, x, y),
             rows,
-            min(self.batch_size, len(rows)),
+            min(self.batch_size, len(self.y)),  # one shape, however many rows
             *(self.keys, self.x, self.y),
             store=self.store,
             name=name,
