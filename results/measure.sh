@@ -65,6 +65,8 @@ for protocol in $protocols; do
       kept+=("results/$name/runs/${row//\//,}-$seed")
     done
   done
+done
+for protocol in $protocols; do
   out=results/$name
   if [ "$protocol" != pgd ]; then out+=/$protocol; fi
   python experiments/table.py "${kept[@]}" --protocol="$protocol" --out="$out"

@@ -356,6 +356,18 @@ def test_images_in_half_precision_are_measured_in_it_and_so_they_are_after_a_kil
     np.testing.assert_array_equal(first.nearest_points["l2"], again.nearest_points["l2"])
 
 
+def test_a_white_pixel_that_half_precision_rounds_is_attacked_in_its_ball():
+    """MNIST's normalisation: white, 2.82149, is 2.828 in bfloat16, and no grid has x - eps."""
+    bounds, eps = (-0.4242, 2.82149), 0.97371
+    x = jnp.array([[bounds[1], 2.0, 0.0]], jnp.bfloat16)
+    weights = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    logits_fn = lambda x: x.astype(jnp.float32) @ weights
+    stage = Stage("pgd", lambda *args: attacks.pgd(*args[:5], norm=LINF, bounds=bounds))
+    options = {"norm": LINF, "bounds": bounds}
+    found = evaluation.cascade(KEY, logits_fn, x, jnp.array([0]), eps, [stage], **options)
+    assert found.breakdown() == {"clean": 0.0, "pgd": 1.0}
+
+
 def test_a_pgd_curve_that_was_killed_goes_on(model, tmp_path):
     logits_fn, x, y, _ = model
     told = []

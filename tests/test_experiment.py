@@ -84,8 +84,10 @@ def tiny(name="digits", row="j2_lip_tanh", **changes):
         ),
         (
             {"train.replay": 2, "train.optimizer": "awp(warmup=3)"},
-            r"awp\(warmup=3\) and config.train.replay = 2; want a warmup that is a multiple",
+            r"awp\(warmup=3\) and config.train.replay = 2; want even numbers",
         ),
+        ({"train.replay": 3, "train.optimizer": "sam"}, "sam and config.train.replay = 3; want ev"),
+        ({"train.optimizer": "awp(warmup=0.5)"}, r"awp: warmup = 0.5; it must be a whole number"),
         ({"train.ramp": 0.05}, r"config.train.ramp = 0.05; of the run's 6 steps that is none"),
         ({"train.optimizer": "sgd(momentum=0)"}, r"write config.train.momentum = 0\."),
         ({"train.batch_size": 25}, r"config.train.batch_size = 25; digits has 24 training"),

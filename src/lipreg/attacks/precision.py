@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lipreg.box import check_inside
@@ -21,7 +22,8 @@ def in_single(attack: Attack) -> Attack:
 
     Every point that the model sees, and the one returned, is rounded to the type of x, entry by
     entry towards x: so the model sees exactly the points that may be returned, and rounding never
-    leaves the ball or the box. The derivative of the rounding is that of the identity.
+    leaves the ball, or the box with its ends in that type. Images that a normalisation has rounded
+    out of it are moved inside first. The derivative of the rounding is that of the identity.
     """
 
     @functools.wraps(attack)
@@ -29,10 +31,11 @@ def in_single(attack: Attack) -> Attack:
         if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits >= 32:
             return attack(key, logits_fn, x, y, *args, **options)
         shown = lambda points: logits_fn(_rounded(points, x))
-        bounds = options.get("bounds", (0.0, 1.0))
-        check_inside(x, bounds)  # to the rounding of its own type
-        single = jnp.clip(x.astype(jnp.float32), *bounds)
-        x_adv = attack(key, shown, single, y, *args, **options)
+        if x.size:
+            check_inside(x, options.get("bounds", (0.0, 1.0)))
+        box = [float(np.asarray(end, x.dtype)) for end in options.get("bounds", (0.0, 1.0))]
+        single = jnp.clip(x.astype(jnp.float32), *box)
+        x_adv = attack(key, shown, single, y, *args, **options | {"bounds": tuple(box)})
         return _rounded(x_adv, x)
 
     return cast(Attack, run)

@@ -89,6 +89,7 @@ def admitted(
     model = snapshot(logits_fn)
     x, y = np.asarray(x), np.asarray(y)
     check_inputs(model, x, y, bounds)  # pyright: ignore[reportArgumentType]
+    bounds = float(bounds[0]), float(bounds[1])
     low, high = (np.asarray(end, x.dtype) for end in bounds)
     x = np.minimum(np.maximum(x, low), high)  # np.clip has no bfloat16
     keys = example_keys(key, len(x))

@@ -85,11 +85,13 @@ def _check_replay(config: Config) -> None:
             f"{config.objective} has the same gradient in each step on a batch while the weights "
             "rest: accumulate alone."
         )
-    options = optimizers.nested(t.optimizer)[0][1]
-    if options.get("warmup", 0) % t.replay:
+    name, options = optimizers.nested(t.optimizer)[0]
+    warmup = options.get("warmup", 0)
+    odd = t.replay % 2 or (isinstance(warmup, int) and warmup % 2)
+    if name in ("sam", "awp") and t.replay > 1 and odd:
         raise ValueError(
-            f"config.train.optimizer = {t.optimizer} and config.train.replay = {t.replay}; want a "
-            "warmup that is a multiple, or its two gradients are of two batches."
+            f"config.train.optimizer = {t.optimizer} and config.train.replay = {t.replay}; want "
+            "even numbers, or its two gradients are those of two batches."
         )
 
 
