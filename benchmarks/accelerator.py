@@ -1,6 +1,6 @@
 """Checks and times an accelerator and trains the deck's rows on it, within a given time.
 
-    python benchmarks/accelerator.py --minutes=9 --out=results/accelerator
+    python benchmarks/accelerator.py --minutes=9 --out=runs/accelerator
 
 Stages run in order of importance, each in a process of its own with a share of the remaining time;
 see `stages/`:
@@ -50,7 +50,7 @@ ENVIRONMENT = {
 }
 
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "for all stages", lower_bound=0.01)
-_OUT = flags.DEFINE_string("out", "results/accelerator", "folder of the reports")
+_OUT = flags.DEFINE_string("out", "runs/accelerator", "folder of the reports")
 _STAGES = flags.DEFINE_list("stages", list(STAGES), f"of {', '.join(STAGES)}")
 _ROWS = flags.DEFINE_list(
     "rows", [], "of the stage deck, with fields: j2,j2/options.method=penalty; default: all eight"

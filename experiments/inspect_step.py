@@ -47,7 +47,9 @@ def main(_: list[str]) -> None:
     prepared = runs.prepare(_CONFIG.value)
     batch, most = prepared.config.train.batch_size, _DEVICES.value
     if most > jax.device_count():
-        raise ValueError(f"--devices={most}; there are {jax.device_count()}.")
+        raise ValueError(
+            f"--devices={most}; there are {jax.device_count()}. JAX_PLATFORMS=cpu emulates them."
+        )
     if batch % most:
         raise ValueError(f"--devices={most}; config.train.batch_size = {batch} is no multiple.")
     costs = {n: _cost(prepared, n) for n in sorted({1, most})}

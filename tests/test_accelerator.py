@@ -14,6 +14,8 @@ import pytest
 from absl import flags
 
 from lipreg import files
+from lipreg.runs import storage
+from lipreg.runs.config import base_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,6 +136,11 @@ def test_a_row_of_the_deck_has_fields_of_its_own(accelerator, monkeypatch, tmp_p
     assert [read(text) for text in ("tikhonov", "pgd_at", "j2_lip/options.top_k=0")] == [6, 24, 11]
     assert read("j1/options.method=difference(h=0.1)") == 8
     assert len({row.network for row in made.rows}) == 2  # a penalty is attacked as j0 is
+    assert deck.begun(tmp_path) == 0
+    config = base_config("j0", {"j0": {}})
+    config.train.steps = 123
+    storage.claim(tmp_path / "runs/j0", config.to_dict())
+    assert deck.begun(tmp_path) == 123
     monkeypatch.setattr(deck, "launched", launched)
     places = {row: tmp_path / row.label for row in made.rows}
     parts = [(row.label, part) for row, part, _ in deck.at_once(places, made, [], Clock.lasting(9))]

@@ -27,7 +27,7 @@ from timing import behind_a_queue, table
 
 from lipreg import files
 from lipreg.doors import called
-from lipreg.runs import compare
+from lipreg.runs import compare, storage
 from lipreg.runs.config import options
 from lipreg.training import cost
 from stages import price
@@ -105,7 +105,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
     if not toy():
         epochs, steps = flags.FLAGS.epochs, 0
         if not epochs:
-            steps = fitting(TRAIN * total_s - START_S)
+            steps = begun(folder) or fitting(TRAIN * total_s - START_S)
             epochs = round(steps / EPOCH_STEPS, 1)
         options.append(f"train.steps={steps}" if steps else f"train.epochs={epochs}")
         about = f"{epochs} epochs of {made.config}, ResNeXt34 (2x32), {', '.join(options)}"
@@ -118,6 +118,12 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
         if part == "pgd" and all(part in parts for parts in done.values()):
             drawn = tabled(places.values(), folder)
         yield "\n".join([heading, *ended(done), drawn, *attacked(places, made)])
+
+
+def begun(folder: Path) -> int:
+    """The steps of an earlier call's runs, which this one goes on with; 0 where there are none."""
+    configs = sorted(folder.glob("runs/*/config.json"))
+    return storage.read_config(configs[0].parent).train.steps if configs else 0
 
 
 def at_once(
