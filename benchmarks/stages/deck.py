@@ -28,7 +28,7 @@ from timing import behind_a_queue, table
 from lipreg import files
 from lipreg.doors import called
 from lipreg.runs import compare, storage
-from lipreg.runs.config import options
+from lipreg.runs.config import Config, options
 from lipreg.training import cost
 from stages import price
 from stages.clock import Clock, toy
@@ -122,8 +122,10 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
 
 def begun(folder: Path) -> int:
     """The steps of an earlier call's runs, which this one goes on with; 0 where there are none."""
-    configs = sorted(folder.glob("runs/*/config.json"))
-    return storage.read_config(configs[0].parent).train.steps if configs else 0
+    for path in sorted(folder.glob("runs/*/config.json")):
+        config: Config = storage.read_config(path.parent)
+        return config.train.steps
+    return 0
 
 
 def at_once(
