@@ -112,6 +112,7 @@ def stage(name: str, seconds: float, out: Path, options: Sequence[str] = ()) -> 
 def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the running stage is ended, too
     out, end = Path(_OUT.value).absolute(), time.monotonic() + 60 * _MINUTES.value
     out.mkdir(parents=True, exist_ok=True)
     if _ALONE.value:

@@ -227,9 +227,10 @@ def run() -> None:
     plan = compare.Plan(norm, eps, seconds, _TRIALS.value, tried_s, _SEEDS.value, 0)
 
     def config(rate: float, steps: int, seed: int = 0) -> Any:
-        fields = {"train.learning_rate": rate, "report.keep_best": False}
-        recipe = compare.Recipe("j0", [fields])
-        return compare.point(_CONFIG.value, recipe, 0, plan, steps=steps, seed=seed)
+        recipe = compare.Recipe("j0", [{"train.learning_rate": rate}])
+        made = compare.point(_CONFIG.value, recipe, 0, plan, steps=steps, seed=seed)
+        made.report.keep_best = False  # the loop above keeps the last epoch alone
+        return made
 
     path = workdir / "pace.json"
     asked = {"recipe": _RECIPE.value, "norm": norm, "eps": eps}

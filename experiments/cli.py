@@ -235,9 +235,15 @@ def progress(silent: bool) -> Iterator[Callable[[str], None] | None]:
 
 
 def run(
-    main: Callable[[list[str]], None], *, positional: bool = False, devices: bool = False
+    main: Callable[[list[str]], None],
+    *,
+    positional: bool = False,
+    devices: bool = False,
+    resumes: bool = True,
 ) -> None:
     """Parse the flags and call `main(positional arguments)`, with `devices` on all there are.
+
+    What is stopped goes on when it is called again if it `resumes`.
 
     A program without `positional` refuses such arguments, which absl accepts silently:
     `-config.seed 3` would be ignored.
@@ -257,8 +263,13 @@ def run(
         with parallel.over() if devices else nullcontext():
             main(arguments)
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last checkpoint.")
+        _fail("stopped; the same command goes on from what is kept." if resumes else "stopped.")
     except (ValueError, FloatingPointError, OSError) as error:
         if _DEBUG.value:
             raise
         _fail(error)
+    except jax.errors.JaxRuntimeError as error:  # of the device: no memory, a port that is taken
+        if _DEBUG.value:
+            raise
+        more = "A smaller batch_size takes less memory; " * ("RESOURCE_EXHAUSTED" in str(error))
+        _fail(f"{str(error).splitlines()[0]} {more}--debug says where.")

@@ -102,4 +102,4 @@ def _collective(c: cost.Cost, kind: str, unit: int) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=False)

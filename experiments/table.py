@@ -40,4 +40,4 @@ def main(workdirs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, positional=True)
+    cli.run(main, positional=True, resumes=False)

@@ -17,6 +17,7 @@ config=experiments/configs/${name%%_*}.py
 rows="j0 j1 j2 j2_lip_tanh"
 model=""
 protocols="pgd"
+radii=() # beside those of the config
 case $name in
   cifar10) # with the ablation of Lip term and tanh
     rows="j0 j1 j2 j2_tanh j2_lip j2_lip_tanh"
@@ -27,7 +28,7 @@ case $name in
     for row in j1 j2 j2_lip; do rows+=" $row/options.method=penalty"; done
     for row in j0 j1 j2 j2_lip; do rows+=" $row/model.activation=silu"; done
     for row in j1 j2 j2_lip; do rows+=" $row/options.method=penalty/model.activation=silu"; done
-    if [ "$name" = cifar10_2x8 ]; then model=",2x8"; fi
+    if [ "$name" = cifar10_2x8 ]; then model=",2x8"; radii=(--radii=l2=0.5,1 --radii=linf=0.0156863); fi
     protocols="pgd autoattack"
     ;;
 esac
@@ -69,5 +70,5 @@ done
 for protocol in $protocols; do
   out=results/$name
   if [ "$protocol" != pgd ]; then out+=/$protocol; fi
-  python experiments/table.py "${kept[@]}" --protocol="$protocol" --out="$out"
+  python experiments/table.py "${kept[@]}" --protocol="$protocol" --out="$out" "${radii[@]}"
 done

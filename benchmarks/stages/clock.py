@@ -22,6 +22,14 @@ class Clock(NamedTuple):
         return self.end - time.monotonic()
 
 
+def shared() -> None:
+    """RuntimeError on a TPU: one process has it, and what a stage starts would run on the CPU."""
+    if jax.default_backend() == "tpu":
+        raise RuntimeError(
+            "a TPU serves one process, and this stage starts others; use the launchers instead."
+        )
+
+
 def toy() -> bool:
     """Whether stages are made small: without an accelerator they only show that programs run."""
     return jax.default_backend() == "cpu"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.clock import Clock, toy
+from stages.clock import Clock, shared, toy
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 RADII = {"l2": 128 / 255, "linf": 8 / 255}
@@ -26,6 +26,7 @@ END_S = 5.0  # to write a table that is not whole before the stage is ended
 
 def run(clock: Clock, folder: Path) -> Iterator[str]:
     """The table after each norm."""
+    shared()
     text, failures = "# What equal seconds buy\n", []
     norms = ["l2"] if toy() or clock.left < 2 * (MORE_S + LEAST_S) * len(RADII) else list(RADII)
     for number, norm in enumerate(norms):

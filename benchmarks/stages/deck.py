@@ -1,13 +1,14 @@
 """The rows of 1810.00953's table, trained and attacked by the launchers within the time left.
 
 J0, J1, J2 and J2-Lip, each with and without a tanh on the logits: ResNeXt34 (2x32) on CIFAR-10 in
-bfloat16, with a cosine schedule over as many steps as fit. Each row has a process, all at once on
-the same card, so that some compile while others train, and is then measured by PGD on 1,000 test
-images and, where there is time, by AutoAttack on 200. Of each network the first row is attacked
-first, by all attacks at once: it compiles for the others. Without an accelerator: digits and the
-small CNN.
+bfloat16, with a cosine schedule over as many steps as fit. Each row has a process and a card, which
+it shares with others where there are fewer cards, so that some compile while others train, and is
+then measured by PGD on 1,000 test images and, where there is time, by AutoAttack on 200. Of each
+network the first row is attacked first, by all attacks at once: it compiles for the others. Without
+an accelerator: digits and the small CNN.
 """
 
+import math
 import os
 import queue
 import subprocess
@@ -17,9 +18,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import steps
 from absl import flags
@@ -31,7 +34,7 @@ from lipreg.runs import compare, storage
 from lipreg.runs.config import Config, options
 from lipreg.training import cost
 from stages import price
-from stages.clock import Clock, toy
+from stages.clock import Clock, shared, toy
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 ROWS = tuple(f"{name}{head}" for head in ("", "_tanh") for name in ("j0", "j1", "j2", "j2_lip"))
@@ -100,6 +103,7 @@ def size() -> Size:
 
 def run(clock: Clock, folder: Path) -> Iterator[str]:
     """The report after each part of a row."""
+    shared()
     total_s, made = clock.left, size()
     options, about = list(made.overrides), "one epoch of digits, small CNNs"
     if not toy():
@@ -107,9 +111,13 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
         if not epochs:
             steps = begun(folder) or fitting(TRAIN * total_s - START_S)
             epochs = round(steps / EPOCH_STEPS, 1)
+            if steps < EPOCH_STEPS:
+                raise RuntimeError(
+                    f"{total_s:.0f} s are {epochs} epochs a row; give it more: --stages=deck"
+                )
         options.append(f"train.steps={steps}" if steps else f"train.epochs={epochs}")
         about = f"{epochs} epochs of {made.config}, ResNeXt34 (2x32), {', '.join(options)}"
-    heading = f"# The deck\n\n{len(made.rows)} rows at once on one device: {about}. One seed.\n"
+    heading = f"# The deck\n\n{len(made.rows)} rows at once: {about}. One seed.\n"
     places = {row: folder / "runs" / row.label for row in made.rows}
     done: dict[Row, dict[str, str]] = {row: {} for row in made.rows}
     drawn, end = "", Clock(clock.end - min(20.0, clock.left / 10))  # the rest is for the table
@@ -133,7 +141,9 @@ def at_once(
 ) -> Iterator[tuple[Row, str, str]]:
     """Train and measure all rows: (row, part, its seconds or why it failed), as they end."""
     results: queue.Queue[tuple[Row, str, str]] = queue.Queue()
-    env = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / len(places):.3f}"}
+    seen, beside = cards() or [""], share(len(places))
+    env = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / beside:.3f}"}
+    own = {row: {"CUDA_VISIBLE_DEVICES": card} for row, card in zip(places, cycle(seen)) if card}
     first = {row.network: row for row in reversed(list(places))}
     compiled = {(row, part): threading.Event() for row in first.values() for part in PARTS}
 
@@ -150,7 +160,7 @@ def at_once(
 
     def run(row: Row, part: str, command: Sequence[str]) -> None:
         start = time.monotonic()
-        failure = launched(command, clock, env)
+        failure = launched(command, clock, env | own.get(row, {}))
         results.put((row, part, failure or f"{time.monotonic() - start:.0f}"))
 
     def chain(row: Row, place: Path) -> None:
@@ -177,6 +187,19 @@ def at_once(
                 yield results.get(timeout=0.5)
     for one in chains:
         one.result()  # or the exception that ended it
+
+
+def cards() -> list[str]:
+    """The GPUs, as CUDA_VISIBLE_DEVICES calls them; none on CPU."""
+    if jax.default_backend() != "gpu":
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [f"{n}" for n in range(jax.local_device_count())]
+
+
+def share(rows: int) -> int:
+    """How many of so many rows are on the same card."""
+    return math.ceil(rows / max(1, len(cards())))
 
 
 def launched(command: Sequence[str], clock: Clock, env: Mapping[str, str]) -> str:
@@ -240,8 +263,10 @@ def errors(run: Path) -> dict[str, str]:
 
 
 def fitting(seconds: float) -> int:
-    """How many steps of all rows fit, by the measured plain step and the objectives' prices."""
+    """How many steps fit on the card with the dearest rows, by their prices and a plain step's
+    measured time."""
     steps.start("ResNeXt34_2x32", BATCH)
     built = price.build(price.Case("ResNeXt34_2x32", BATCH, "bf16"), "j0")
     step = float(np.median(behind_a_queue({"j0": built.run}, 3)["j0"]))
-    return compare.fitting(seconds, step * sum(row.price for row in size().rows) / 3)
+    prices = sorted((row.price for row in size().rows), reverse=True)
+    return compare.fitting(seconds, step * sum(prices[: share(len(prices))]) / 3)

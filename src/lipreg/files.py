@@ -79,5 +79,5 @@ def arrays(data: bytes) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(data)) as file:
             return dict(file)
-    except (EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (EOFError, KeyError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(str(error) or type(error).__name__) from None

@@ -127,7 +127,8 @@ def hopskipjump(
         size = norm.size(x_adv - x)
 
         def at(fraction: Array) -> Array:
-            return x + norm.project(x_adv - x, fraction * size).astype(x.dtype)
+            inside = x + norm.project(x_adv - x, fraction * size).astype(x.dtype)
+            return jnp.clip(inside, *bounds)  # rounding may leave the box
 
         def bisect(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             middle = (ends[0] + ends[1]) / 2

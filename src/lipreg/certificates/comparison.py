@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -20,7 +21,7 @@ from lipreg.certificates.local import interval_bound, margin_local
 from lipreg.contracts import LogitsFn
 from lipreg.folding import folded
 from lipreg.keys import example_keys
-from lipreg.lipschitz import Constant, of_function
+from lipreg.lipschitz import Constant, gradient_norms
 from lipreg.lipschitz.bounds import lipschitz
 from lipreg.losses import margin
 from lipreg.norms import L2
@@ -62,7 +63,7 @@ def compare(
     A certified radius never exceeds a distance. One of kind "estimate" may, and is counted where it
     does: its constant is only the largest over these images. Attacks, and the rules that look at
     regions, stay inside `bounds`. `smooth` adds the second-order rule, which has a meaning for
-    twice differentiable networks only.
+    twice differentiable networks only. `batch_size` images are bounded and attacked at once.
 
     Raises: ValueError where the network has a primitive that `lipschitz.bounds` has no rule for.
 
@@ -74,8 +75,8 @@ def compare(
     """
     logits_fn = snapshot(logits_fn)
     margin_for = lambda y: lambda x: margin(logits_fn(x), y)
-    jit = partial(compiled, logits_fn)
-    certificates = {}
+    jit, size = partial(compiled, logits_fn), min(batch_size, len(x))
+    certificates, local = {}, {"bounds": bounds}
     progress("global bound")
     everywhere = lipschitz(logits_fn, x[:1], bounds=bounds)
     loss_constant = Constant(float(everywhere.margins.max()), everywhere.kind)
@@ -83,30 +84,51 @@ def compare(
     everywhere = everywhere._replace(margins=everywhere.margins[0])
     certificates["margin, global"] = margin_lipschitz(logits_fn, x, y, constant=everywhere)
     progress("local bounds")
-    certificates["margin, local"] = margin_local(logits_fn, x, y, bounds=bounds)
+    certificates["margin, local"] = _in_batches(margin_local, logits_fn, x, y, size, **local)
     progress("interval bounds")
-    certificates["intervals"] = interval_bound(logits_fn, x, y, bounds=bounds)
+    certificates["intervals"] = _in_batches(interval_bound, logits_fn, x, y, size, **local)
     progress("gradients")
-    slope = of_function(margin_for(y), x)
+    steepest = jit(lambda x, y: gradient_norms(margin_for(y), x))
+    slope = Constant(float(map_batches(steepest, size, x, y).max()), "estimate")
     certificates["first order"] = first_order(logits_fn, x, y, constant=slope)
     if smooth:
         progress("curvature")
         largest = jit(lambda x, y: largest_curvature(key, margin_for(y), x, steps=20))
-        bent = Constant(max(float(largest(x, y).max()), 0.0), "estimate")
+        bent = Constant(max(float(map_batches(largest, size, x, y).max()), 0.0), "estimate")
         certificates["second order"] = second_order(logits_fn, x, y, curvature=bent)
     distances, attacked = [], folded(logits_fn, x)
     for name in ATTACKS:
         progress(name)
         attack = partial(getattr(attacks, name), norm=L2, bounds=bounds)
         measure = jit(partial(_distances, attack, bounds, attacked))
-        keys = example_keys(key, len(x))
-        distances.append(map_batches(measure, min(batch_size, len(x)), keys, x, y))
+        distances.append(map_batches(measure, size, example_keys(key, len(x)), x, y))
     distance = np.min(distances, 0)
     violations = {
         name: int((np.asarray(c.radius) > distance * (1 + SLACK)).sum())
         for name, c in certificates.items()
     }
     return Comparison(certificates, distance, violations)
+
+
+def _in_batches(
+    rule: Callable[..., Certificate],
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    size: int,
+    **options: Any,
+) -> Certificate:
+    """A rule that bounds each image by itself, on so many at a time."""
+    kinds = set()
+
+    def radius(x: Array, y: Array) -> Array:
+        found = rule(logits_fn, x, y, **options)
+        kinds.add(found.kind)
+        return found.radius
+
+    found = jnp.asarray(map_batches(radius, size, x, y))
+    (kind,) = kinds
+    return Certificate(found, kind)
 
 
 def _distances(

@@ -124,8 +124,9 @@ def evaluate(
         """The masking report at the smallest radius."""
         x, y = jnp.asarray(subject.x[:checked]), jnp.asarray(subject.y[:checked])
         options = {"norm": NORMS[norm], "bounds": bounds, "channels": channels}
+        options |= {"batch_size": min(256, batch_size), "surrogate": surrogate}
         eps = min(radii[norm])
-        return masking_report(key, subject.model, x, y, eps, surrogate=surrogate, **options)
+        return masking_report(key, subject.model, x, y, eps, **options)
 
     clean = subject.each("clean", _wrong)["wrong"]
     searched = {norm: _searched(subject, ~clean, plan, norm, keep) for norm in radii}
@@ -139,6 +140,7 @@ def evaluate(
         others={norm: _others(subject, plan, norm, radii[norm]) for norm in radii},
         nearest_points={norm: points for norm, (_, points) in searched.items() if keep},
         left_out={norm: plan.left_out(norm) for norm in radii},
+        reach={norm: max(grid) for norm, grid in plan.settings.get("grids", {}).items()},
     )
 
 

@@ -29,6 +29,7 @@ class Evaluation(NamedTuple):
       nearest_points: by norm, the misclassified images at the distances of `nearest`, `[N, ...]`,
         the images themselves where no attack succeeded; empty unless they were asked for.
       left_out: by norm, the attacks of the protocol that do not serve it.
+      reach: by norm, the largest radius that was looked at, where there is one.
     """
 
     protocol: str
@@ -40,6 +41,7 @@ class Evaluation(NamedTuple):
     others: Mapping[str, Mapping[str, Mapping[float, Outcome]]]
     nearest_points: Mapping[str, np.ndarray]
     left_out: Mapping[str, tuple[str, ...]]
+    reach: Mapping[str, float] = {}
 
     def nearest(self, norm: str) -> np.ndarray:
         """The smallest distance that any minimum-norm attack has found, `[N]`."""
@@ -66,6 +68,9 @@ class Evaluation(NamedTuple):
         if not eps >= 0 or (ran and not np.isclose(eps, measured, atol=0).any()):
             choices = ", ".join(f"{radius:g}" for radius in measured)
             raise ValueError(f"No error at {norm} {eps:g} was measured; choose one of {choices}.")
+        if eps > self.reach.get(norm, np.inf) * (1 + 1e-5):
+            reach = f"{self.protocol} looked as far as {self.reach[norm]:g}"
+            raise ValueError(f"No error at {norm} {eps:g} was measured; {reach}.")
         broken, eps = self.clean.copy(), float(eps)
         for distances in self.distances[norm].values():
             broken |= distances <= eps

@@ -38,7 +38,6 @@ def proved(workdir: str | Path, split: str, examples: int, step: int) -> np.ndar
     rules = [name for name, kind in record.get("kinds", {}).items() if kind == "certified"]
     if [record.get(name) for name in ("split", "n", "step")] != [split, examples, step]:
         return None
-    # A kill may come between the two files.
     if not rules or any(len(radii.get(name, ())) != examples for name in rules):
         return None
     return np.max([radii[name] for name in rules], 0)
@@ -65,6 +64,7 @@ def certify(
     smooth = config.model.activation in SMOOTH
     progress = progress or (lambda text: None)
     options = {"bounds": tuple(config.data.bounds), "smooth": smooth, "progress": progress}
+    options["batch_size"] = config.evaluation.batch_size
     compared = comparison.compare(key, loaded.logits_fn, x, y, **options)
     lines = [f"# {label(config)}, {config.data.name}, {examples} {split} images, l2", ""]
     lines.append(comparison.to_markdown(compared, eps))
@@ -82,6 +82,8 @@ def certify(
     lines.append(f"\n{json.dumps(storage.about())}")
     text = "\n".join(lines) + "\n"
     arrays["attacked"] = compared.distance
+    # Without it the others are of no call, should a kill come before the last of the three.
+    (Path(workdir) / "certificates.json").unlink(missing_ok=True)
     files.write_arrays(Path(workdir) / "certificates.npz", **arrays)
     files.write(Path(workdir) / "certificates.md", text)
     kinds = {name: c.kind for name, c in compared.certificates.items()}

@@ -137,7 +137,8 @@ def _radii(config: Config, norms: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def _measured_at(protocol: str, norm: str, table: float) -> list[float]:
-    return sorted({table} if protocol == "pgd" else {table, ROBUSTBENCH[norm]})
+    usual = ROBUSTBENCH[norm]
+    return sorted({table} if protocol == "pgd" or f"{table:g}" == f"{usual:g}" else {table, usual})
 
 
 def _protocol(
@@ -231,7 +232,7 @@ def _write_images(
             for outcome in reversed(outcomes):  # the first that broke an image has the last word
                 x_adv[outcome.broken] = outcome.x_adv[outcome.broken]
             if outcomes:
-                write(f"{norm}_{eps:.4g}", x_adv)
+                write(f"{norm}_{eps:g}", x_adv)
 
 
 def _attacked(

@@ -8,7 +8,7 @@ OUT/curves_NORM.*        the error curves, PNG and SVG
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,7 @@ def _robust(
     flags = 0
     for norm, numbers in record["norms"].items():
         points[norm] = []
-        short = [f"{float(eps):.3g}" for eps in numbers["errors"]]
-        names = short if len(set(short)) == len(short) else list(numbers["errors"])
+        names = _named(map(float, numbers["errors"]))
         for name, (eps, breakdown) in zip(names, numbers["errors"].items(), strict=True):
             error = list(breakdown.values())[-1]  # after the last attack
             points[norm].append((float(eps), error))
@@ -53,11 +52,18 @@ def _robust(
     return columns | {"masking flags": flags}, points
 
 
+def _named(radii: Iterable[float]) -> list[str]:
+    """Radii as they stand in columns: short, where that tells them apart."""
+    radii = list(radii)
+    short = [f"{eps:.3g}" for eps in radii]
+    return short if len({*short}) == len(short) else [f"{eps:g}" for eps in radii]
+
+
 def _certified(run: Run, radii: Sequence[float]) -> dict[str, float]:
     errors = curves.error_at(np.asarray(run.radii), np.asarray(radii))
     return {
-        f"% certified error at l2 {eps:.3g}": round(100 * float(error), 4)
-        for eps, error in zip(radii, errors, strict=True)
+        f"% certified error at l2 {name}": round(100 * float(error), 4)
+        for name, error in zip(_named(radii), errors, strict=True)
     }
 
 
