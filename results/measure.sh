@@ -17,7 +17,7 @@ config=experiments/configs/${name%%_*}.py
 rows="j0 j1 j2 j2_lip_tanh"
 model=""
 protocols="pgd"
-radii=() # beside those of the config
+radii=() # of PGD, beside those of the config
 case $name in
   cifar10) # with the ablation of Lip term and tanh
     rows="j0 j1 j2 j2_tanh j2_lip j2_lip_tanh"
@@ -69,6 +69,6 @@ for protocol in $protocols; do
 done
 for protocol in $protocols; do
   out=results/$name
-  if [ "$protocol" != pgd ]; then out+=/$protocol; fi
+  if [ "$protocol" != pgd ]; then out+=/$protocol; radii=(); fi
   python experiments/table.py "${kept[@]}" --protocol="$protocol" --out="$out" "${radii[@]}"
 done

@@ -18,6 +18,7 @@ from lipreg.runs import storage
 from lipreg.runs.config import base_config
 
 ROOT = Path(__file__).parents[1]
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 @pytest.fixture
@@ -64,6 +65,73 @@ def test_a_stage_that_overruns_is_ended_with_all_that_it_has_started(
     assert (tmp_path / "begun").exists()
     time.sleep(3.5)
     assert not (tmp_path / "late").exists()
+
+
+def test_an_end_of_the_command_ends_the_running_stage(accelerator, tmp_path):
+    for name in ("accelerator.py", "timing.py"):
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path)
+    text = (tmp_path / "accelerator.py").read_text()
+    stage = f"import pathlib; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); import time; "
+    stage += f"time.sleep(5); pathlib.Path({str(tmp_path / 'late')!r}).touch()"
+    argv = '[sys.executable, __file__, f"--alone'
+    assert argv in text
+    text = text.replace(argv, f'[sys.executable, "-c", {stage!r}, f"--alone')
+    (tmp_path / "accelerator.py").write_text(text)
+    options = ["--stages=deck", f"--out={tmp_path / 'out'}"]
+    with subprocess.Popen([sys.executable, str(tmp_path / "accelerator.py"), *options]) as process:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+    assert process.returncode == 143
+    time.sleep(6)
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_stage_that_starts_others_refuses_a_tpu(accelerator, monkeypatch, tmp_path):
+    from stages import comparison, deck
+    from stages.clock import Clock
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    for stage in (deck, comparison):
+        with pytest.raises(RuntimeError, match="a TPU serves one process"):
+            next(stage.run(Clock.lasting(60.0), tmp_path))
+
+
+def test_a_deck_that_would_not_see_an_epoch_is_not_trained(accelerator, monkeypatch, tmp_path):
+    from stages import deck
+    from stages.clock import Clock
+
+    monkeypatch.setattr(deck, "toy", lambda: False)
+    monkeypatch.setattr(deck, "fitting", lambda seconds: 80)
+    with pytest.raises(RuntimeError, match=r"135 s are 0.2 epochs a row; give it more"):
+        next(deck.run(Clock.lasting(135.0), tmp_path))
+
+
+def test_rows_of_the_deck_are_spread_over_the_cards(accelerator, monkeypatch, tmp_path):
+    from stages import deck
+    from stages.clock import Clock
+
+    seen = {}
+
+    def launched(command, clock, env):
+        seen.setdefault(env.get("CUDA_VISIBLE_DEVICES"), set()).add(env[MEMORY])
+        return ""
+
+    monkeypatch.setattr(deck, "launched", launched)
+    made = deck.Size(tuple(map(deck.Row.read, deck.ROWS)), "cifar10", (), 20, 4)
+    places = {row: tmp_path / row.label for row in made.rows}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    list(deck.at_once(places, made, [], Clock.lasting(9)))
+    assert seen == {None: {"0.113"}}  # on CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for cards, memory in (("", "0.113"), ("2,5,7", "0.300")):
+        seen.clear()
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", cards)
+        list(deck.at_once(places, made, [], Clock.lasting(9)))
+        named = cards.split(",") if cards else [str(n) for n in range(jax.local_device_count())]
+        assert seen.keys() == set(named)
+        assert not cards or seen["5"] == {memory}
 
 
 def test_a_stage_reports_part_by_part_and_ends_when_its_clock_is_out(accelerator, tmp_path):
@@ -208,8 +276,12 @@ def test_all_stages_run_at_toy_size_though_one_fails_and_one_overruns(tmp_path):
         "comparison": "## l2 0.502",
     }
     assert how.keys() == said.keys()
+    reports = {name: (out / f"{name}.md").read_text() for name in said}
     for name, words in said.items():
-        assert words in (out / f"{name}.md").read_text()
+        assert words in reports[name]
+    assert not re.search("Error|nan", reports["sound"] + reports["price"])
+    failures = re.findall(r"^\w+, (?:train|pgd|autoattack \w+): (.*)$", reports["deck"], re.M)
+    assert {*failures} <= {"no time left."}
 
 
 def test_the_stages_that_are_replaced_above_and_several_devices(accelerator, tmp_path):

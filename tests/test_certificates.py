@@ -630,6 +630,20 @@ def test_an_estimate_that_says_too_much_is_counted_and_a_proof_never_does():
     assert "| 3 |" in table
 
 
+def test_the_size_of_a_batch_changes_no_radius(mlp):
+    logits_fn, x, y, _ = mlp
+    x, y = x[:5], y[:5]
+    whole, parts = (
+        comparison.compare(KEY, logits_fn, x, y, smooth=True, batch_size=size) for size in (5, 2)
+    )
+    assert whole.certificates.keys() == parts.certificates.keys()
+    for name, (radius, kind) in whole.certificates.items():
+        assert parts.certificates[name].kind == kind
+        if name != "second order":  # its start is drawn by the place in the batch
+            np.testing.assert_allclose(parts.certificates[name].radius, radius, rtol=1e-5)
+    np.testing.assert_allclose(parts.distance, whole.distance, rtol=1e-3)
+
+
 def test_a_bound_of_one_example_holds_for_all():
     weight = jnp.array([[3.0, 0.0, 1.0], [0.0, 4.0, 1.0]])
     f, x = lambda x: jnp.tanh(x @ weight), jax.random.uniform(jax.random.key(0), (5, 2))
@@ -657,7 +671,7 @@ def test_curvature_is_looked_at_where_an_activation_has_no_kinks(
 
 
 def test_the_smoothed_radius_of_an_image_of_another_class_is_0_and_the_table_says_the_share(
-    tmp_path,
+    tmp_path, monkeypatch
 ):
     config = base_config("j0", {"j0": {}})
     config.evaluation.l2.table = 0.2
@@ -674,7 +688,13 @@ def test_the_smoothed_radius_of_an_image_of_another_class_is_0_and_the_table_say
     assert "at least 0.2 for 50.0 % of the images" in text
     proved = certified.proved(tmp_path, "test", 4, 1)
     np.testing.assert_allclose(proved, exact * [1, 0, 1, 1], atol=1e-5)
-    # A kill between the two files leaves those of another certification.
+    # What was made of other images is not read with these, wherever a kill comes between.
+    with monkeypatch.context() as killed:
+        killed.setattr(certified.files, "write", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            certified.certify(loaded, tmp_path, examples=4, split="validation")
+    assert certified.proved(tmp_path, "test", 4, 1) is None
+    certified.certify(loaded, tmp_path, examples=4)
     np.savez(tmp_path / "certificates.npz", **{name: np.ones(3) for name in arrays})
     assert certified.proved(tmp_path, "test", 4, 1) is None
 

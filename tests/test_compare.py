@@ -12,10 +12,11 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipreg import datasets, evaluation, objectives, optimizers, runs, training
+from lipreg import attacks, datasets, evaluation, objectives, optimizers, runs, training
 from lipreg.evaluation.cascade import Outcome
 from lipreg.reports import comparison, comparison_plots
 from lipreg.reports.compared import measure
@@ -94,6 +95,19 @@ def test_a_run_of_some_steps_ends_there_and_its_schedule_too(tmp_path):
     assert 0 < first["seconds"] < last["seconds"]
     assert build.ROBUST in last
     assert runs.load(tmp_path / "run").step == 4
+
+
+def test_the_gap_is_between_one_step_of_the_whole_radius_and_ten_smaller_ones():
+    """The one step jumps over the band of another class that the ten meet."""
+    parts = build.parts(config(**{"report.pgd.steps": 1, "report.pgd.eps": 0.6}))
+    margin = lambda x: 10 * jnp.abs(x[:, 0] - 0.5) - 1
+    logits_fn = jax.tree_util.Partial(lambda x: jnp.stack([margin(x), 0 * x[:, 0]], 1))
+    x, y = jnp.full((4, 1), 0.2), jnp.zeros(4, int)
+    with mock.patch.object(attacks, "pgd", wraps=attacks.pgd) as pgd:
+        found = parts.gap(logits_fn, jax.random.split(jax.random.key(0), 4), x, y)
+    assert pgd.call_args.kwargs["steps"] == 10
+    assert not found[FGSM].any()
+    assert found[PGD].all()
 
 
 def test_overfitting_is_a_warning_that_names_the_step(scripted, tmp_path):

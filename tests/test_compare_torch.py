@@ -1,11 +1,19 @@
 """benchmarks/compare_torch.py: the network goes there and back; attacks stay where they may."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from lipreg import datasets, models, runs
+from lipreg.runs import logs
+from lipreg.runs.build import ROBUST
 from lipreg.runs.config import base_config
+from lipreg.training.overfitting import PGD
 
 torch = pytest.importorskip("torch")
 
@@ -73,3 +81,21 @@ def test_a_config_that_the_loop_does_not_follow_is_refused(theirs):
     config.train.ema = 0.99
     with pytest.raises(ValueError, match=r"config.train.ema = 0.99; this loop has 0.0 only"):
         theirs.check(config)
+
+
+def test_a_recipe_is_trained_and_its_run_is_one_of_ours(tmp_path):
+    root = Path(__file__).parents[1]
+    argv = [sys.executable, "benchmarks/compare_torch.py", "--recipe=pgd", "--eps=0.0625"]
+    argv += [f"--config={root}/experiments/configs/digits.py", "--seconds=0.4", "--trials=2"]
+    argv += ["--config.model.settings.channels=(4,8)", f"--workdir={tmp_path}"]
+    for _ in range(2):  # the second finds what is there
+        done = subprocess.run(
+            argv, cwd=root, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""}
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"seed-0: rate 0.{'' if '0.1,' in done.stdout else '05'}" in done.stdout
+    found = runs.load(tmp_path / "seed-0")
+    assert found.config.report.pgd.eps == 0.0625
+    last = logs.metrics(tmp_path / "seed-0")[-1]
+    assert {ROBUST, PGD, "seconds"} <= last.keys()
+    assert last["step"] == found.step == found.config.train.steps

@@ -201,6 +201,15 @@ def test_a_damaged_result_is_computed_again(tmp_path):
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:40])
     assert store.get("a") is None
     assert store.get("b") is None
+    store.put("a", found=np.arange(3))
+    whole = (tmp_path / "a.npz").read_bytes()
+    local, central = 6, whole.index(b"PK\1\2") + 8
+    for flag in (1, 1 << 5):  # encrypted; patched data
+        bits = bytearray(whole)
+        bits[local] |= flag
+        bits[central] |= flag
+        (tmp_path / "a.npz").write_bytes(bits)
+        assert store.get("a") is None
 
 
 def test_a_store_keeps_every_radius_of_a_cascade_apart(tmp_path):
@@ -593,6 +602,28 @@ def test_the_channels_axis_reaches_every_square(monkeypatch):
     )
     assert set(seen) == {1}
     assert len(seen) >= 2
+
+
+def test_the_masking_report_takes_no_larger_batches_than_the_evaluation(model, monkeypatch):
+    seen, place = [], importlib.import_module("lipreg.evaluation.measure")
+    monkeypatch.setattr(place, "_autoattack", lambda *_: {})
+    monkeypatch.setattr(
+        place, "masking_report", lambda *_, batch_size, **__: seen.append(batch_size) or ()
+    )
+    logits_fn, x, y, _ = model
+    for size in (2, 1000):
+        evaluation.evaluate(
+            logits_fn, x, y, protocol="autoattack", radii={"l2": (0.1,)}, batch_size=size
+        )
+    assert seen == [2, 256]
+
+
+def test_a_search_on_a_grid_says_nothing_beyond_it(model):
+    found = evaluation.evaluate(*model[:3], protocol="pgd", radii={"l2": (0.1,)})
+    end = found.reach["l2"]
+    assert found.error("l2", 0.1) <= found.error("l2", end)
+    with pytest.raises(ValueError, match=f"l2 {2 * end:g} was measured; pgd looked as far as"):
+        found.error("l2", 2 * end)
 
 
 def test_the_error_at_a_radius_that_was_not_measured_is_none():

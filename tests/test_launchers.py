@@ -523,6 +523,27 @@ def test_help_is_what_the_program_does_and_its_flags(case, outcomes):
         assert word in out
 
 
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (
+            "raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 GiB.\\nat step')",
+            "RESOURCE_EXHAUSTED: 9 GiB. A smaller batch_size takes less memory; --debug says where.",
+        ),
+        ("raise KeyboardInterrupt", "stopped."),
+    ],
+)
+def test_what_the_device_or_the_user_ends_is_one_line(ends, said, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(f"import cli, jax\ndef main(_):\n    {ends}\ncli.run(main, resumes=False)\n")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'experiments'}:{ROOT / 'src'}"}
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{program}: {said}\n"
+
+
 def test_the_mistakes_wrote_nothing_else(called):
     outcomes, elsewhere = called
     assert elsewhere == []

@@ -101,6 +101,38 @@ def test_attacks_see_the_frozen_view():
         assert abs(along[:, 0].mean()) < 0.9
 
 
+def test_an_attack_on_the_frozen_view_has_its_direction_and_the_trained_views_loss():
+    """Where the frozen view does not see the first entry, nothing moves along it: t is smaller."""
+    seen = V.at[0].set(0.0)
+    t = 0.4 * LINF.dual(seen[None])[0]
+    options = {"eps": 0.4, "key": KEY, "bounds": WIDE, "frozen": two(seen)}
+    still = "pgd(steps=4, random_start=False)"
+
+    @jax.jit
+    def run():
+        return (
+            objectives.trades(two(V), LEVEL, Y, beta=1.0, noise=1e-5, **options)[1]["kl"],
+            objectives.mart(two(V), LEVEL, Y, beta=1.0, attack=still, **options)[1]["loss_adv"],
+            objectives.elle(two(V), LEVEL, Y, lam=1.0, **options)[1]["loss_adv"],
+            objectives.grad_align(two(V), LEVEL, Y, lam=1.0, **options)[1]["loss_adv"],
+        )
+
+    kl, *losses_adv = run()
+    np.testing.assert_allclose(kl, jnp.log(jnp.cosh(t / 2)), rtol=1e-3)
+    np.testing.assert_allclose(losses_adv, [jax.nn.softplus(t)] * 3, rtol=1e-4)
+
+
+def test_a_recipe_with_one_step_ascends_cross_entropy_whatever_it_trains():
+    """Where the network is surer than a smoothed target, that loss grows with the sureness."""
+    sure, ones = 2 * jnp.abs(V), jnp.ones(8, int)
+    smoothed = partial(losses.smoothed_cross_entropy, smoothing=0.2)
+    x = jnp.abs(X) + 0.5
+    options = {"eps": 0.01, "lam": 0.0, "key": KEY, "bounds": WIDE, "loss": smoothed}
+    for form in (objectives.grad_align, objectives.elle):
+        x_adv = form(two(sure), x, ones, **options)[1]["aux"]
+        np.testing.assert_allclose(x_adv, x - 0.01, rtol=1e-5)
+
+
 # TRADES and MART.
 
 
@@ -126,6 +158,18 @@ def test_at_equal_odds_trades_and_mart_are_known(norm):
     np.testing.assert_allclose(mart_parts["loss_adv"], jax.nn.softplus(t), rtol=1e-4)
     boosted = jax.nn.softplus(t) - jnp.log(1.0001 - jax.nn.sigmoid(t))
     np.testing.assert_allclose(mart, boosted + 5 * gap / 2, rtol=1e-4)
+
+
+def test_marts_divergence_counts_where_the_clean_image_is_unsure():
+    """`KL(p || p') (1 - p_y)` of two classes, where the images' p_y differ."""
+    m, t = SIGNS * (X @ V), 0.4 * LINF.dual(V[None])[0]
+    p, q = jax.nn.sigmoid(m), jax.nn.sigmoid(m - t)
+    kl = p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q))
+    boosted = -jnp.log(q) - jnp.log(1.0001 - (1 - q))
+    still = "pgd(steps=4, random_start=False)"
+    options = {"eps": 0.4, "beta": 5.0, "key": KEY, "bounds": WIDE, "attack": still}
+    found, _ = objectives.mart(two(V), X, Y, **options)
+    np.testing.assert_allclose(found, (boosted + 5 * kl * (1 - p)).mean(), rtol=1e-4)
 
 
 def test_one_small_step_of_trades_is_its_fisher_form():
@@ -164,7 +208,7 @@ def test_what_measures_linearity_vanishes_where_the_frozen_view_is_linear():
     @jax.jit
     def run():
         return (
-            objectives.grad_align(trained, X, Y, **options, **drawn),
+            objectives.grad_align(trained, X, jnp.ones(8, int), **options, **drawn),
             objectives.elle(trained, X, Y, **options, **drawn, **ascent),
             objectives.cure(trained, X, Y, **options),
             objectives.llr(trained, X, Y, mu=0.0, **options, **drawn),
@@ -228,7 +272,8 @@ def test_grad_align_differentiates_the_second_gradient_alone_and_leaves_out_thos
         forward = bump(v)(x + 0.05 * jnp.sign(seen))[:, 0].mean()
         return forward + 0.7 * (1 - cosines).mean()
 
-    form = partial(objectives.grad_align, x=x, y=Y, eps=0.05, lam=0.7, key=KEY)
+    ones = jnp.ones(8, int)  # whose cross entropy grows with the first logit
+    form = partial(objectives.grad_align, x=x, y=ones, eps=0.05, lam=0.7, key=KEY)
     run = lambda v: form(bump(v), loss=first, bounds=WIDE)[0]
     found, expected = (jax.jit(jax.value_and_grad(f))(V) for f in (run, formula))
     assert 0 < len(rows) < len(x)
@@ -263,6 +308,13 @@ DIFFERENTIATED = {
     "n_fgsm": {},
     "free_at": {},
 }
+
+
+def test_every_objective_is_differentiated_here_or_is_a_penalty_on_gradients():
+    """Those are in test_objectives; grad_align is no gradient of its value (its test above)."""
+    assert {*objectives.__all__} - {*DIFFERENTIATED} == {
+        *("j0", "j1", "j2", "j2_lip", "tikhonov", "grad_lp", "lip_excess", "grad_align")
+    }
 
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)

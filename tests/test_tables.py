@@ -302,6 +302,8 @@ def test_a_certified_error_becomes_a_column_and_a_band_when_every_run_has_it(tmp
     assert not drawn["linf"]
     more = cells(reports.table(found, tmp_path / "out", radii={"l2": [0.02]})[0])["J2"]
     assert [more[column], more["% certified error at l2 0.02"]] == ["50", "25"]
+    close = cells(reports.table(found, tmp_path / "out", radii={"l2": [0.02, 0.02001]})[0])["J2"]
+    assert {f"% certified error at l2 {eps}" for eps in ("0.02", "0.02001")} <= close.keys()
 
 
 def test_radii_that_are_close_have_a_column_each(tmp_path):

@@ -56,8 +56,9 @@ def grad_align(
     d is the steepest direction of cross entropy at x, whatever l is, as in `pgd_at`, u random in
     the unit ball. As in the code of Andriushchenko & Flammarion, only the second gradient is
     differentiated in the weights, and the mean of the cosines leaves out examples with a gradient
-    of 0. Their lam on CIFAR-10 is 0.2 at 8/255, ten times that at 16/255. Cost: 11 forward units, 2 for the first gradient, 3 to train on the step,
-    6 for the second gradient; 2 more where `loss` is not cross entropy.
+    of 0. Their lam on CIFAR-10 is 0.2 at 8/255, ten times that at 16/255. Cost: 11 forward units, 2
+    for the first gradient, 3 to train on the step, 6 for the second gradient; 2 more where `loss`
+    is not cross entropy.
 
     >>> first = lambda logits, y: logits[:, 0]
     >>> x, y, key = jnp.full((2, 3), 0.5), jnp.ones(2, int), jax.random.key(0)
