@@ -527,8 +527,8 @@ def test_help_is_what_the_program_does_and_its_flags(case, outcomes):
     ("ends", "said"),
     [
         (
-            "raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 GiB.\\nat step')",
-            "RESOURCE_EXHAUSTED: 9 GiB. A smaller batch_size takes less memory; --debug says where.",
+            "raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 G.\\nat step')",
+            "RESOURCE_EXHAUSTED: 9 G. A smaller batch_size takes less memory; --debug says where.",
         ),
         ("raise KeyboardInterrupt", "stopped."),
     ],
