@@ -5,9 +5,9 @@
 Stages run in order of importance, each in a process of its own with a share of the remaining time;
 see `stages/`:
 
-    sound          gradients of every objective against the CPU's, a resumed run, several devices
+    sound          gradients of the objectives against the CPU's, a resumed run, several devices
     points         every attack's points against the CPU's
-    price          seconds, images a second and share of the card's peak for each objective
+    price          seconds, images a second and share of the card's peak for J0 to J2-Lip
     against_torch  training steps and attacks beside PyTorch's on the same card
     sweep          many small networks vmapped against one after the other
     deck           J0 to J2-Lip trained on CIFAR-10, attacked, tabled

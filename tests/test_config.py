@@ -10,6 +10,7 @@ from lipreg.runs.config import base_config, complete, differing, drop_settings, 
 def config(row="j2_lip", **changes):
     takes = objectives.strengths(getattr(objectives, row))
     found = base_config(row, {row: dict.fromkeys(takes, 0.1)})
+    found.train.replay = 2 if row == "free_at" else 1
     found.update_from_flattened_dict(changes)
     return found
 

@@ -100,6 +100,13 @@ def test_a_run_that_would_train_nothing_is_refused(changes, told):
         runs.prepare(tiny(**changes))
 
 
+def test_data_of_one_class_are_refused(monkeypatch):
+    alone = datasets.Dataset(np.zeros((24, 8, 8, 1), np.uint8), np.zeros(24, np.int32), 1)
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: alone)
+    with pytest.raises(ValueError, match=r"config.data.name = digits; all of it is of one class"):
+        runs.prepare(tiny(row="j0"))
+
+
 def test_all_steps_of_a_run_may_make_one_move():
     assert runs.prepare(tiny(**{"train.accumulate": 6})).steps == 6
 
@@ -146,7 +153,8 @@ def test_the_papers_network_comes_a_quarter_as_wide_too(name):
 
 @pytest.mark.parametrize("row", objectives.__all__)
 def test_digits_offers_every_objective_with_both_heads(row):
-    configs = [tiny("digits", row + head) for head in ("", "_tanh")]
+    replay = {"train.replay": 2} if row == "free_at" else {}
+    configs = [tiny("digits", row + head, **replay) for head in ("", "_tanh")]
     assert [config.objective for config in configs] == [row, row]
     assert [config.model.head for config in configs] == ["linear", "tanh"]
     runs.prepare(configs[1])  # traces the whole step

@@ -84,8 +84,8 @@ def test_a_config_names_it_and_an_epoch_has_so_many_times_the_steps():
     assert strengths("free_at") == ("eps",)
     assert options("free_at") == {"norm": "linf", "bounds": (0.0, 1.0)}
     config = base_config("free_at", {"free_at": {"eps": 0.1}})
-    assert config.train.replay == 8
-    assert base_config("j0", {"j0": {}}).train.replay == 1
+    with pytest.raises(ValueError, match=r"replay = 1; free_at's perturbation is for the next ste"):
+        runs.prepare(config)
     config.train.replay = 4
     config.model.name, config.model.settings = "MLP", {"widths": (2,)}
     prepared = runs.prepare(config)

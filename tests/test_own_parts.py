@@ -121,6 +121,7 @@ def test_strengths_and_options_of_an_objective_are_read_from_its_signature(folde
         ({"loss": "my_objectives:smoothed(of=1)"}, "No option 'of' of .*; it takes by"),
         ({"model.name": "my_networks:Nets"}, "my_networks has no 'Nets'"),
         ({"model.name": "my_networks:Net(features=5, depth=3)"}, "No option 'depth'"),
+        ({"model.name": "my_networks:Net(features=5, classes=3)"}, "the data has its classes"),
         (
             {"model.name": "my_networks:Net(features=7)"},
             r"Net\(.*\) cannot be made for inputs \[5\]",

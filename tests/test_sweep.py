@@ -216,17 +216,20 @@ def test_epochs_are_no_axis_of_runs_that_have_steps():
         sweep.points(config(**{"train.steps": 5}), {"train.epochs": (1, 2)})
 
 
-def test_a_point_whose_last_report_was_lost_is_validated_again(tmp_path):
-    found = sweep.points(config(), {"seed": (0,)})
-    sweep.run(found, tmp_path, engine="loop", silent=True)
-    place = tmp_path / "points/seed=0"
-    whole = sweep.outcome(place)
-    rows = (place / "metrics.jsonl").read_text()
-    (place / "metrics.jsonl").write_text(rows[:-20])
-    (place / "point.json").unlink()
-    sweep.run(found, tmp_path, engine="loop", silent=True)
-    assert sweep.outcome(place) == whole
-    assert [row["step"] for row in logs.metrics(place)] == [2, 4, 6, 8]
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_a_point_whose_last_report_was_lost_is_validated_again(engine, tmp_path):
+    found = sweep.points(config(), {"seed": (0, 1)})
+    sweep.run(found, tmp_path, engine=engine, silent=True)
+    places = [tmp_path / "points" / name for name in found]
+    whole = [sweep.outcome(place) for place in places]
+    for place in places:
+        rows = (place / "metrics.jsonl").read_text()
+        (place / "metrics.jsonl").write_text(rows[:-20])
+        (place / "point.json").unlink()
+    sweep.run(found, tmp_path, engine=engine, silent=True)
+    assert [sweep.outcome(place) for place in places] == whole
+    for place in places:
+        assert [row["step"] for row in logs.metrics(place)] == [2, 4, 6, 8]
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def run(clock: Clock, folder: Path) -> Iterator[str]:
         if not epochs:
             steps = begun(folder) or fitting(TRAIN * total_s - START_S)
             epochs = round(steps / EPOCH_STEPS, 1)
-            if steps < EPOCH_STEPS:
+            if steps < EPOCH_STEPS and not begun(folder):
                 raise RuntimeError(
                     f"{total_s:.0f} s are {epochs} epochs a row; give it more: --stages=deck"
                 )

@@ -131,7 +131,7 @@ def sharded() -> str:
 
 
 def gradients(clock: Clock) -> Iterator[str]:
-    """Every objective's gradient in the weights, against the CPU's: the table after every few."""
+    """The objectives' gradients in the weights, against the CPU's: the table after every few."""
     made = settings()
     batch, side = (8, 8) if toy() else (32, 32)
     small(batch, side, "float32")  # the weights, which all share

@@ -76,26 +76,26 @@ def compare(
     logits_fn = snapshot(logits_fn)
     margin_for = lambda y: lambda x: margin(logits_fn(x), y)
     jit, size = partial(compiled, logits_fn), min(batch_size, len(x))
-    certificates, local = {}, {"bounds": bounds}
+    radii, certificates = partial(_in_batches, size, logits_fn, x, y), {}
     progress("global bound")
     everywhere = lipschitz(logits_fn, x[:1], bounds=bounds)
     loss_constant = Constant(float(everywhere.margins.max()), everywhere.kind)
-    certificates["log 2 rule, global"] = loss_lipschitz(logits_fn, x, y, constant=loss_constant)
+    certificates["log 2 rule, global"] = radii(loss_lipschitz, constant=loss_constant)
     everywhere = everywhere._replace(margins=everywhere.margins[0])
-    certificates["margin, global"] = margin_lipschitz(logits_fn, x, y, constant=everywhere)
+    certificates["margin, global"] = radii(margin_lipschitz, constant=everywhere)
     progress("local bounds")
-    certificates["margin, local"] = _in_batches(margin_local, logits_fn, x, y, size, **local)
+    certificates["margin, local"] = radii(margin_local, bounds=bounds)
     progress("interval bounds")
-    certificates["intervals"] = _in_batches(interval_bound, logits_fn, x, y, size, **local)
+    certificates["intervals"] = radii(interval_bound, bounds=bounds)
     progress("gradients")
     steepest = jit(lambda x, y: gradient_norms(margin_for(y), x))
     slope = Constant(float(map_batches(steepest, size, x, y).max()), "estimate")
-    certificates["first order"] = first_order(logits_fn, x, y, constant=slope)
+    certificates["first order"] = radii(first_order, constant=slope)
     if smooth:
         progress("curvature")
         largest = jit(lambda x, y: largest_curvature(key, margin_for(y), x, steps=20))
         bent = Constant(max(float(map_batches(largest, size, x, y).max()), 0.0), "estimate")
-        certificates["second order"] = second_order(logits_fn, x, y, curvature=bent)
+        certificates["second order"] = radii(second_order, curvature=bent)
     distances, attacked = [], folded(logits_fn, x)
     for name in ATTACKS:
         progress(name)
@@ -111,14 +111,14 @@ def compare(
 
 
 def _in_batches(
-    rule: Callable[..., Certificate],
+    size: int,
     logits_fn: LogitsFn,
     x: Array,
     y: Array,
-    size: int,
+    rule: Callable[..., Certificate],
     **options: Any,
 ) -> Certificate:
-    """A rule that bounds each image by itself, on so many at a time."""
+    """A rule's radii, so many images at a time."""
     kinds = set()
 
     def radius(x: Array, y: Array) -> Array:

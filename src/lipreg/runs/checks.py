@@ -79,6 +79,11 @@ def _check_replay(config: Config) -> None:
     """Steps on one batch whose gradients would be the same, or of two batches after all."""
     t = config.train
     carried = "carried" in inspect.signature(objective(config.objective)).parameters
+    if config.objective == "free_at" and t.replay == 1:
+        raise ValueError(
+            "config.train.replay = 1; free_at's perturbation is for the next step on the same "
+            "batch: give it 2 or more, 8 in its paper, and as many times fewer epochs."
+        )
     if t.replay > 1 and t.accumulate > 1 and not carried:
         raise ValueError(
             f"config.train.replay = {t.replay} and config.train.accumulate = {t.accumulate}; "
@@ -87,11 +92,12 @@ def _check_replay(config: Config) -> None:
         )
     name, options = optimizers.nested(t.optimizer)[0]
     warmup = options.get("warmup", 0)
-    odd = t.replay % 2 or (isinstance(warmup, int) and warmup % 2)
+    odd = t.replay % (2 * t.accumulate) or (isinstance(warmup, int) and warmup % 2)
     if name in ("sam", "awp") and t.replay > 1 and odd:
         raise ValueError(
             f"config.train.optimizer = {t.optimizer} and config.train.replay = {t.replay}; want "
-            "even numbers, or its two gradients are those of two batches."
+            f"even numbers{' of accumulated steps' * (t.accumulate > 1)}, or its two gradients are "
+            "those of two batches."
         )
 
 
@@ -106,8 +112,6 @@ def check_fields(config: Config) -> None:
 def _check_network(model: Config) -> None:
     """Options in a name are a network's settings; what the config or the data has is not theirs."""
     name, options = called(model.name)
-    if ":" in name:  # an outsider's own
-        return
     for option, value in options.items():
         if option == "head":  # by which rows are named
             raise ValueError(
@@ -119,7 +123,8 @@ def _check_network(model: Config) -> None:
             )
         if option == "classes":
             raise ValueError(f"config.model.name = {model.name}; the data has its classes.")
-        _check_value(f"model.settings.{option}", value)
+        if ":" not in name:  # an outsider's are its own
+            _check_value(f"model.settings.{option}", value)
 
 
 def _check_read(config: Config) -> None:

@@ -111,7 +111,7 @@ def base_config(row: str, known: Mapping[str, Mapping[str, float]]) -> Config:
         "ramped": "lam",  # that strength
         # Steps in a row on each batch: free adversarial training's m, 8 in its paper; of 2, both of
         # sam's and awp's gradients are those of one batch.
-        "replay": 8 if "carried" in inspect.signature(objective(name)).parameters else 1,
+        "replay": 1,
         "accumulate": 1,  # steps whose gradients make one move of the weights
         "per_dispatch": 0,  # steps of one compiled program; 0: 1 on CPU, 16 elsewhere
         "precision": "default",  # of float32 products: TF32 where a card has it; or highest

@@ -69,6 +69,8 @@ def prepare(config: Config) -> Experiment:
     train = _split(config, "train", 0)
     shown = max(config.report.examples, config.report.gap_examples)
     validation = _split(config, "validation", shown)
+    if validation.classes < 2:
+        raise ValueError(f"config.data.name = {d.name}; all of it is of one class.")
     if d.wrong_labels:
         if d.side:
             raise ValueError(

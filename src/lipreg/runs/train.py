@@ -46,8 +46,7 @@ def train_run(
             bar.write(shown.resumed(experiment, workdir, first))
         log = stack.enter_context(_log(experiment, workdir, first))
         advance = shown.advancing(bar, experiment)
-        if first == experiment.steps and (not log.rows or log.rows[-1]["step"] < first):
-            _record(experiment, begun, {}, log, manager)  # its last report was lost
+        _complete(experiment, begun, log, manager)
         for state, parts in _fitted(
             experiment,
             experiment.program.step,
@@ -89,7 +88,9 @@ def train_vmapped(
                 "strengths; they cannot be trained together."
             )
     with ExitStack() as stack:
-        managers = [_claimed(*pair, stack) for pair in zip(experiments, workdirs, strict=True)]
+        # Of two, one is a step that all have, should a kill come between their saves.
+        pairs = zip(experiments, workdirs, strict=True)
+        managers = [_claimed(*pair, stack, least=2) for pair in pairs]
         states = _restored(experiments, managers)
         first = int(states[0].step)
         bar = stack.enter_context(shown.bar(lead, first, f"{len(states)} runs", silent))
@@ -98,6 +99,8 @@ def train_vmapped(
             stack.enter_context(_log(experiment, workdir, first))
             for experiment, workdir in zip(experiments, workdirs, strict=True)
         ]
+        for ended in zip(experiments, states, written, managers, strict=True):
+            _complete(*ended)
         for state, parts in _fitted(
             lead,
             jax.vmap(lead.program.step),
@@ -115,7 +118,14 @@ def train_vmapped(
     return states
 
 
-def _claimed(experiment: Experiment, workdir: str | Path, stack: ExitStack) -> Any:
+def _complete(experiment: Experiment, state: training.State, log: logs.Log, manager: Any) -> None:
+    """Validate a run again that is at its end, but whose last report was lost."""
+    step = int(state.step)
+    if step == experiment.steps and (not log.rows or log.rows[-1]["step"] < step):
+        _record(experiment, state, {}, log, manager)
+
+
+def _claimed(experiment: Experiment, workdir: str | Path, stack: ExitStack, least: int = 1) -> Any:
     """The manager of a folder's checkpoints; the folder is this run's, and locked with `stack`."""
     config = experiment.config.to_dict()
     storage.check_workdir(workdir, config)
@@ -123,7 +133,7 @@ def _claimed(experiment: Experiment, workdir: str | Path, stack: ExitStack) -> A
     storage.claim(workdir, config, steps=experiment.steps)
     if storage.newest(workdir) is None:  # by a run that diverged
         shutil.rmtree(Path(workdir) / "best", ignore_errors=True)
-    manager = storage.checkpoints(workdir, keep=experiment.config.report.keep)
+    manager = storage.checkpoints(workdir, keep=max(least, experiment.config.report.keep))
     return stack.enter_context(manager)
 
 

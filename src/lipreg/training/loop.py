@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -130,12 +131,12 @@ def train(
 
     For notebooks and small data. `network` is what `models.network` takes: an nnx module or class,
     a linen module, or `(init, apply)`; an nnx module starts from its own weights, and keeps them.
-    `objective` is one of `objectives`, its static options bound. The rate of `optimizer(rate)`
-    falls as a cosine over its moves, one a step, from `learning_rate` to 0. The log is for
-    `reports.plots.training`. For more, augmentation or averaged weights for instance, write the
-    three calls yourself.
+    `objective` is one of `objectives`, its static options bound, but for `free_at`, which carries
+    something from step to step. The rate of `optimizer(rate)` falls as a cosine over its moves, one
+    a step, from `learning_rate` to 0. The log is for `reports.plots.training`. For more,
+    augmentation or averaged weights for instance, write the three calls yourself.
 
-    Raises: ValueError for fewer than one epoch, and what `fit` raises.
+    Raises: ValueError for fewer than one epoch, for `free_at`, and what `fit` raises.
 
     >>> from lipreg import objectives
     >>> digits = datasets.load("digits", "train")
@@ -147,6 +148,8 @@ def train(
     """
     if epochs < 1:
         raise ValueError(f"epochs = {epochs}; it must be at least 1.")
+    if "carried" in inspect.signature(objective).parameters:
+        raise ValueError("train: what an objective carries wants init, make_step and fit.")
     _check(dataset, batch_size)
     network = models.network(network)
     steps = epochs * (datasets.size(dataset) // batch_size)
