@@ -69,6 +69,8 @@ def test_training_in_one_call_is_init_make_step_and_fit():
     for wrong, said in (({"epochs": 0}, "epochs = 0"), ({"batch_size": 49}, "49 of 48 examples")):
         with pytest.raises(ValueError, match=said):
             training.train(model, *args, key=KEY, **options | wrong)
+    with pytest.raises(ValueError, match="what an objective carries wants init, make_step and fit"):
+        training.train(model, objectives.free_at, *args[1:], key=KEY, **options)
 
 
 def test_the_step_is_the_same_jitted_vmapped_and_sharded():
