@@ -395,3 +395,50 @@ def test_a_convolution_of_nothing_and_one_to_nothing_have_bounds():
     empty = lambda x: lax.conv_general_dilated(x[:, :0].reshape(1, 1, 0), window, (1,), [(2, 2)])
     g = lambda x: jnp.concatenate([empty(x).reshape(1, -1), x], 1)
     np.testing.assert_allclose(lipschitz(g, CORNER).output, 1.0, rtol=1e-5)
+
+
+def test_a_sum_that_overflows_in_its_middle_says_nothing():
+    """`log(exp(709.7 x))` is 709.7 x; the ends of exp's box are finite, and their sum is not."""
+    with jax.enable_x64(True):
+        f = lambda x: jnp.log(jnp.exp(709.7 * x) @ jnp.ones((1, 1)))
+        low, high = interval(f, jnp.full((1, 1), 0.9997), jnp.ones((1, 1)))
+        assert low <= 709.7 * 0.9997
+        assert high >= 709.7
+
+
+def test_a_product_that_underflows_is_not_0():
+    """The identity, by way of numbers that float64 does not have."""
+
+    def f(x):
+        for factor in (1e-38, 1e38):
+            for _ in range(9):
+                x = x * factor
+        return x
+
+    assert lipschitz(f, jnp.ones((1, 1))).output >= 1
+    low, high = interval(f, jnp.zeros((1, 1)), jnp.ones((1, 1)))
+    assert low <= 0
+    assert high >= 1
+
+
+@pytest.mark.parametrize(
+    ("f", "found"),
+    [
+        (lambda x: (x, x), r"returned \[1, 2\], \[1, 2\]"),
+        (lambda x: (), "returned nothing"),
+        (lambda x: x[0], r"returned \[2\]"),
+    ],
+)
+def test_what_is_not_one_array_of_logits_is_refused(f, found):
+    with pytest.raises(ValueError, match=f"f must return .*; for one example it {found}"):
+        bounder(f, jnp.zeros((1, 2)))
+
+
+def test_so_many_examples_at_a_time_have_the_bounds_of_all_at_once():
+    w = jax.random.normal(jax.random.key(0), (3, 4))
+    f = lambda x: jax.nn.relu(x @ w) @ w.T
+    x, y = jax.random.uniform(jax.random.key(1), (5, 3)), jnp.arange(5) % 3
+    for eps in (0.1, jnp.inf):
+        whole, parts = (bounder(f, x, y=y, batch_size=size)(eps) for size in (None, 2))
+        np.testing.assert_allclose(parts.margins, whole.margins, rtol=1e-6)
+        np.testing.assert_allclose(parts.output, whole.output, rtol=1e-6)

@@ -84,7 +84,7 @@ def compare(
     everywhere = everywhere._replace(margins=everywhere.margins[0])
     certificates["margin, global"] = radii(margin_lipschitz, constant=everywhere)
     progress("local bounds")
-    certificates["margin, local"] = radii(margin_local, bounds=bounds)
+    certificates["margin, local"] = margin_local(logits_fn, x, y, bounds=bounds, batch_size=size)
     progress("interval bounds")
     certificates["intervals"] = radii(interval_bound, bounds=bounds)
     progress("gradients")

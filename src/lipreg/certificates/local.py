@@ -30,7 +30,13 @@ __all__ = ["interval_bound", "margin_local"]
 
 
 def margin_local(
-    logits_fn: LogitsFn, x: Array, y: Array, *, steps: int = 6, bounds: Bounds = (0.0, 1.0)
+    logits_fn: LogitsFn,
+    x: Array,
+    y: Array,
+    *,
+    steps: int = 6,
+    bounds: Bounds = (0.0, 1.0),
+    batch_size: int | None = None,
 ) -> Certificate:
     """`max_eps min(eps, min_j (z_y - z_j)^+ / L_yj(eps))`, L_yj(eps) on the l2 ball of eps about x.
 
@@ -38,7 +44,8 @@ def margin_local(
     the ball grows, so the maximum is where `r(eps) = eps`: between `r(inf)`, which is
     that of `margin_lipschitz`, and `r(r(inf))`. Each of `steps` halves this range.
 
-    Called outside of `jit`, as `lipschitz` is; compiled once for all images.
+    Called outside of `jit`, as `lipschitz` is; compiled once for all images, of which `batch_size`
+    are bounded at a time, by default all.
 
     Raises: ValueError where a primitive has no rule, or x is outside of `bounds`.
 
@@ -51,7 +58,7 @@ def margin_local(
     logits = checked_logits(logits_fn, x, y)
     diameter = (bounds[1] - bounds[0]) * math.sqrt(x[0].size)
 
-    bound_at = bounder(logits_fn, x, bounds=bounds, y=y)
+    bound_at = bounder(logits_fn, x, bounds=bounds, y=y, batch_size=batch_size)
 
     def reach(eps: ArrayLike) -> Certificate:
         bound = bound_at(eps)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipreg import datasets, files
+from lipreg import curves, datasets, files
 from lipreg.certificates import comparison, smoothing
 from lipreg.models.layers import ACTIVATIONS
 from lipreg.runs import storage
@@ -71,12 +71,13 @@ def certify(
     arrays: dict[str, Any] = {n: np.asarray(c.radius) for n, c in compared.certificates.items()}
     if sigma:
         progress("smoothing")
-        smoothed = smoothing.certify(key, loaded.logits_fn, x, sigma=sigma)
+        draws = max(1, config.evaluation.batch_size // examples)  # of every image at a time
+        smoothed = smoothing.certify(key, loaded.logits_fn, x, sigma=sigma, batch=draws)
         radius = np.where(smoothed.classes == y, smoothed.radius, 0.0)
         arrays["smoothed"] = radius
         lines.append(
             f"\nSmoothed with sigma = {sigma:g}, another classifier, at confidence 0.999 an image: "
-            f"median radius {np.median(radius):.3g}; at least {eps:g} for "
+            f"median radius {float(curves.median_distance(radius)):.3g}; at least {eps:g} for "
             f"{100 * (radius >= eps).mean():.1f} % of the images."
         )
     lines.append(f"\n{json.dumps(storage.about())}")

@@ -208,8 +208,10 @@ def averaged(step: Step, decay: float = 0.0) -> Step:
             return state, parts
         weights = optimizers.at_rest(state.opt_state, state.params)
         statistics = None if state.ema_state is None else state.model_state
-        average = (state.ema, state.ema_state)
-        ema, ema_state = optimizers.ema(average, (weights, statistics), decay)
+        ema, ema_state = weights, statistics
+        if decay:
+            average = (state.ema, state.ema_state)
+            ema, ema_state = optimizers.ema(average, (weights, statistics), decay)
         return dataclasses.replace(state, ema=ema, ema_state=ema_state), parts
 
     return stepped

@@ -90,7 +90,12 @@ def product(a: Box, b: Box) -> Box:
 
 @jax.jit
 def _product(a: Box, b: Box) -> Box:
-    return outward(hull(*(times(x, y) for x in a for y in b)))
+    corners = [(x, y, times(x, y)) for x in a for y in b]
+    low, high = hull(*(xy for *_, xy in corners))
+    tiny = float(jnp.finfo(jnp.result_type(low)).tiny)
+    lost = [(x != 0) & (y != 0) & (jnp.abs(xy) < tiny) for x, y, xy in corners]  # to an underflow
+    room = jnp.where(reduce(jnp.logical_or, lost), tiny, 0.0)
+    return outward((low - room, high + room))
 
 
 def plus(a: Box, b: Box) -> Box:

@@ -52,9 +52,11 @@ def _summed(sums: Callable[[Array, Array], Array], w: Array, terms: int, box: Bo
     """
     low, high = box
     rounding = 4 * (terms + 4) * float(jnp.finfo(low.dtype).eps)
-    middle = sums((low + high) / 2, w)
-    radius = sums((high - low) / 2 + rounding * most(box), jnp.abs(w))
-    return outward((middle - radius, middle + radius))
+    middle = sums(low / 2 + high / 2, w)
+    radius = sums(high / 2 - low / 2 + rounding * most(box), jnp.abs(w))
+    known = jnp.isfinite(middle) & jnp.isfinite(radius)  # a partial sum that overflows says nothing
+    least, greatest = outward((middle - radius, middle + radius))
+    return jnp.where(known, least, -jnp.inf), jnp.where(known, greatest, jnp.inf)
 
 
 def _both(image: Callable[[Box], Box], root: Root) -> tuple[Box, Box | None]:

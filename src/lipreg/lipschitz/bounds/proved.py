@@ -127,10 +127,12 @@ def bounder(
     *,
     bounds: tuple[float, float] = (0.0, 1.0),
     y: ArrayLike | None = None,
+    batch_size: int | None = None,
 ) -> Callable[[ArrayLike], LipschitzBound]:
     """`eps -> lipschitz(f, x, eps, bounds=bounds)`, compiled once for all finite eps.
 
-    With classes `y [B]` it computes only the K margins of `z_y`, `[B, 1, K]`, not all K^2.
+    With classes `y [B]` it computes only the K margins of `z_y`, `[B, 1, K]`, not all K^2; with a
+    `batch_size` so many examples at a time.
 
     >>> bound_at = bounder(lambda x: jax.nn.relu(x - 0.5), jnp.zeros((1, 1)))
     >>> [round(bound_at(eps).output.item(), 4) for eps in (0.25, 0.75)]
@@ -141,9 +143,11 @@ def bounder(
         raise ValueError(f"x has shape {list(x.shape)}; want examples [B, ...], B >= 1.")
     _check_floating(x=x)
     traced, _ = trace(snapshot(f), x[:1])
-    shape = traced.out_avals[0].shape
-    if len(traced.out_avals) != 1 or len(shape) != 2 or shape[0] != 1:
-        raise ValueError(f"f must return [B, K]; for one example it returned {list(shape)}.")
+    shapes = [out.shape for out in traced.out_avals]
+    shape = shapes[0] if len(shapes) == 1 else ()
+    if len(shape) != 2 or shape[0] != 1:
+        found = ", ".join(str(list(one)) for one in shapes) or "nothing"
+        raise ValueError(f"f must return [B, K]; for one example it returned {found}.")
     _check_floating(**{"f's output": traced.out_avals[0]})
     if any(isinstance(value, Tracer) for value in (x, *traced.consts)):
         raise ValueError("lipschitz needs numbers, not tracers: call it outside of jit and grad.")
@@ -156,9 +160,7 @@ def bounder(
     check_inside(x, bounds)
     low, high = min(bounds[0], points.min()), max(bounds[1], points.max())  # by a rounding of x
 
-    @jax.jit
-    @partial(jax.vmap, in_axes=(None, 0, 0, 0))
-    def run(
+    def one(
         constants: list[Array], x: Array, eps: Array | None, classes: Array
     ) -> tuple[Array, Array]:
         box = jnp.full_like(x, low), jnp.full_like(x, high)
@@ -172,6 +174,12 @@ def bounder(
         if (logits := without_common(out)) is not out:
             margins = jnp.minimum(margins, _constants(logits, classes)[1])
         return output, margins
+
+    @jax.jit
+    def run(constants: list[Array], *given: Any) -> tuple[Array, Array]:
+        if batch_size is None or len(given[0]) <= batch_size:
+            return jax.vmap(partial(one, constants))(*given)
+        return jax.lax.map(lambda row: one(constants, *row), given, batch_size=batch_size)
 
     def bound_at(eps: ArrayLike) -> LipschitzBound:
         if isinstance(eps, Tracer):
