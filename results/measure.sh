@@ -23,8 +23,8 @@ case $name in
     rows="j0 j1 j2 j2_tanh j2_lip j2_lip_tanh"
     model=",cnn"
     ;;
-  cifar10_2x*) # and of relu, of attack and penalty, and of the examples that the Lip term sees
-    rows="j0 j1 j2 j2_lip j2_tanh j2_lip_tanh j2_lip/options.top_k=0"
+  cifar10_2x*) # and of relu, of attack and penalty, and of the examples and images that the Lip term sees
+    rows="j0 j1 j2 j2_lip j2_tanh j2_lip_tanh j2_lip/options.top_k=0 j2_lip/options.points=attacked"
     for row in j1 j2 j2_lip; do rows+=" $row/options.method=penalty"; done
     for row in j0 j1 j2 j2_lip; do rows+=" $row/model.activation=silu"; done
     for row in j1 j2 j2_lip; do rows+=" $row/options.method=penalty/model.activation=silu"; done
