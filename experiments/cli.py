@@ -272,4 +272,5 @@ def run(
         if _DEBUG.value:
             raise
         more = "A smaller batch_size takes less memory; " * ("RESOURCE_EXHAUSTED" in str(error))
-        _fail(f"{str(error).splitlines()[0]} {more}--debug says where.")
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        _fail(f"{first} {more}--debug says where.")

@@ -70,5 +70,5 @@ done
 for protocol in $protocols; do
   out=results/$name
   if [ "$protocol" != pgd ]; then out+=/$protocol; radii=(); fi
-  python experiments/table.py "${kept[@]}" --protocol="$protocol" --out="$out" "${radii[@]}"
+  python experiments/table.py "${kept[@]}" --protocol="$protocol" --out="$out" ${radii[@]+"${radii[@]}"}
 done

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lipreg import attacks
-from lipreg.attacks.apgd import _phases
+from lipreg.attacks.apgd import _checkpoints, _phases
 from lipreg.boundary import misclassified
 from lipreg.losses import cross_entropy, margin
 from lipreg.norms import L1, L2, LINF, lp, random_in_ball
@@ -448,3 +448,23 @@ def test_a_box_without_an_end_is_one_that_is_never_met(attack, norm):
     found = run((-jnp.inf, jnp.inf))
     assert (logits(found).argmax(1) != y).all()
     np.testing.assert_allclose(found, run((-50.0, 50.0)), atol=1e-3)
+
+
+def test_the_checkpoints_of_apgd_are_those_of_its_paper():
+    """Of 100 steps: `p_1 = 0.22`, then `p_j + max(p_j - p_{j-1} - 0.03, 0.06)` (2003.01690)."""
+    lengths = _checkpoints(100, sparse=False)
+    np.testing.assert_array_equal(np.flatnonzero(lengths) + 1, [22, 41, 57, 70, 80, 87, 93, 99])
+
+
+def test_the_steps_of_apgd_shrink_until_it_stands_on_a_maximum_inside_of_the_ball():
+    """Of `-|x' - c|^2`, where steps of `2 eps` in every entry jump to and fro."""
+    c = 0.5 + 0.1 * jax.random.uniform(KEY, (8, 3), minval=-0.7, maxval=0.7)
+    x, y = jnp.full((8, 3), 0.5), jnp.zeros(8, int)
+
+    def logits_fn(x):
+        margin = 1 + 50 * jnp.square(x - c).sum(1)
+        return jnp.stack([margin, 0 * margin], 1)
+
+    for norm in (LINF, L2):
+        x_adv = attacks.apgd(KEY, logits_fn, x, y, 0.1 if norm is LINF else 0.2, norm=norm)
+        assert jnp.abs(x_adv - c).max() < 0.002

@@ -404,6 +404,9 @@ def test_a_sum_that_overflows_in_its_middle_says_nothing():
         low, high = interval(f, jnp.full((1, 1), 0.9997), jnp.ones((1, 1)))
         assert low <= 709.7 * 0.9997
         assert high >= 709.7
+        far = jnp.full((1, 3), 1e308)
+        low, high = interval(lambda x: x @ jnp.array([[1.0], [1.0], [-1.5]]), far, far)
+        assert low <= 0.5e308 <= high
 
 
 def test_a_product_that_underflows_is_not_0():

@@ -16,7 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipreg import attacks, datasets, evaluation, objectives, optimizers, runs, training
+from lipreg import (
+    attacks,
+    datasets,
+    evaluation,
+    lipschitz,
+    losses,
+    objectives,
+    optimizers,
+    runs,
+    training,
+)
 from lipreg.evaluation.cascade import Outcome
 from lipreg.reports import comparison, comparison_plots
 from lipreg.reports.compared import measure
@@ -532,6 +542,28 @@ def test_a_proved_bound_of_the_loss_is_above_its_largest_gradient(tmp_path):
     assert found["epochs"] == 2 / 3
     with pytest.raises(ValueError, match="examples = 99; the test split has 48"):
         measure(tmp_path / "run", radii={"l2": 0.1}, examples=99)
+
+
+def test_the_gap_of_generalisation_is_the_tests_less_the_trainings(tmp_path, monkeypatch):
+    prepared = runs.prepare(config(**{"train.steps": 2}))
+    runs.train_run(prepared, tmp_path / "run", silent=True)
+    loaded, load = runs.load(tmp_path / "run"), datasets.load
+    x = datasets.to_unit(load("digits", "test").x)
+    right = np.array(loaded.logits_fn(x).argmax(1), np.int32)
+
+    def labelled(name, split, **options):
+        found = load(name, split, **options)
+        y = right if split == "train" else (right + 1) % 3
+        return found._replace(y=y[: len(found.y)])
+
+    monkeypatch.setattr(datasets, "load", labelled)
+    with mock.patch.object(evaluation, "evaluate", judged):
+        found = measure(tmp_path / "run", radii={"l2": 0.1}, examples=8)
+    assert found["gap"]["error"] == 1.0
+    assert found["gap"]["loss"] > 0
+    loss = lambda x: losses.cross_entropy(loaded.logits_fn(x), jnp.asarray((right[:8] + 1) % 3))
+    slopes = lipschitz.gradient_norms(loss, x[:8])
+    np.testing.assert_allclose(found["estimate"], slopes.max(), rtol=1e-5)
 
 
 def test_gaps_are_drawn_with_the_step_at_which_overfitting_begins():

@@ -168,3 +168,21 @@ def test_the_noise_of_heat_shrinks_as_its_scoping_grows():
         deviations.append(float(y.std()))
     expected = [0.5 * 4 ** (-(call // 2) / 2) for call in range(1, 7)]
     np.testing.assert_allclose(deviations, expected, rtol=0.03)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_noise_falls_with_the_rate_which_counts_each_replicas_own_calls(replicas):
+    """Of call c of round k the deviation is `sqrt(2 temperature rate(k period + c))`."""
+    rate = lambda step: 0.1 * 0.5 ** jnp.float32(step)
+    tx = optimizers.local_entropy(
+        optax.sgd(0.0), rate, coupling=0.0, temperature=0.3, period=2, replicas=replicas
+    )
+    y, update = jnp.zeros(20_000), jax.jit(tx.update)
+    state, found = tx.init(y), []
+    for call in range(6):
+        updates, state = update(jnp.zeros_like(y), state, y)
+        y = optax.apply_updates(y, updates)
+        if call % 2 == 0:  # after the others the weights move
+            found.append(float(updates.std()))
+    own = [0, 2, 4] if replicas == 1 else [0, 0, 2]
+    np.testing.assert_allclose(found, [(2 * 0.3 * rate(step)) ** 0.5 for step in own], rtol=0.03)

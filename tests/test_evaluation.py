@@ -18,6 +18,7 @@ from lipreg.batching import packed
 from lipreg.evaluation import measure, protocols
 from lipreg.evaluation.autoattack import stages
 from lipreg.evaluation.cascade import Stage
+from lipreg.keys import example_keys, fold_in
 from lipreg.norms import L1, L2, LINF
 
 KEY = jax.random.key(0)
@@ -105,6 +106,30 @@ def test_each_attack_sees_only_what_is_left_and_is_traced_once_per_shape_at_each
         once = np.where(outcome.broken_by == 1, 1, 2)
         np.testing.assert_array_equal(times, np.where(outcome.broken_by == 0, 0, once))
         assert (outcome.broken_by == 1).any()
+
+
+def test_each_round_of_a_stage_draws_anew():
+    def coin(key, logits_fn, x, y, eps, round_):
+        return jnp.where(jax.vmap(jax.random.uniform)(key)[:, None] < 0.2, 1 - x, x)
+
+    model = lambda x: jnp.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], 1)
+    x, y = np.full((64, 2), 0.8, np.float32), np.zeros(64, int)
+    outcome = evaluation.cascade(KEY, model, x, y, 1.0, [Stage("coin", coin, 4)])
+    keys = example_keys(KEY, 64)
+    drawn = [jax.vmap(jax.random.uniform)(fold_in(keys, round_)) < 0.2 for round_ in range(4)]
+    np.testing.assert_array_equal(outcome.broken_by >= 0, np.any(drawn, 0))
+    assert 0 < drawn[0].sum() < np.any(drawn, 0).sum() < 64
+
+
+@pytest.mark.parametrize("stage", ["apgd-t", "fab-t"])
+def test_each_attack_on_targets_finds_the_exact_error_by_itself(stage):
+    model, x, y, distances = linear(5)
+    exact = np.asarray(distances(LINF))
+    eps = float(np.quantile(exact, 0.5))
+    alone = [s for s in short_stages(5, LINF) if s.name == stage]
+    broken = evaluation.cascade(KEY, model, x, y, eps, alone).broken_by >= 0
+    clear = np.abs(exact / eps - 1) > 0.02
+    np.testing.assert_array_equal(broken[clear], (exact < eps)[clear])
 
 
 def test_a_cascade_does_not_believe_an_attack():
@@ -624,6 +649,19 @@ def test_a_search_on_a_grid_says_nothing_beyond_it(model):
     assert found.error("l2", 0.1) <= found.error("l2", end)
     with pytest.raises(ValueError, match=f"l2 {2 * end:g} was measured; pgd looked as far as"):
         found.error("l2", 2 * end)
+
+
+def test_failures_have_no_distance_and_count_as_the_largest():
+    distances = np.array([0.0, 0.2, 0.4, np.inf, np.inf], np.float32)
+    found = evaluation.Evaluation(
+        "deck", np.arange(5) < 1, {"l2": {"pgd": distances}}, {"l2": {}}, {"l2": ()},
+        radii={"l2": (0.2,)}, others={"l2": {}}, nearest_points={}, left_out={"l2": ()},
+    )  # fmt: skip
+    numbers = evaluation.to_json(found)["norms"]["l2"]["distances"]["pgd"]
+    assert numbers["median"] == pytest.approx(0.4)
+    assert numbers["mean_of_found"] == pytest.approx(0.2)
+    assert numbers["failures"] == 2
+    assert "| pgd | 0.4 | 0.2 | 2 |" in evaluation.to_markdown(found)
 
 
 def test_the_error_at_a_radius_that_was_not_measured_is_none():

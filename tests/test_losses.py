@@ -193,3 +193,11 @@ def test_whole_numbers_may_be_a_distribution():
     z, y = jnp.array([[2.0, 0.0], [1.0, 3.0]]), jnp.array([0, 1])
     found = losses.cross_entropy(z, jnp.eye(2, dtype=jnp.int32)[y])
     np.testing.assert_allclose(found, losses.cross_entropy(z, y), rtol=1e-6)
+
+
+def test_the_targeted_dlr_divides_by_the_gap_between_the_first_and_the_third_and_fourth():
+    """`(z_t - z_y) / (z_1 - (z_3 + z_4) / 2)` (2003.01690, equation 8)."""
+    z = np.array([[3.0, 1.0, 0.5, -1.0, -4.0], [0.0, 2.0, 5.0, 4.0, 1.0]], np.float32)
+    y, target = jnp.array([0, 3]), jnp.array([1, 0])
+    expected = [(1.0 - 3.0) / (3.0 + 0.25), (0.0 - 4.0) / (5.0 - 1.5)]
+    np.testing.assert_allclose(losses.targeted_dlr(z, y, target), expected, rtol=1e-6)

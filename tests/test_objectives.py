@@ -655,6 +655,22 @@ def test_only_what_exceeds_the_constant_of_the_data_is_penalised(method):
     np.testing.assert_array_equal(slope, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("method", "norm", "constant"),
+    [
+        *(("gradient", norm, constant) for norm, constant in ((LINF, 7.0), (L2, 5.0), (L1, 4.0))),
+        ("pairs", LINF, 7.0),
+        ("pairs", L2, 5.0),
+    ],
+)
+def test_the_excess_is_that_of_the_norm_of_the_inputs(method, norm, constant):
+    """The largest dual norm of a row: (3, 4) has 7, 5 and 4."""
+    form = objectives.pairs(steps=40) if method == "pairs" else method
+    options = {"loss": lambda logits, y: 0.0 * logits[:, 0], "output": same, "method": form}
+    found, _ = objectives.lip_excess(two(MAP), X, Y, lam=1.0, L0=0.5, norm=norm, **options)
+    np.testing.assert_allclose(found, constant - 0.5, rtol=2e-2)
+
+
 def test_the_derivative_of_the_largest_gradient_is_that_of_all_of_them():
     probabilities = lambda params: lambda x: jax.nn.softmax(mlp(params, x))
     short = lambda params: objectives.lip_excess(bind(mlp, params), X, Y, lam=1.0, L0=0.0)[0]

@@ -70,6 +70,30 @@ def test_the_gradient_is_clipped_before_it_is_decayed_and_steps_are_accumulated(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), second, expected)
 
 
+def test_accumulated_gradients_are_averaged_and_their_mean_is_clipped():
+    half = jax.tree.map(lambda g: -g / 2, G)
+    for clip in (0.0, float(optax.tree.norm(G)) / 2):  # more than the mean, less than the first
+        tx = optimizers.build("sgd", 1.0, weight_decay=0.5, clip=clip, accumulate=2)
+        _, state = tx.update(G, tx.init(W), W)
+        updates, _ = tx.update(half, state, W)
+        expected = jax.tree.map(lambda g, w: -(g / 4 + 0.5 * w), G, W)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
+
+
+def test_nesterov_looks_ahead():
+    """`v <- 0.9 v + g`, `w <- w - rate (0.9 v + g)` (Sutskever et al. 2013)."""
+    tx = optimizers.sgd(0.1, nesterov=True, weight_decay=0.5)
+    w, v, state, expected = W, jax.tree.map(jnp.zeros_like, W), tx.init(W), W
+    for _ in range(3):
+        updates, state = tx.update(G, state, w)
+        w = optax.apply_updates(w, updates)
+        g = jax.tree.map(lambda g, w: g + 0.5 * w, G, expected)
+        v = jax.tree.map(lambda v, g: 0.9 * v + g, v, g)
+        ahead = jax.tree.map(lambda v, g: 0.1 * (0.9 * v + g), v, g)
+        expected = jax.tree.map(lambda w, a: w - a, expected, ahead)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), w, expected)
+
+
 def gradient(w):
     """Of 1/2 ||w||^2 and the sum of the kernel's exponentials."""
     return {"kernel": w["kernel"] + jnp.exp(w["kernel"]), "bias": w["bias"]}

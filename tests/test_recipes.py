@@ -168,8 +168,17 @@ def test_marts_divergence_counts_where_the_clean_image_is_unsure():
     boosted = -jnp.log(q) - jnp.log(1.0001 - (1 - q))
     still = "pgd(steps=4, random_start=False)"
     options = {"eps": 0.4, "beta": 5.0, "key": KEY, "bounds": WIDE, "attack": still}
-    found, _ = objectives.mart(two(V), X, Y, **options)
+    found, parts = objectives.mart(two(V), X, Y, **options)
+    np.testing.assert_allclose(parts["aux"], X - 0.4 * jnp.outer(SIGNS, jnp.sign(V)), rtol=1e-5)
     np.testing.assert_allclose(found, (boosted + 5 * kl * (1 - p)).mean(), rtol=1e-4)
+
+
+def test_of_two_passes_running_statistics_are_those_of_the_one_whose_loss_it_is():
+    """docs/decisions.md: of trades and of differences the clean one, of mart (above) the other."""
+    trades = objectives.trades(two(V), X, Y, eps=0.4, beta=1.0, key=KEY, bounds=WIDE)
+    differences = objectives.j2(two(V), X, Y, eps=0.4, method=objectives.method("difference"))
+    for _, parts in (trades, differences):
+        np.testing.assert_array_equal(parts["aux"], X)
 
 
 def test_one_small_step_of_trades_is_its_fisher_form():
@@ -232,12 +241,14 @@ def test_what_measures_linearity_is_known_for_a_quadratic():
         return (
             objectives.cure(bowl, X, Y, norm=L2, **options)[1],
             objectives.cure(bowl, X, Y, norm=L2, squared=False, **options)[1],
+            objectives.cure(bowl, X, Y, **options)[1],
             objectives.llr(bowl, X, Y, mu=0.0, norm=L2, **options, **drawn)[1],
             objectives.llr(bowl, 0 * X, Y, mu=5.0, norm=L2, **options, **drawn)[0],
             objectives.elle(bowl, many, jnp.zeros(len(many), int), **options, **drawn)[1],
         )
 
-    cure, unsquared, llr, at_rest, elle = run()
+    cure, unsquared, corner, llr, at_rest, elle = run()
+    np.testing.assert_allclose(corner["bend"], 6 * (a * eps) ** 2, rtol=1e-4)  # in LINF
     np.testing.assert_allclose(cure["bend"], (a * eps) ** 2, rtol=1e-4)
     np.testing.assert_allclose(unsquared["bend"], a * eps, rtol=1e-4)
     np.testing.assert_allclose(llr["bend"], a * eps**2 / 2, rtol=1e-3)

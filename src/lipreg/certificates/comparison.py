@@ -76,6 +76,7 @@ def compare(
     logits_fn = snapshot(logits_fn)
     margin_for = lambda y: lambda x: margin(logits_fn(x), y)
     jit, size = partial(compiled, logits_fn), min(batch_size, len(x))
+    keys = example_keys(key, len(x))
     radii, certificates = partial(_in_batches, size, logits_fn, x, y), {}
     progress("global bound")
     everywhere = lipschitz(logits_fn, x[:1], bounds=bounds)
@@ -93,15 +94,15 @@ def compare(
     certificates["first order"] = radii(first_order, constant=slope)
     if smooth:
         progress("curvature")
-        largest = jit(lambda x, y: largest_curvature(key, margin_for(y), x, steps=20))
-        bent = Constant(max(float(map_batches(largest, size, x, y).max()), 0.0), "estimate")
-        certificates["second order"] = radii(second_order, curvature=bent)
+        largest = jit(lambda k, x, y: largest_curvature(k, margin_for(y), x, steps=20))
+        bent = max(float(map_batches(largest, size, keys, x, y).max()), 0.0)
+        certificates["second order"] = radii(second_order, curvature=Constant(bent, "estimate"))
     distances, attacked = [], folded(logits_fn, x)
     for name in ATTACKS:
         progress(name)
         attack = partial(getattr(attacks, name), norm=L2, bounds=bounds)
         measure = jit(partial(_distances, attack, bounds, attacked))
-        distances.append(map_batches(measure, size, example_keys(key, len(x)), x, y))
+        distances.append(map_batches(measure, size, keys, x, y))
     distance = np.min(distances, 0)
     violations = {
         name: int((np.asarray(c.radius) > distance * (1 + SLACK)).sum())

@@ -6,12 +6,14 @@ Both take what `lipreg.lipschitz.bounds` has rules for, and certify perturbation
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from lipreg.batching import map_batches
 from lipreg.box import Bounds, check_finite
 from lipreg.certificates.constants import (
     Certificate,
@@ -44,7 +46,7 @@ def margin_local(
     the ball grows, so the maximum is where `r(eps) = eps`: between `r(inf)`, which is
     that of `margin_lipschitz`, and `r(r(inf))`. Each of `steps` halves this range.
 
-    Called outside of `jit`, as `lipschitz` is; compiled once for all images, of which `batch_size`
+    Called outside of `jit`, as `lipschitz` is; one program for all images, of which `batch_size`
     are bounded at a time, by default all.
 
     Raises: ValueError where a primitive has no rule, or x is outside of `bounds`.
@@ -54,8 +56,9 @@ def margin_local(
     Array([0.5], dtype=float32)
     """
     check_inputs(logits_fn, x, y, bounds)
-    at_least_one("margin_local", steps=steps)
-    logits = checked_logits(logits_fn, x, y)
+    size = len(x) if batch_size is None else batch_size
+    at_least_one("margin_local", steps=steps, batch_size=size)
+    logits = jnp.asarray(map_batches(partial(checked_logits, logits_fn), min(size, len(x)), x, y))
     diameter = (bounds[1] - bounds[0]) * math.sqrt(x[0].size)
 
     bound_at = bounder(logits_fn, x, bounds=bounds, y=y, batch_size=batch_size)

@@ -153,7 +153,8 @@ def inner(attack: Attack) -> Callable[..., Array]:
         else:
             check_radius(eps)
             found = run(key, logits_fn, x, y, norm=norm, bounds=bounds)
-            x_adv = (wide(x) + norm.project(wide(found) - wide(x), eps)).astype(x.dtype)
+            inside = wide(x) + norm.project(wide(found) - wide(x), eps)
+        x_adv = jnp.clip(inside, *bounds).astype(x.dtype)  # rounding may leave the box
         return jax.lax.stop_gradient(x_adv)
 
     return on_ball

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipreg import curves, datasets, files
+from lipreg.batching import map_batches
 from lipreg.certificates import comparison, smoothing
+from lipreg.keys import example_keys
 from lipreg.models.layers import ACTIVATIONS
 from lipreg.runs import storage
 from lipreg.runs.config import label
@@ -71,9 +74,16 @@ def certify(
     arrays: dict[str, Any] = {n: np.asarray(c.radius) for n, c in compared.certificates.items()}
     if sigma:
         progress("smoothing")
-        draws = max(1, config.evaluation.batch_size // examples)  # of every image at a time
-        smoothed = smoothing.certify(key, loaded.logits_fn, x, sigma=sigma, batch=draws)
-        radius = np.where(smoothed.classes == y, smoothed.radius, 0.0)
+        size = config.evaluation.batch_size
+        draws = max(1, size // examples)  # of every image at a time
+        smoothed = partial(smoothing.certify, logits_fn=loaded.logits_fn, sigma=sigma, batch=draws)
+        classes, radius = map_batches(
+            lambda keys, x: smoothed(keys, x=x)[:2],
+            min(size, examples),
+            example_keys(key, examples),
+            x,
+        )
+        radius = np.where(classes == y, radius, 0.0)
         arrays["smoothed"] = radius
         lines.append(
             f"\nSmoothed with sigma = {sigma:g}, another classifier, at confidence 0.999 an image: "
@@ -83,8 +93,9 @@ def certify(
     lines.append(f"\n{json.dumps(storage.about())}")
     text = "\n".join(lines) + "\n"
     arrays["attacked"] = compared.distance
-    # Without it the others are of no call, should a kill come before the last of the three.
-    (Path(workdir) / "certificates.json").unlink(missing_ok=True)
+    # Should a kill come before the last of the three, the others are no certificates.
+    for kind in ("json", "md"):
+        (Path(workdir) / f"certificates.{kind}").unlink(missing_ok=True)
     files.write_arrays(Path(workdir) / "certificates.npz", **arrays)
     files.write(Path(workdir) / "certificates.md", text)
     kinds = {name: c.kind for name, c in compared.certificates.items()}

@@ -110,6 +110,8 @@ def train_vmapped(
             rows=written[0].rows,
             say=shown.say(bar, silent),
         ):
+            for manager in managers:  # all have the newest step before one drops an older one
+                manager.wait()
             states = [jax.tree.map(lambda a, k=k: a[k], state) for k in range(len(states))]
             for k, experiment in enumerate(experiments):
                 row = _numbers({name: values[k] for name, values in parts.items()})

@@ -26,7 +26,8 @@ parameters and constants as they are stored. The walk is in float64. Boxes and s
 outwards at each step, sums by the largest error in any order of summation (Higham 2002, section
 3.1), XLA's functions by twice the largest error measured. Norms and ellipsoids are accurate to
 MARGIN, by which results are widened. Two cases of a `where` count as meeting if float64 cannot tell
-them apart.
+them apart. Sizes below 1e-150 may be lost to an underflow where operations mix entries, and are
+then 0.
 
 The network's own rounding errors are not bounded. In float32 they are about 1e-7 of the largest
 intermediate values, and points whose outputs are as close as that can seem to contradict a

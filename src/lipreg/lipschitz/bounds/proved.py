@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lipreg.box import check_finite, check_inside
+from lipreg.contracts import at_least_one
 from lipreg.float64 import in_float64
 from lipreg.lipschitz.bounds.declared import check
 from lipreg.lipschitz.bounds.exponentials import without_common
@@ -139,6 +140,7 @@ def bounder(
     [0.0, 1.0]
     """
     check_finite(bounds)
+    at_least_one("lipschitz", batch_size=1 if batch_size is None else batch_size)
     if x.ndim < 2 or not x.size:
         raise ValueError(f"x has shape {list(x.shape)}; want examples [B, ...], B >= 1.")
     _check_floating(x=x)
