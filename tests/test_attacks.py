@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy.optimize import brentq
 
 from lipreg import attacks
 from lipreg.attacks.apgd import _checkpoints, _phases
@@ -468,3 +469,33 @@ def test_the_steps_of_apgd_shrink_until_it_stands_on_a_maximum_inside_of_the_bal
     for norm in (LINF, L2):
         x_adv = attacks.apgd(KEY, logits_fn, x, y, 0.1 if norm is LINF else 0.2, norm=norm)
         assert jnp.abs(x_adv - c).max() < 0.002
+
+
+@pytest.mark.parametrize("norm", [L1, L2, LINF], ids=lambda norm: norm.name)
+def test_fab_is_as_near_to_black_and_white_images_as_the_box_allows(norm):
+    """The nearest point is `box(x + t d)`: d is w in l_2, its signs in l_inf; in l_1 the entries of
+    the largest weights go to the box's end one by one."""
+    x = jnp.round(jax.random.uniform(jax.random.fold_in(KEY, 3), (8, 16)))
+    w = jax.random.normal(jax.random.fold_in(KEY, 4), (16,))
+    level = 0.7 * (x @ w).max() + 0.3 * jnp.maximum(w, 0).sum()
+    logits_fn = lambda x: jnp.stack([0 * x[:, 0], x @ w - level], 1)
+    slopes = np.asarray(w, float)
+
+    def exact(image):
+        gap = float(level) - image @ slopes
+        if norm is L1:
+            room = np.where(slopes > 0, 1 - image, image)
+            order = np.argsort(-np.abs(slopes) * (room > 0))
+            gains = np.abs(slopes[order]) * room[order]
+            whole = int((np.cumsum(gains) < gap).sum())
+            return whole + (gap - gains[:whole].sum()) / np.abs(slopes[order][whole])
+        d = slopes if norm is L2 else np.sign(slopes)
+        moved = lambda t: np.clip(t * d, -image, 1 - image)
+        t = brentq(lambda t: moved(t) @ slopes - gap, 0, 1e3)
+        return np.linalg.norm(moved(t), 2 if norm is L2 else np.inf)
+
+    x_adv = attacks.fab(KEY, logits_fn, x, jnp.zeros(8, int), 100.0, norm=norm)
+    assert (logits_fn(x_adv).argmax(1) == 1).all()
+    ratios = np.asarray(norm.size(x_adv - x)) / [exact(image) for image in np.asarray(x, float)]
+    assert ratios.min() > 1 - 1e-4
+    assert ratios.max() < 1.02
