@@ -297,9 +297,13 @@ def test_every_recipe_of_the_table_has_four_settings_that_its_objective_takes(
     plan = PLAN._replace(norm=norm, trials=4)
     table = files[0].recipes(norm, 0.1, 64, files[1].STRENGTHS, base.train)
     assert {recipe.objective for recipe in table.values()} == {*objectives.__all__} - {"grad_lp"}
+    seen = set()
     for recipe in table.values():
         settings = [compare.point(base, recipe, k, plan, steps=1) for k in range(plan.trials)]
-        assert len({json.dumps(setting.to_dict(), sort_keys=True) for setting in settings}) == 4
+        texts = {json.dumps(setting.to_dict(), sort_keys=True) for setting in settings}
+        assert len(texts) == 4
+        assert not texts & seen
+        seen |= texts
         for setting in settings:
             build.parts(setting)
 

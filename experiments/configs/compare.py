@@ -41,15 +41,21 @@ def recipes(
     at = {"options.norm": norm}
     exact = {"options.method": "penalty"}
     rates = lambda *factors: [round(factor * train.learning_rate, 12) for factor in factors]
+    decays = [d for d in (3e-3, 1e-3, 1e-2, 3e-2, 1e-1) if d != train.weight_decay]  # that of j0
     made = {
         "j0": Recipe(
             "j0", weighed("train.learning_rate", *rates(1.0, 0.4, 2.0, 0.2)), approach="B"
         ),
-        "weight_decay": Recipe(
-            "j0", weighed("train.weight_decay", 3e-3, 1e-3, 1e-2, 3e-2), approach="B"
-        ),
+        "weight_decay": Recipe("j0", weighed("train.weight_decay", *decays[:4]), approach="B"),
         "j1": Recipe("j1", within(linf), approach="C"),
         "j1_penalty": Recipe("j1", within(linf), exact, approach="C"),
+        # GradNorm (2409.20139), 0.8 l + 1.2 eps ||grad l||_1, over 0.8.
+        "grad_norm": Recipe(
+            "j1",
+            within(1.5 * linf),
+            exact | {"train.ramp": 0.2, "train.ramped": "eps"},
+            approach="C",
+        ),
         "j2": Recipe("j2", within(l2), approach="C"),
         "j2_penalty": Recipe("j2", within(l2), exact, approach="C"),
         "j2_lip": Recipe(
