@@ -112,7 +112,7 @@ def _wandb(log: Log, step: int) -> Write:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
-            "report.logs has wandb, which is not installed: pip install 'lipreg[wandb]'."
+            "report.logs has wandb, which is not installed: pip install -e '.[wandb]'."
         ) from None
     mode: Any = os.environ.get("WANDB_MODE", "online")
     run = wandb.init(

@@ -225,7 +225,7 @@ def _by_ray(left: Mapping[str, Config], folder: Path, silent: bool) -> None:
         import ray
         from ray.exceptions import RayError
     except ImportError:
-        raise ValueError("engine = ray needs ray: pip install 'lipreg[ray]'.") from None
+        raise ValueError("engine = ray needs ray: pip install -e '.[ray]'.") from None
     from tqdm import tqdm
 
     ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
