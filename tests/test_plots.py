@@ -85,12 +85,13 @@ def test_radii_are_named_above_and_the_legend_stands_below_the_axes():
     assert axes.get_window_extent().y1 <= names.y0 < names.y1 <= title.y0
 
 
-def test_twelve_curves_are_all_told_apart_in_grey_as_well():
-    looks = [style.look(number) for number in range(12)]
+def test_eighteen_curves_are_all_told_apart_and_twelve_in_grey_as_well():
+    looks = [style.look(number) for number in range(18)]
+    assert len({str(look) for look in looks}) == 18
     grey = [np.dot(colors.to_rgb(look["color"]), [0.299, 0.587, 0.114]) for look in looks]
     for i, j in itertools.combinations(range(12), 2):
         assert looks[i]["linestyle"] != looks[j]["linestyle"] or abs(grey[i] - grey[j]) > 0.12
-    assert style.look(12) == looks[0]
+    assert style.look(18) == looks[0]
     assert len(set(style.MARKERS)) == 12
 
 

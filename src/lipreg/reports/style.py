@@ -28,7 +28,7 @@ _RC = mpl.rc_params_from_file(
 _LOOKS = list(_RC["axes.prop_cycle"])
 _NORMS = {"l1": r"$\ell_1$", "l2": r"$\ell_2$", "linf": r"$\ell_\infty$"}
 _UNSEEN = str.maketrans("", "", "${}^_")  # of mathematics
-MARKERS = "os^Dv<>pP*Xh"  # as many as there are lines
+MARKERS = "os^Dv<>pP*Xh"
 _MARGIN = 1.04  # where names begin, as a part of the axes
 FOOLED = "#D55E00"  # an image that is misclassified, a class that is not the image's
 
@@ -52,7 +52,7 @@ def drawn(function: Callable[Options, Figure]) -> Callable[Options, Figure]:
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and dash of a line, of which twelve are told apart, in grey as well."""
+    """Colour and dash of a line: eighteen are told apart, the first twelve in grey as well."""
     return dict(_LOOKS[number % len(_LOOKS)])
 
 
