@@ -154,7 +154,7 @@ def inner(attack: Attack) -> Callable[..., Array]:
             check_radius(eps)
             found = run(key, logits_fn, x, y, norm=norm, bounds=bounds)
             inside = wide(x) + norm.project(wide(found) - wide(x), eps)
-        x_adv = jnp.clip(inside, *bounds).astype(x.dtype)  # rounding may leave the box
+            x_adv = jnp.clip(inside, *bounds).astype(x.dtype)  # rounding may leave the box
         return jax.lax.stop_gradient(x_adv)
 
     return on_ball
